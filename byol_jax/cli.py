@@ -1,0 +1,125 @@
+"""Flags and config files with errors that a person can use."""
+
+from __future__ import annotations
+
+import ast
+import importlib.util
+import re
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from absl import flags
+
+from byol_jax.errors import UserError, did_you_mean
+
+_OVERRIDE = re.compile(r'--?config\.([^=]+)(?:=(.*))?', re.DOTALL)
+_KWARGS = 'encoder.kwargs.'
+
+# Arguments for the encoder given on the command line; its constructor knows them, no config does.
+_encoder_kwargs: dict[str, Any] = {}
+
+
+def checked_flags(argv: Sequence[str]) -> list[str]:
+    """Parses the command line; absl's parser for `app.run`.
+
+    Raises:
+      UserError: a flag, config file or config key does not exist, or a value does not fit.
+    """
+    name = _config_argument(argv)
+    if name is not None:
+        known = _keys(_run_config_file(name))
+        argv = [argument for argument in argv if not _is_encoder_argument(argument, known)]
+        for argument in argv:
+            match = _OVERRIDE.fullmatch(argument)
+            if match and match[1] not in known:
+                raise UserError(
+                    f"There is no config key '{match[1]}'.{did_you_mean(match[1], known)} "
+                    'configs/default.py lists them.'
+                )
+        # ml_collections reads the overrides from here, not from what it is given.
+        sys.argv = list(argv)
+    try:
+        rest = flags.FLAGS(list(argv))
+    except flags.Error as error:
+        raise UserError(str(error)) from error
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise UserError(f'The command line cannot be used: {error}') from error
+    if len(rest) > 1:
+        raise UserError(f"'{rest[1]}' is not a flag: write --name=value.")
+    return rest
+
+
+def load_config(holder: Any) -> Any:
+    """The config of a config_flags holder, with the encoder's arguments, resolved and locked.
+
+    Raises:
+      UserError: no config was given.
+    """
+    if holder.value is None:
+        raise UserError(f'No --config given. Configs: {", ".join(_known_configs())}.')
+    config = holder.value.copy_and_resolve_references().unlock()
+    for key, value in _encoder_kwargs.items():
+        config.encoder.kwargs[key] = value
+    return config.lock()
+
+
+def _config_argument(argv: Sequence[str]) -> str | None:
+    """The value of --config, or None."""
+    for i, argument in enumerate(argv):
+        name, equals, value = argument.partition('=')
+        if name in ('--config', '-config'):
+            return value if equals else ''.join(argv[i + 1 : i + 2])
+    return None
+
+
+def _run_config_file(name: str) -> Any:
+    """The config that --config=`name` stands for, without overrides."""
+    file, _, argument = name.partition(':')
+    path = Path(file)
+    if not path.is_file():
+        known = _known_configs()
+        raise UserError(
+            f'--config={name}: there is no file {path}.{did_you_mean(str(path), known)} '
+            f'Configs: {", ".join(known)}.'
+        )
+    spec = importlib.util.spec_from_file_location('byol_jax_config', path)
+    if spec is None or spec.loader is None:
+        raise UserError(f'--config={name}: {path} is not a Python file.')
+    module = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+        return module.get_config(argument) if argument else module.get_config()
+    except Exception as error:  # The file is the user's program: anything may come of it.
+        kind = '' if type(error) is ValueError else f'{type(error).__name__}: '
+        raise UserError(f'--config={name} cannot be used: {kind}{error}') from error
+
+
+def _is_encoder_argument(argument: str, known: Sequence[str]) -> bool:
+    """Notes --config.encoder.kwargs.NAME=VALUE for an argument that the config does not have."""
+    match = _OVERRIDE.fullmatch(argument)
+    if not match or match[1] in known or not match[1].startswith(_KWARGS):
+        return False
+    if match[2] is None:
+        raise UserError(f'{argument}: write --config.{match[1]}=VALUE.')
+    try:
+        value = ast.literal_eval(match[2])
+    except (ValueError, SyntaxError):
+        value = match[2]
+    _encoder_kwargs[match[1].removeprefix(_KWARGS)] = value
+    return True
+
+
+def _known_configs() -> list[str]:
+    return sorted(f'configs/{path.name}' for path in Path('configs').glob('[!_]*.py'))
+
+
+def _keys(config: Any, prefix: str = '') -> list[str]:
+    """All keys of a config, dotted, sections included."""
+    keys = []
+    for key in config:
+        keys.append(prefix + key)
+        if hasattr(config[key], 'keys'):
+            keys += _keys(config[key], f'{prefix}{key}.')
+    return keys

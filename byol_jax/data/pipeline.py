@@ -1,0 +1,119 @@
+"""Source -> batches of view pairs, with tf.data, as a pure function of integers.
+
+The examples form one endless stream: position p of the stream is example p mod N of epoch
+p div N, in the order that (seed, epoch) gives. Batch k holds positions k B to (k + 1) B - 1. So a
+run can go on from any step at once, and nothing of the pipeline needs to be saved.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+
+from byol_jax.data.augment import draw_view, make_view
+from byol_jax.data.quiet_tensorflow import tf
+from byol_jax.data.sources.base import Source
+
+Batch = dict[str, np.ndarray]
+
+
+class PairMaker:
+    """Makes the two views of any position of the stream."""
+
+    def __init__(self, source: Source, config: Any):
+        """Args:
+        source: the training pictures.
+        config: whose seed, views and data.pair_keys are used.
+        """
+        self._source = source
+        self._seed = config.seed
+        self._size = config.views.image_size
+        self._views = (config.views.view1, config.views.view2)
+        self._keys = tuple(config.data.pair_keys)
+
+    def example(self, position: int) -> tuple[int, int]:
+        """(epoch, index of the example) at a position of the stream."""
+        epoch, place = divmod(position, len(self._source))
+        return epoch, int(epoch_order(self._seed, epoch, len(self._source))[place])
+
+    def pair(self, position: int) -> tuple[np.ndarray, np.ndarray]:
+        """The views at a position: two uint8 [S, S, 3]."""
+        epoch, index = self.example(position)
+        pictures = {key: self._source.load(index, key) for key in dict.fromkeys(self._keys)}
+        views = []
+        for number, (view, key) in enumerate(zip(self._views, self._keys, strict=True), start=1):
+            picture = pictures[key]
+            params = draw_view(
+                view,
+                *picture.shape[:2],
+                seed=self._seed,
+                epoch=epoch,
+                example=index,
+                number=number,
+            )
+            views.append(make_view(picture, params, self._size))
+        return views[0], views[1]
+
+
+@functools.lru_cache(maxsize=3)
+def epoch_order(seed: int, epoch: int, examples: int) -> np.ndarray:
+    """The order of an epoch: a permutation of range(examples), int [examples]."""
+    rng = np.random.Generator(np.random.Philox(key=[seed, 2], counter=[0, 0, 0, epoch]))
+    return rng.permutation(examples)
+
+
+def batches(
+    source: Source,
+    config: Any,
+    *,
+    start_step: int,
+    stop_step: int,
+    process_index: int = 0,
+    process_count: int = 1,
+) -> Iterator[Batch]:
+    """Yields this process's share of batches start_step .. stop_step - 1.
+
+    Args:
+      source: the training pictures.
+      config: a run's config.
+      start_step, stop_step: optimizer steps; starting late costs nothing.
+      process_index, process_count: this host's place among the hosts; each makes every batch's
+        rows [index B / count, (index + 1) B / count).
+
+    Yields:
+      {'view1', 'view2'}: uint8 [batch_size / process_count, S, S, 3].
+    """
+    maker = PairMaker(source, config)
+    batch = config.batch_size
+    share = batch // process_count
+    size = config.views.image_size
+    workers = config.data.workers or os.cpu_count() or 1
+
+    def positions(step: tf.Tensor) -> tf.data.Dataset:
+        first = step * batch + process_index * share
+        return tf.data.Dataset.range(first, first + share)
+
+    def pair(position: tf.Tensor) -> dict[str, tf.Tensor]:
+        view1, view2 = tf.numpy_function(
+            maker.pair, [position], (tf.uint8, tf.uint8), stateful=False
+        )
+        view1.set_shape((size, size, 3))
+        view2.set_shape((size, size, 3))
+        return {'view1': view1, 'view2': view2}
+
+    options = tf.data.Options()
+    options.deterministic = True
+    options.threading.private_threadpool_size = workers
+    data = (
+        tf.data.Dataset.range(start_step, stop_step)
+        .flat_map(positions)
+        .map(pair, num_parallel_calls=workers)
+        .batch(share, drop_remainder=True)
+        .prefetch(config.data.prefetch)
+        .with_options(options)
+    )
+    return data.as_numpy_iterator()

@@ -1,0 +1,1 @@
+"""Where pictures come from: random access by index, behind one small contract (base.Source)."""

@@ -1,0 +1,101 @@
+"""The contract of a source, and the two wrappers every source can be put in."""
+
+from __future__ import annotations
+
+import abc
+from collections import OrderedDict
+from collections.abc import Sequence
+from threading import Lock
+
+import numpy as np
+
+
+class Source(abc.ABC):
+    """Pictures with random access by index.
+
+    Attributes:
+      keys: names of the pictures each example has, such as ('image',) or ('hr', 'lr').
+      labels: int [N], or None for unlabelled pictures.
+      label_names: the name of each label.
+    """
+
+    keys: tuple[str, ...] = ('image',)
+    labels: np.ndarray | None = None
+    label_names: Sequence[str] = ()
+
+    @abc.abstractmethod
+    def __len__(self) -> int:
+        """Number of examples."""
+
+    @abc.abstractmethod
+    def load(self, index: int, key: str) -> np.ndarray:
+        """Picture `key` of example `index`: uint8 [H, W, 3], RGB. Called from many threads."""
+
+    @abc.abstractmethod
+    def name(self, index: int) -> str:
+        """What a person would call example `index`: a file name, say."""
+
+    def size(self, index: int, key: str) -> tuple[int, int]:
+        """(height, width) of a picture; sources that know it without decoding override this."""
+        height, width = self.load(index, key).shape[:2]
+        return height, width
+
+
+class Subset(Source):
+    """Some examples of another source, in the given order."""
+
+    def __init__(self, source: Source, indices: np.ndarray):
+        self.source = source
+        self.indices = np.asarray(indices, np.int64)
+        self.keys = source.keys
+        self.labels = None if source.labels is None else source.labels[self.indices]
+        self.label_names = source.label_names
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def load(self, index: int, key: str) -> np.ndarray:
+        return self.source.load(int(self.indices[index]), key)
+
+    def name(self, index: int) -> str:
+        return self.source.name(int(self.indices[index]))
+
+    def size(self, index: int, key: str) -> tuple[int, int]:
+        return self.source.size(int(self.indices[index]), key)
+
+
+class Cached(Source):
+    """Keeps the decoded pictures used last in memory, up to a number of bytes."""
+
+    def __init__(self, source: Source, max_bytes: int):
+        self.source = source
+        self.keys, self.labels, self.label_names = source.keys, source.labels, source.label_names
+        self._max_bytes = max_bytes
+        self._bytes = 0
+        self._pictures: OrderedDict[tuple[int, str], np.ndarray] = OrderedDict()
+        self._lock = Lock()
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def load(self, index: int, key: str) -> np.ndarray:
+        with self._lock:
+            picture = self._pictures.get((index, key))
+            if picture is not None:
+                self._pictures.move_to_end((index, key))
+                return picture
+        picture = self.source.load(index, key)
+        with self._lock:
+            if (index, key) not in self._pictures and picture.nbytes <= self._max_bytes:
+                self._pictures[index, key] = picture
+                self._bytes += picture.nbytes
+                while self._bytes > self._max_bytes:
+                    _, oldest = self._pictures.popitem(last=False)
+                    self._bytes -= oldest.nbytes
+        return picture
+
+    def name(self, index: int) -> str:
+        return self.source.name(index)
+
+    def size(self, index: int, key: str) -> tuple[int, int]:
+        return self.source.size(index, key)

@@ -1,0 +1,100 @@
+"""Config -> the pictures to train on and the pictures held out."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from byol_jax.data.sources.base import Cached, Source, Subset
+from byol_jax.data.sources.div2k import Div2k
+from byol_jax.data.sources.folder import Folder
+from byol_jax.data.sources.sample import SamplePhotographs
+from byol_jax.data.sources.tiles import Tiles
+from byol_jax.errors import UserError, did_you_mean
+
+SOURCES = ('sample', 'folder', 'tfds')
+
+_WAYS_OUT = (
+    'Three ways out: (1) run where the network is reachable, and TFDS downloads DIV2K by itself; '
+    '(2) give the official folders with --config.data.path=DIR, where DIR holds DIV2K_train_HR; '
+    '(3) train on the embedded sample with --config=configs/div2k.py:sample.'
+)
+
+
+class Data(NamedTuple):
+    """Attributes:
+    train: what is trained on, and the gallery of the nearest-neighbour evaluation.
+    held_out: never trained on; may be empty.
+    """
+
+    train: Source
+    held_out: Source
+
+
+def build_data(config: Any) -> Data:
+    """Opens the source that the config names, cuts tiles and splits off the held-out part.
+
+    Raises:
+      UserError: the data is not there or does not fit the config. Nothing else is ever used in
+        its place.
+    """
+    data = config.data
+    source = _open(data)
+    keys = tuple(data.pair_keys)
+    for key in keys:
+        if key not in source.keys:
+            raise UserError(
+                f"data.pair_keys={keys}: this source has no picture '{key}'."
+                f'{did_you_mean(key, source.keys)} It has: {", ".join(source.keys)}.'
+            )
+    if len(keys) != 2:
+        raise UserError(f'data.pair_keys={keys} must name two pictures, one for each view.')
+    if data.tile_size:
+        source = Cached(source, int(data.cache_gib * 2**30))
+        tiles = Tiles(source, data.tile_size, data.tile_stride)
+        train, held_out = tiles.split(data.held_out_fraction, config.data.held_out_seed)
+        source = tiles
+    else:
+        train, held_out = _split(source, data.held_out_fraction, config.data.held_out_seed)
+    return Data(Subset(source, train), Subset(source, held_out))
+
+
+def _open(data: Any) -> Source:
+    if data.source == 'sample':
+        return SamplePhotographs()
+    if data.source == 'folder':
+        if not data.path:
+            raise UserError(
+                "data.source='folder' needs the folder: --config.data.path=DIR with JPEG, PNG, "
+                'WebP or BMP files, in class folders or not.'
+            )
+        return Folder(data.path, data.max_megapixels)
+    if data.source == 'tfds':
+        is_div2k = data.name.split('/')[0].split(':')[0] == 'div2k'
+        if is_div2k and data.path:
+            return Div2k(data.path, data.split, tuple(data.pair_keys), data.max_megapixels)
+        # Imported here because other sources need no TensorFlow Datasets.
+        from byol_jax.data.sources.tfds import Tfds
+
+        try:
+            return Tfds(data.name, data.split, data.path, tuple(dict.fromkeys(data.pair_keys)))
+        except UserError as error:
+            if is_div2k:
+                raise UserError(f'{error}\n{_WAYS_OUT}') from error
+            raise
+    raise UserError(
+        f"data.source='{data.source}' is not one of {', '.join(SOURCES)}."
+        f'{did_you_mean(data.source, SOURCES)}'
+    )
+
+
+def _split(source: Source, fraction: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Draws `fraction` of the examples of each label (of all, without labels) to hold out."""
+    labels = source.labels if source.labels is not None else np.zeros(len(source), np.int64)
+    rng = np.random.Generator(np.random.Philox(key=[seed, 1]))
+    held_out = np.zeros(len(source), bool)
+    for label in np.unique(labels):
+        members = rng.permutation(np.flatnonzero(labels == label))
+        held_out[members[: int(len(members) * fraction)]] = True
+    return np.flatnonzero(~held_out), np.flatnonzero(held_out)

@@ -1,0 +1,77 @@
+"""A tree of image files; the first folder level names the classes, if there is one."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import numpy as np
+
+from byol_jax.data.sources.base import Source
+from byol_jax.data.sources.decode import EXTENSIONS, read_file, read_size
+from byol_jax.errors import UserError, did_you_mean
+
+
+class Folder(Source):
+    """Every image below a folder, sorted by path.
+
+    Labels are the names of the folders right below `root` if every image lies in one of at least
+    two of them, as in `train/cat/1.jpg`; else there are none.
+    """
+
+    def __init__(self, root: str | Path, max_megapixels: float = 200):
+        """Lists the files; decodes none.
+
+        Raises:
+          UserError: the folder does not exist, is no folder, or holds no image.
+        """
+        self.root = Path(root).expanduser()
+        self.max_megapixels = max_megapixels
+        self._files = _list_images(self.root)
+        tops = [file.split('/')[0] if '/' in file else None for file in self._files]
+        classes = sorted({top for top in tops if top is not None})
+        if len(classes) > 1 and None not in tops:
+            self.label_names = tuple(classes)
+            index = {name: i for i, name in enumerate(classes)}
+            self.labels = np.array([index[top] for top in tops if top is not None])
+
+    def __len__(self) -> int:
+        return len(self._files)
+
+    def load(self, index: int, key: str) -> np.ndarray:
+        return read_file(self.root / self._files[index], self.max_megapixels)
+
+    def name(self, index: int) -> str:
+        return self._files[index]
+
+    def size(self, index: int, key: str) -> tuple[int, int]:
+        return read_size(self.root / self._files[index], self.max_megapixels)
+
+
+def existing_folder(root: Path, key: str = 'data.path') -> Path:
+    """Returns `root`, or raises UserError with the nearest folder there is beside it."""
+    if root.is_dir():
+        return root
+    if root.exists():
+        raise UserError(f'{key}={root} is a file, not a folder.')
+    beside = [p.name for p in root.parent.iterdir() if p.is_dir()] if root.parent.is_dir() else []
+    raise UserError(f'{key}={root} does not exist.{did_you_mean(root.name, beside)}')
+
+
+def _list_images(root: Path) -> list[str]:
+    """Paths of all images below `root`, relative with '/', sorted."""
+    files, others = [], 0
+    for folder, subfolders, names in os.walk(existing_folder(root), followlinks=True):
+        subfolders.sort()
+        relative = Path(folder).relative_to(root)
+        for name in names:
+            if name.lower().endswith(EXTENSIONS) and not name.startswith('.'):
+                files.append((relative / name).as_posix())
+            else:
+                others += 1
+    if not files:
+        raise UserError(
+            f'data.path={root} holds no image: of its {others} file(s), none ends in '
+            f'{", ".join(EXTENSIONS)}.'
+        )
+    return sorted(files)

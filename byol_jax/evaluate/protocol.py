@@ -1,0 +1,100 @@
+"""The one protocol under which encoders are compared: held-out pictures against training ones."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from byol_jax.data.sources.base import Source, Subset
+from byol_jax.data.sources.build import Data
+from byol_jax.evaluate.features import Encode, encode_source
+from byol_jax.evaluate.knn import Neighbours, classify, nearest
+from byol_jax.evaluate.spectrum import unit_std
+
+# Query pictures shown when nothing is held out.
+_SHOWN = 8
+
+
+class Evaluation(NamedTuple):
+    """What was found.
+
+    Attributes:
+      accuracy: share of the queries classified rightly, or None without labels or held-out part.
+      feature_std: of the unit-length features of the gallery, mean over channels.
+      neighbours: of each query.
+      gallery, queries: the pictures compared.
+    """
+
+    accuracy: float | None
+    feature_std: float
+    neighbours: Neighbours
+    gallery: Source
+    queries: Source
+
+
+def evaluate(encode: Encode, data: Data, config: Any) -> Evaluation:
+    """Weighted nearest-neighbour classification of the held-out pictures.
+
+    Args:
+      encode: uint8 [B, S, S, 3] -> float32 [B, D].
+      data: the gallery is its training part, the queries its held-out part. Where nothing is held
+        out, a few training pictures become queries, and there is no accuracy.
+      config: its `evaluate`, `views.image_size` and the first of `data.pair_keys` are used.
+    """
+    options = config.evaluate
+    gallery, queries = data.train, data.held_out
+    held_out = len(queries) > 0
+    if not held_out:
+        spaced = np.unique(np.linspace(0, len(gallery) - 1, _SHOWN).astype(int))
+        queries = Subset(gallery, spaced)
+        gallery = Subset(gallery, np.setdiff1d(np.arange(len(gallery)), spaced))
+        if not len(gallery):
+            gallery = queries
+    gallery, queries = (
+        _at_most(gallery, options.max_gallery),
+        _at_most(queries, options.max_queries),
+    )
+    gallery_features, query_features = (
+        encode_source(
+            encode,
+            source,
+            config.data.pair_keys[0],
+            image_size=config.views.image_size,
+            crop_fraction=options.crop_fraction,
+            batch_size=options.batch_size,
+        )
+        for source in (gallery, queries)
+    )
+    neighbours = nearest(gallery_features, query_features, options.knn_k)
+    accuracy = None
+    if held_out and gallery.labels is not None:
+        predicted = classify(
+            neighbours, gallery.labels, options.knn_temperature, len(gallery.label_names)
+        )
+        accuracy = float(np.mean(predicted == queries.labels))
+    return Evaluation(accuracy, unit_std(gallery_features), neighbours, gallery, queries)
+
+
+def describe(evaluation: Evaluation, config: Any) -> str:
+    """One sentence on how the accuracy was measured."""
+    options = config.evaluate
+    if evaluation.accuracy is None:
+        return (
+            'No accuracy: it needs labels (class folders, or tiles) and held-out pictures '
+            '(data.held_out_fraction).'
+        )
+    return (
+        f'Each of {len(evaluation.queries):,} held-out pictures is classified by a vote of its '
+        f'{options.knn_k} nearest among {len(evaluation.gallery):,} training pictures (cosine of '
+        f'the features, temperature {options.knn_temperature:g}; '
+        f'{len(evaluation.gallery.label_names)} labels). Both encoders are measured alike, with '
+        'batch normalisation frozen.'
+    )
+
+
+def _at_most(source: Source, count: int) -> Source:
+    """At most `count` examples, evenly spaced."""
+    if len(source) <= count:
+        return source
+    return Subset(source, np.linspace(0, len(source) - 1, count).astype(int))

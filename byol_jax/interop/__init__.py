@@ -1,0 +1,1 @@
+"""Encoders in and out: our own export format, and other libraries' files."""

@@ -1,0 +1,174 @@
+"""The exported encoder: `encoder.json` and `encoder.safetensors`, no pickle and no code."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import flax
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import safetensors
+import safetensors.numpy
+
+from byol_jax.errors import UserError
+from byol_jax.models.registry import build_encoder
+from byol_jax.models.tap import TappedEncoder, path_name
+
+FORMAT = 'byol_jax encoder 1'
+_DESCRIPTION, _WEIGHTS = 'encoder.json', 'encoder.safetensors'
+
+
+@dataclasses.dataclass(frozen=True)
+class Encoder:
+    """A pretrained encoder: `features = encoder(images)`.
+
+    Attributes:
+      module: the Flax network, for fine-tuning.
+      variables: its variables: 'params' and, for most, 'batch_stats'.
+      description: the contents of encoder.json.
+    """
+
+    module: nn.Module
+    variables: Mapping[str, Any]
+    description: Mapping[str, Any]
+
+    def __call__(self, images: Any) -> np.ndarray:
+        """uint8 [B, H, W, 3] -> float32 [B, D], deterministic, batch normalisation frozen.
+
+        Pictures of the size trained on, `description['image_size']`, give the best features;
+        networks that pool take any size.
+
+        Raises:
+          UserError: the images are not uint8 [B, H, W, 3].
+        """
+        shape, dtype = np.shape(images), getattr(images, 'dtype', type(images).__name__)
+        if len(shape) != 4 or shape[3] != 3 or dtype != np.uint8:
+            raise UserError(
+                f'encoder(images) takes uint8 images [B, H, W, 3], values 0 to 255; given '
+                f'{dtype} {list(shape)}.'
+            )
+        return np.asarray(self._features(self.variables, images))
+
+    @property
+    def _features(self) -> Any:
+        return _compiled(
+            self.module,
+            self.description['hidden_layer'],
+            tuple(self.description['mean']),
+            tuple(self.description['std']),
+        )
+
+
+_COMPILED: dict[Any, Any] = {}
+
+
+def _compiled(module: nn.Module, hidden_layer: str, mean: Any, std: Any) -> Any:
+    """The jitted features function; one for equal networks, however often they are loaded."""
+    key = (module, hidden_layer, mean, std)
+    if key not in _COMPILED:
+        tapped = TappedEncoder(module, hidden_layer)
+
+        @jax.jit
+        def features(variables: Any, images: jax.Array) -> jax.Array:
+            x = (images.astype(jnp.float32) / 255 - jnp.array(mean)) / jnp.array(std)
+            return tapped.apply(variables, x, train=False)[0].astype(jnp.float32)
+
+        _COMPILED[key] = features
+    return _COMPILED[key]
+
+
+def make_encoder(
+    *,
+    name: str,
+    kwargs: Mapping[str, Any],
+    hidden_layer: str,
+    variables: Any,
+    image_size: int,
+    mean: tuple[float, ...],
+    std: tuple[float, ...],
+    step: int,
+) -> Encoder:
+    """Builds an Encoder from a network's name and arguments and its variables.
+
+    Args:
+      name, kwargs, hidden_layer: as in the config's `encoder`.
+      variables: 'params' and the other collections; copied to the host.
+      image_size: side of the views it was trained on, pixels.
+      mean, std: of the RGB channels in [0, 1] it was trained with.
+      step: optimizer steps it was trained for.
+    """
+    module = build_encoder(name, kwargs)
+    variables = jax.tree.map(np.asarray, jax.device_get(dict(variables)))
+    images = jax.ShapeDtypeStruct((1, image_size, image_size, 3), jnp.float32)
+    tapped = TappedEncoder(module, hidden_layer)
+    features = jax.eval_shape(lambda v, x: tapped.apply(v, x, False)[0], variables, images)
+    description = {
+        'format': FORMAT,
+        'name': name,
+        'kwargs': dict(kwargs),
+        'hidden_layer': hidden_layer,
+        'image_size': image_size,
+        'mean': list(mean),
+        'std': list(std),
+        'feature_size': features.shape[-1],
+        'step': step,
+        'versions': {'jax': jax.__version__, 'flax': flax.__version__},
+    }
+    return Encoder(module, variables, description)
+
+
+def save_encoder(encoder: Encoder, folder: str | Path) -> None:
+    """Writes encoder.json and encoder.safetensors into `folder`; each is replaced as a whole."""
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    flat = {path_name(p): np.asarray(v) for p, v in jax.tree.leaves_with_path(encoder.variables)}
+    weights = safetensors.numpy.save(flat)
+    description = json.dumps(encoder.description, indent=2, sort_keys=True) + '\n'
+    for name, data in ((_WEIGHTS, weights), (_DESCRIPTION, description.encode())):
+        partial = folder / f'{name}.partial'
+        partial.write_bytes(data)
+        os.replace(partial, folder / name)
+
+
+def load_encoder(path: str | Path) -> Encoder:
+    """Loads an exported encoder; needs neither TensorFlow nor the training configuration.
+
+    Args:
+      path: the folder that training wrote, such as 'runs/div2k/encoder'.
+
+    Raises:
+      UserError: the folder holds no exported encoder, it is damaged, or it is of a class that
+        cannot be imported here.
+    """
+    folder = Path(path).expanduser()
+    for name in (_DESCRIPTION, _WEIGHTS):
+        if not (folder / name).is_file():
+            raise UserError(
+                f'{folder} holds no exported encoder: {name} is missing. A training run writes '
+                'it to <workdir>/encoder at its end, --mode=export at any time.'
+            )
+    try:
+        description = json.loads((folder / _DESCRIPTION).read_text())
+        weights = safetensors.numpy.load_file(folder / _WEIGHTS)
+    except (ValueError, safetensors.SafetensorError) as error:
+        raise UserError(f'{folder} holds a damaged encoder: {error}') from error
+    if description.get('format') != FORMAT:
+        raise UserError(
+            f"{folder / _DESCRIPTION} is of format '{description.get('format')}', not '{FORMAT}'."
+        )
+    module = build_encoder(description['name'], description['kwargs'])
+    variables: dict[str, Any] = {}
+    for name, array in weights.items():
+        *parents, leaf = name.split('/')
+        node = variables
+        for parent in parents:
+            node = node.setdefault(parent, {})
+        node[leaf] = array
+    return Encoder(module, variables, description)

@@ -1,0 +1,181 @@
+"""ResNets (He et al. 2015, v1 with the stride in the 3x3 convolution) as Linen modules.
+
+Every layer has a name of its own, so that any of them can be tapped: `conv1`, `bn1`, `maxpool`,
+`stage1` .. `stage4`, inside a stage `block1`, `block2`, .., and `avgpool`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from byol_jax.models.mlp import batch_norm
+
+_he_normal = nn.initializers.variance_scaling(2.0, 'fan_out', 'truncated_normal')
+
+
+def _conv(features: int, kernel: int, stride: int, name: str) -> nn.Conv:
+    pad = (kernel - 1) // 2
+    return nn.Conv(
+        features,
+        (kernel, kernel),
+        strides=stride,
+        padding=[(pad, pad), (pad, pad)],
+        use_bias=False,
+        kernel_init=_he_normal,
+        name=name,
+    )
+
+
+class MaxPool(nn.Module):
+    """3x3 max pooling with stride 2, a module so that it can be tapped."""
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """float [B, H, W, C] -> float [B, ceil(H/2), ceil(W/2), C]."""
+        return nn.max_pool(x, (3, 3), strides=(2, 2), padding=[(1, 1), (1, 1)])
+
+
+class AvgPool(nn.Module):
+    """Mean over height and width, a module so that it can be tapped."""
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """float [B, H, W, C] -> float [B, C]."""
+        return jnp.mean(x, axis=(1, 2))
+
+
+class BasicBlock(nn.Module):
+    """Two 3x3 convolutions and a shortcut."""
+
+    channels: int
+    stride: int
+    zero_init_residual: bool
+    axis_name: str | None
+
+    expansion = 1
+
+    @nn.compact
+    def __call__(self, x: jax.Array, train: bool) -> jax.Array:
+        frozen = not train
+        out = _conv(self.channels, 3, self.stride, 'conv1')(x)
+        out = nn.relu(batch_norm(self.axis_name, 'bn1')(out, use_running_average=frozen))
+        out = _conv(self.channels, 3, 1, 'conv2')(out)
+        out = batch_norm(self.axis_name, 'bn2', self.zero_init_residual)(
+            out, use_running_average=frozen
+        )
+        return nn.relu(out + _shortcut(x, out, self.stride, frozen, self.axis_name))
+
+
+class Bottleneck(nn.Module):
+    """1x1, 3x3 (with the stride) and 1x1 convolutions, and a shortcut."""
+
+    channels: int
+    stride: int
+    zero_init_residual: bool
+    axis_name: str | None
+
+    expansion = 4
+
+    @nn.compact
+    def __call__(self, x: jax.Array, train: bool) -> jax.Array:
+        frozen = not train
+        out = _conv(self.channels, 1, 1, 'conv1')(x)
+        out = nn.relu(batch_norm(self.axis_name, 'bn1')(out, use_running_average=frozen))
+        out = _conv(self.channels, 3, self.stride, 'conv2')(out)
+        out = nn.relu(batch_norm(self.axis_name, 'bn2')(out, use_running_average=frozen))
+        out = _conv(self.channels * self.expansion, 1, 1, 'conv3')(out)
+        out = batch_norm(self.axis_name, 'bn3', self.zero_init_residual)(
+            out, use_running_average=frozen
+        )
+        return nn.relu(out + _shortcut(x, out, self.stride, frozen, self.axis_name))
+
+
+def _shortcut(
+    x: jax.Array, out: jax.Array, stride: int, frozen: bool, axis_name: str | None
+) -> jax.Array:
+    if x.shape == out.shape:
+        return x
+    x = _conv(out.shape[-1], 1, stride, 'shortcut_conv')(x)
+    return batch_norm(axis_name, 'shortcut_bn')(x, use_running_average=frozen)
+
+
+class Stage(nn.Module):
+    """Blocks of one width; the first may halve height and width."""
+
+    block: type[BasicBlock] | type[Bottleneck]
+    blocks: int
+    channels: int
+    stride: int
+    zero_init_residual: bool
+    axis_name: str | None
+
+    @nn.compact
+    def __call__(self, x: jax.Array, train: bool) -> jax.Array:
+        for i in range(self.blocks):
+            x = self.block(
+                self.channels,
+                self.stride if i == 0 else 1,
+                self.zero_init_residual,
+                self.axis_name,
+                name=f'block{i + 1}',
+            )(x, train)
+        return x
+
+
+class ResNet(nn.Module):
+    """A ResNet; with the defaults of `byol_jax.models.registry`, those of the paper.
+
+    Attributes:
+      stage_sizes: blocks in each stage.
+      bottleneck: three-convolution blocks (ResNet-50 and deeper) instead of two.
+      channels: base width of each stage, before `width` and the bottleneck's factor 4.
+      strides: stride of each stage's first block.
+      stem_channels: width of the first convolution, before `width`.
+      width: multiplies every number of channels (paper: 1x, 2x, 4x); may be a fraction.
+      small_images: stem of a 3x3 convolution with stride 1 and no pooling, for CIFAR-size images
+        (SimCLR, arXiv:2002.05709, Appendix B.9), instead of 7x7 with stride 2 and max pooling.
+      zero_init_residual: start the last BatchNorm scale of each block at 0, so that a block starts
+        as the identity, as Haiku's ResNet, which the paper's code uses, does.
+      num_classes: size of a linear `head` behind `avgpool`; 0 for none.
+      axis_name: mapped axis over which batch statistics are averaged; None for one device.
+    """
+
+    stage_sizes: Sequence[int]
+    bottleneck: bool = False
+    channels: Sequence[int] = (64, 128, 256, 512)
+    strides: Sequence[int] = (1, 2, 2, 2)
+    stem_channels: int = 64
+    width: float = 1
+    small_images: bool = False
+    zero_init_residual: bool = True
+    num_classes: int = 0
+    axis_name: str | None = None
+
+    @nn.compact
+    def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
+        """Normalised float [B, H, W, 3] -> float [B, D], or [B, num_classes] with a head."""
+        if self.small_images:
+            x = _conv(round(self.stem_channels * self.width), 3, 1, 'conv1')(x)
+        else:
+            x = _conv(round(self.stem_channels * self.width), 7, 2, 'conv1')(x)
+        x = nn.relu(batch_norm(self.axis_name, 'bn1')(x, use_running_average=not train))
+        if not self.small_images:
+            x = MaxPool(name='maxpool')(x)
+        for i, blocks in enumerate(self.stage_sizes):
+            x = Stage(
+                Bottleneck if self.bottleneck else BasicBlock,
+                blocks,
+                round(self.channels[i] * self.width),
+                self.strides[i],
+                self.zero_init_residual,
+                self.axis_name,
+                name=f'stage{i + 1}',
+            )(x, train)
+        x = AvgPool(name='avgpool')(x)
+        if self.num_classes:
+            x = nn.Dense(self.num_classes, name='head')(x)
+        return x

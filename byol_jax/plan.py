@@ -1,0 +1,166 @@
+"""Config + data set size + devices -> frozen, checked, derived numbers."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+from byol_jax.errors import UserError, did_you_mean
+
+# Paper, Appendix J: learning rates are given for a batch of 256 and scale linearly with the batch.
+REFERENCE_BATCH = 256
+
+PRECISIONS = ('float32', 'bfloat16')
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """Every number a run derives from its config, in the unit its name says.
+
+    Attributes:
+      examples: training examples in the data set.
+      batch_size: global batch, in examples (pairs of views) per optimizer step.
+      device_count: devices of all processes together.
+      process_count: processes (hosts).
+      process_batch_size: examples each process reads per optimizer step.
+      device_batch_size: examples each device sees per optimizer step.
+      accumulate_steps: forward/backward passes per optimizer step.
+      total_steps: optimizer steps of the whole run, K in the paper.
+      warmup_steps: optimizer steps of linear learning-rate warm-up.
+      learning_rate: peak learning rate, base x batch_size / 256 (paper, Appendix J).
+      checkpoint_steps: optimizer steps between two checkpoints.
+      log_steps: optimizer steps between two log lines.
+    """
+
+    examples: int
+    batch_size: int
+    device_count: int
+    process_count: int
+    process_batch_size: int
+    device_batch_size: int
+    accumulate_steps: int
+    total_steps: int
+    warmup_steps: int
+    learning_rate: float
+    checkpoint_steps: int
+    log_steps: int
+
+    def epoch(self, step: int) -> float:
+        """Epochs of data seen after `step` optimizer steps; the data set is one endless stream."""
+        return step * self.batch_size / self.examples
+
+
+def make_plan(config: Any, examples: int, device_count: int, process_count: int = 1) -> Plan:
+    """Derives the plan, or raises UserError naming the key that cannot be used.
+
+    Args:
+      config: a ConfigDict with the keys of configs/default.py.
+      examples: training examples in the data set, at least 1.
+      device_count: devices of all processes together.
+      process_count: processes (hosts).
+    """
+    _check_ranges(config)
+    batch = config.batch_size
+    accumulate = config.accumulate_steps
+    if batch % (device_count * accumulate):
+        smaller = batch - batch % (device_count * accumulate)
+        near = [n for n in (smaller, smaller + device_count * accumulate) if n > 0]
+        raise UserError(
+            f'batch_size={batch} cannot be divided evenly over {device_count} device(s) x '
+            f'accumulate_steps={accumulate}. Use {" or ".join(map(str, near))}, or change '
+            'accumulate_steps.'
+        )
+    device_batch = batch // device_count
+    if device_count * device_batch // accumulate < 2:
+        raise UserError(
+            f'batch_size={batch} with accumulate_steps={accumulate} leaves one image a forward '
+            'pass: batch normalisation needs at least 2. Use a larger batch_size.'
+        )
+    total = _steps(config, 'total', batch, examples)
+    warmup = _steps(config, 'warmup', batch, examples)
+    if total < 1:
+        raise UserError(
+            f'total_epochs={config.total_epochs} over {examples} examples is less than one batch '
+            f'of {batch}: there is no step to train. Use more epochs or a smaller batch_size.'
+        )
+    if warmup >= total:
+        raise UserError(
+            f'The warm-up ({warmup} steps) must be shorter than the run ({total} steps): lower '
+            'warmup_epochs/warmup_steps or raise total_epochs/total_steps.'
+        )
+    return Plan(
+        examples=examples,
+        batch_size=batch,
+        device_count=device_count,
+        process_count=process_count,
+        process_batch_size=batch // process_count,
+        device_batch_size=device_batch,
+        accumulate_steps=accumulate,
+        total_steps=total,
+        warmup_steps=warmup,
+        learning_rate=config.optimizer.base_learning_rate * batch / REFERENCE_BATCH,
+        checkpoint_steps=max(1, _steps(config.checkpoint, 'every', batch, examples, 'checkpoint.')),
+        log_steps=config.log.every_steps,
+    )
+
+
+def _steps(config: Any, prefix: str, batch: int, examples: int, where: str = '') -> int:
+    """Resolves a duration given as exactly one of <prefix>_epochs and <prefix>_steps to steps."""
+    epochs, steps = config[f'{prefix}_epochs'], config[f'{prefix}_steps']
+    names = f'{where}{prefix}_epochs and {where}{prefix}_steps'
+    if (epochs is None) == (steps is None):
+        given = 'neither is' if epochs is None else f'both are ({epochs} and {steps})'
+        raise UserError(
+            f'Exactly one of {names} must be given; {given}. On the command line, '
+            f'--config.{where}{prefix}_epochs=none --config.{where}{prefix}_steps=1000 '
+            'changes from epochs to steps.'
+        )
+    if steps is not None:
+        if steps < 0:
+            raise UserError(f'{where}{prefix}_steps={steps} must not be negative.')
+        return int(steps)
+    if epochs < 0:
+        raise UserError(f'{where}{prefix}_epochs={epochs} must not be negative.')
+    # Whole steps over a stream of epochs, as in DeepMind's byol/configs/byol.py (max_steps).
+    return int(epochs * examples // batch)
+
+
+def _check_ranges(config: Any) -> None:
+    """Raises UserError for a value outside its range."""
+    for key in ('batch_size', 'accumulate_steps'):
+        if config[key] < 1:
+            raise UserError(f'{key}={config[key]} must be at least 1.')
+    if config.precision not in PRECISIONS:
+        raise UserError(
+            f"precision='{config.precision}' is not one of {', '.join(PRECISIONS)}."
+            + did_you_mean(config.precision, PRECISIONS)
+        )
+    if not 0 <= config.target.base_ema <= 1:
+        raise UserError(f'target.base_ema={config.target.base_ema} must lie in [0, 1].')
+    if not 0 <= config.data.held_out_fraction < 1:
+        raise UserError(
+            f'data.held_out_fraction={config.data.held_out_fraction} must lie in [0, 1).'
+        )
+    if config.log.every_steps < 1:
+        raise UserError(f'log.every_steps={config.log.every_steps} must be at least 1.')
+    if config.checkpoint.keep < 1:
+        raise UserError(f'checkpoint.keep={config.checkpoint.keep} must be at least 1.')
+    for name in ('view1', 'view2'):
+        _check_view(config.views[name], f'views.{name}')
+
+
+def _check_view(view: Any, where: str) -> None:
+    for key in ('flip', 'jitter', 'gray', 'blur', 'solarize'):
+        if not 0 <= view[key] <= 1:
+            raise UserError(f'{where}.{key}={view[key]} is a probability: it must lie in [0, 1].')
+    for key, low in (('crop_area', 0.0), ('crop_ratio', 0.0), ('blur_sigma', 0.0)):
+        pair = tuple(view[key])
+        if len(pair) != 2 or not low < pair[0] <= pair[1]:
+            raise UserError(f'{where}.{key}={pair} must be a range (low, high) above {low}.')
+    if view.crop_area[1] > 1:
+        raise UserError(f'{where}.crop_area={tuple(view.crop_area)} must not exceed 1.')
+    if not 0 <= view.hue <= 0.5:
+        raise UserError(f'{where}.hue={view.hue} must lie in [0, 0.5] turns of the colour circle.')
+    for key in ('brightness', 'contrast', 'saturation'):
+        if not 0 <= view[key] <= 1:
+            raise UserError(f'{where}.{key}={view[key]} must lie in [0, 1].')

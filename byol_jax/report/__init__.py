@@ -1,0 +1,1 @@
+"""How a run explains itself: metrics, progress, pictures and report.html."""

@@ -1,0 +1,60 @@
+"""metrics.jsonl and TensorBoard events: the same scalars, one record a logged step."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import tensorboardX
+
+
+class MetricsLog:
+    """Appends records to `workdir/metrics.jsonl` and, if asked, TensorBoard events."""
+
+    def __init__(self, workdir: Path, *, start_step: int, tensorboard: bool):
+        """Args:
+        workdir: must exist.
+        start_step: the step the run goes on from; later records, written by a run that was
+          killed before its next checkpoint, are taken out so that no step is there twice.
+        tensorboard: write events to `workdir/tensorboard` too.
+        """
+        self._path = workdir / 'metrics.jsonl'
+        kept = [r for r in read_metrics(workdir) if r['step'] <= start_step]
+        partial = self._path.with_suffix('.partial')
+        partial.write_text(''.join(json.dumps(r) + '\n' for r in kept))
+        os.replace(partial, self._path)
+        self._events = None
+        if tensorboard:
+            # purge_step hides what an earlier, killed run logged beyond this step.
+            self._events = tensorboardX.SummaryWriter(
+                str(workdir / 'tensorboard'), purge_step=start_step + 1
+            )
+
+    def write(self, record: Mapping[str, Any]) -> None:
+        """Writes one record; it must have a 'step'. Values are numbers."""
+        with self._path.open('a') as file:
+            file.write(json.dumps(dict(record)) + '\n')
+        if self._events is not None:
+            for name, value in record.items():
+                if name != 'step':
+                    self._events.add_scalar(name, value, record['step'])
+            self._events.flush()
+
+    def close(self) -> None:
+        if self._events is not None:
+            self._events.close()
+
+
+def read_metrics(workdir: Path) -> list[dict[str, Any]]:
+    """The records of `workdir/metrics.jsonl`; a last line cut off by a kill is left out."""
+    path = workdir / 'metrics.jsonl'
+    if not path.exists():
+        return []
+    records = []
+    for line in path.read_text().splitlines(keepends=True):
+        if line.endswith('\n'):
+            records.append(json.loads(line))
+    return records

@@ -1,0 +1,154 @@
+"""Checkpoints on disk; the only file that knows Orbax."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+
+from byol_jax.errors import UserError
+from byol_jax.models.tap import path_name
+
+Tree = Any
+
+# Orbax reports damaged or missing files as any of these, depending on which file it is.
+_UNREADABLE = (ValueError, OSError, KeyError, TypeError, json.JSONDecodeError)
+
+
+class Checkpoints:
+    """The checkpoints of one workdir: `checkpoints/<step>/`, each with digests of its leaves.
+
+    A checkpoint is complete or not there at all: it is written beside and renamed at the end.
+    """
+
+    def __init__(self, workdir: Path, keep: int):
+        """Opens (and makes) `workdir/checkpoints`, keeping the newest `keep`."""
+        self._folder = (workdir / 'checkpoints').absolute()
+        self._keep = keep
+        self._open()
+
+    def _open(self) -> None:
+        self._manager = ocp.CheckpointManager(
+            self._folder,
+            options=ocp.CheckpointManagerOptions(
+                max_to_keep=self._keep,
+                cleanup_tmp_directories=True,
+                # The state is small beside a step; a failed write must be known at once.
+                enable_async_checkpointing=False,
+            ),
+            item_names=('state', 'digests'),
+        )
+
+    def steps(self) -> list[int]:
+        """Steps that have a checkpoint, oldest first."""
+        return sorted(self._manager.all_steps())
+
+    def save(self, step: int, state: Tree) -> None:
+        """Writes the state of `step` and returns when it is on disk.
+
+        Raises:
+          UserError: it could not be written (a full disk, say). Older checkpoints stay.
+        """
+        host = jax.tree.map(np.asarray, jax.device_get(state))
+        try:
+            self._manager.save(
+                step,
+                args=ocp.args.Composite(
+                    state=ocp.args.StandardSave(host), digests=ocp.args.JsonSave(digests(host))
+                ),
+                force=True,
+            )
+            self._manager.wait_until_finished()
+        except (OSError, ValueError) as error:
+            free = shutil.disk_usage(self._folder).free
+            size = sum(leaf.nbytes for leaf in jax.tree.leaves(host))
+            raise UserError(
+                f'The checkpoint of step {step} ({size / 1e6:.0f} MB) could not be written to '
+                f'{self._folder}, where {free / 1e6:.0f} MB are free: {_first_line(error)}\n'
+                'Older checkpoints are untouched. Make room and start the same command again: it '
+                f'goes on from step {max(self.steps(), default=0)}.'
+            ) from error
+
+    def restore(self, like: Tree) -> tuple[int, Tree] | None:
+        """Loads the newest good checkpoint.
+
+        Damaged ones are moved to `checkpoints/damaged-<step>` and named on the way.
+
+        Args:
+          like: a state of the same structure, shapes and dtypes.
+
+        Returns:
+          (step, state as NumPy arrays), or None if there is no checkpoint at all.
+
+        Raises:
+          UserError: there are checkpoints, but none is good.
+        """
+        steps = self.steps()
+        damaged = []
+        for step in reversed(steps):
+            state, damage = self._load(step, like)
+            if damage is None:
+                return step, state
+            print(f'checkpoint {step} is damaged: {damage}', flush=True)
+            damaged.append(step)
+            self._set_aside(step)
+        if not damaged:
+            return None
+        raise UserError(
+            f'All checkpoints in {self._folder} are damaged (steps {damaged}); they were moved to '
+            'damaged-<step> there. To start from scratch, give another --workdir.'
+        )
+
+    def close(self) -> None:
+        self._manager.close()
+
+    def _load(self, step: int, like: Tree) -> tuple[Tree, str | None]:
+        """(state, None), or (None, what is damaged)."""
+        abstract = jax.tree.map(lambda x: np.empty(x.shape, x.dtype), like)
+        try:
+            loaded = self._manager.restore(
+                step,
+                args=ocp.args.Composite(
+                    state=ocp.args.StandardRestore(abstract), digests=ocp.args.JsonRestore()
+                ),
+            )
+        except _UNREADABLE as error:
+            return None, f'{type(error).__name__}: {_first_line(error)}'
+        state, expected = loaded['state'], loaded['digests']
+        for name, digest in digests(state).items():
+            if expected.get(name) != digest:
+                return None, f"the sha256 of '{name}' is not the one it was saved with"
+        return state, None
+
+    def _set_aside(self, step: int) -> None:
+        self._manager.close()
+        target = self._folder / f'damaged-{step}'
+        number = 1
+        while target.exists():
+            number += 1
+            target = self._folder / f'damaged-{step}-{number}'
+        (self._folder / str(step)).rename(target)
+        self._open()
+
+
+def digests(state: Tree) -> Mapping[str, str]:
+    """sha256 over dtype, shape and bytes of each leaf, by its path."""
+    result = {}
+    for path, leaf in jax.tree.leaves_with_path(state):
+        array = np.ascontiguousarray(leaf)
+        digest = hashlib.sha256(f'{array.dtype}{array.shape}'.encode())
+        digest.update(array.tobytes())
+        result[path_name(path)] = digest.hexdigest()
+    return result
+
+
+def _first_line(error: BaseException) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0][:300] if lines else type(error).__name__

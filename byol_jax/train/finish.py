@@ -1,0 +1,114 @@
+"""What a run shows: the picture of its view pairs, and the report at its end."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import platform
+from pathlib import Path
+
+import jax
+import numpy as np
+from PIL import Image
+
+from byol_jax.data.pipeline import PairMaker
+from byol_jax.data.sources.base import Source
+from byol_jax.evaluate.protocol import Evaluation, describe
+from byol_jax.report.metrics import read_metrics
+from byol_jax.report.page import Result, Thumbnail, results_text, write_report
+from byol_jax.report.pictures import fit, save_picture, views_picture
+from byol_jax.report.progress import duration
+from byol_jax.train.setup import Run
+from byol_jax.train.workdir import resolve
+
+_ROWS = 8
+_SHOWN_QUERIES, _SHOWN_NEIGHBOURS = 8, 6
+_THUMBNAIL = 96
+
+
+def draw_views(run: Run, workdir: Path) -> None:
+    """Writes views.png: for the first examples of the run, the original(s), view 1 and view 2."""
+    maker = PairMaker(run.data.train, run.config)
+    keys = tuple(dict.fromkeys(run.config.data.pair_keys))
+    rows = []
+    for position in range(min(_ROWS, len(run.data.train))):
+        _, index = maker.example(position)
+        originals = [run.data.train.load(index, key) for key in keys]
+        rows.append((*originals, *maker.pair(position)))
+    titles = ['original'] if len(keys) == 1 else [f'original {key}' for key in keys]
+    side = min(224, max(96, run.config.views.image_size))
+    save_picture(views_picture(rows, (*titles, 'view 1', 'view 2'), side), workdir / 'views.png')
+
+
+def finish_report(
+    run: Run, workdir: Path, before: Evaluation, after: Evaluation, command: str, seconds: float
+) -> str:
+    """Writes report.html and returns the before/after table for the terminal."""
+    results = [
+        Result('randomly initialised', before.accuracy, before.feature_std),
+        Result(f'trained {run.plan.total_steps:,} steps', after.accuracy, after.feature_std),
+    ]
+    protocol = describe(after, run.config)
+    versions = ', '.join(
+        f'{name} {importlib.metadata.version(name)}' for name in ('jax', 'flax', 'optax')
+    )
+    write_report(
+        workdir / 'report.html',
+        title=f'BYOL: {run.config.name}',
+        summary={
+            'Encoder': f'{run.config.encoder.name}, tapped at {run.config.encoder.hidden_layer}',
+            'Training examples': f'{run.plan.examples:,} ({len(run.data.held_out):,} held out)',
+            'Steps': f'{run.plan.total_steps:,} of {run.plan.batch_size} pairs '
+            f'({run.plan.epoch(run.plan.total_steps):.1f} epochs)',
+            'Time of this start': duration(seconds),
+            'Devices': f'{jax.device_count()} x {jax.devices()[0].device_kind}',
+            'Versions': f'Python {platform.python_version()}, {versions}',
+        },
+        results=results,
+        protocol=protocol,
+        records=read_metrics(workdir),
+        projection_size=run.config.projector.output_size,
+        views=workdir / 'views.png',
+        neighbours=_shown_neighbours(after, run.config.data.pair_keys[0]),
+        config=resolve(run.config),
+        command=command,
+    )
+    return f'{results_text(results)}\n{protocol}'
+
+
+def _shown_neighbours(evaluation: Evaluation, key: str) -> list[tuple[Thumbnail, list[Thumbnail]]]:
+    rows = []
+    for query in _spread(evaluation.queries):
+        found = [
+            Thumbnail(
+                _thumbnail(evaluation.gallery, int(index), key),
+                f'{cosine:.2f}',
+                _same_label(evaluation, query, int(index)),
+            )
+            for index, cosine in zip(
+                evaluation.neighbours.indices[query, :_SHOWN_NEIGHBOURS],
+                evaluation.neighbours.cosines[query, :_SHOWN_NEIGHBOURS],
+                strict=True,
+            )
+        ]
+        picture = _thumbnail(evaluation.queries, query, key)
+        rows.append((Thumbnail(picture, evaluation.queries.name(query)), found))
+    return rows
+
+
+def _spread(queries: Source) -> list[int]:
+    """A few queries: the middle one of each label as far as they go, else evenly spaced ones."""
+    if queries.labels is None:
+        return list(np.unique(np.linspace(0, len(queries) - 1, _SHOWN_QUERIES).astype(int)))
+    members = [np.flatnonzero(queries.labels == label) for label in np.unique(queries.labels)]
+    return [int(m[len(m) // 2]) for m in members[:_SHOWN_QUERIES]]
+
+
+def _same_label(evaluation: Evaluation, query: int, index: int) -> bool | None:
+    gallery, queries = evaluation.gallery.labels, evaluation.queries.labels
+    if gallery is None or queries is None:
+        return None
+    return bool(gallery[index] == queries[query])
+
+
+def _thumbnail(source: Source, index: int, key: str) -> Image.Image:
+    return fit(source.load(index, key), _THUMBNAIL)

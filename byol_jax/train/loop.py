@@ -1,0 +1,207 @@
+"""The training run, from a config to an exported encoder and a report.
+
+Order of a run: open and check everything; claim the workdir; draw the views; resume or start;
+then for each step: wait for the step before, take a batch, run the step, log, checkpoint; at the
+end: last checkpoint, encoder, before/after table, report.
+"""
+
+from __future__ import annotations
+
+import math
+import signal
+import time
+from collections import deque
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from byol_jax.data.pipeline import Batch, batches
+from byol_jax.errors import UserError
+from byol_jax.evaluate.protocol import evaluate
+from byol_jax.interop.export import save_encoder
+from byol_jax.report.metrics import MetricsLog
+from byol_jax.report.progress import Stopwatch, duration, progress_line
+from byol_jax.train.checkpoint import Checkpoints
+from byol_jax.train.finish import draw_views, finish_report
+from byol_jax.train.setup import Run, build_run, online_encoder
+from byol_jax.train.state import TrainState
+from byol_jax.train.step import make_train_step, pmap_step, shard_batch
+from byol_jax.train.workdir import claim_workdir
+
+
+class Interrupted(Exception):
+    """The run was asked to stop and has saved its state; `signal_number` says by what."""
+
+    def __init__(self, signal_number: int):
+        super().__init__(signal.Signals(signal_number).name)
+        self.signal_number = signal_number
+
+
+def train(config: Any, workdir: Path, command: str) -> None:
+    """Trains, or goes on training, until the config's last step; then evaluates and reports.
+
+    Args:
+      config: a resolved config.
+      workdir: where everything is written.
+      command: that started the run, for the report.
+
+    Raises:
+      UserError: something cannot be used, or the loss is not finite.
+      Interrupted: by SIGTERM or Ctrl-C, after a checkpoint.
+    """
+    started = time.perf_counter()
+    run = build_run(config)
+    claim_workdir(workdir, config)
+    draw_views(run, workdir)
+    _introduce(run, workdir)
+    checkpoints = Checkpoints(workdir, config.checkpoint.keep)
+    restored = checkpoints.restore(run.initial)
+    state = run.initial
+    if restored is not None:
+        state = TrainState(*restored[1])
+        print(f'going on from the checkpoint of step {restored[0]}', flush=True)
+    log = MetricsLog(workdir, start_step=int(state.step), tensorboard=config.log.tensorboard)
+    try:
+        # The step donates its state: the initial one must outlive it for the table at the end.
+        state = _fit(run, jax.tree.map(lambda x: x.copy(), state), checkpoints, log)
+    finally:
+        checkpoints.close()
+        log.close()
+    _finish(run, state, workdir, command, time.perf_counter() - started)
+
+
+def _introduce(run: Run, workdir: Path) -> None:
+    plan, data = run.plan, run.data
+    print(
+        f'{plan.examples:,} training examples, {len(data.held_out):,} held out; '
+        f'{plan.total_steps:,} steps of {plan.batch_size} pairs '
+        f'({plan.epoch(plan.total_steps):.1f} epochs) on {plan.device_count} '
+        f'{jax.devices()[0].device_kind} device(s)\n'
+        f'{run.excluded}\n'
+        f'view pairs: {workdir / "views.png"}',
+        flush=True,
+    )
+
+
+def _fit(run: Run, state: TrainState, checkpoints: Checkpoints, log: MetricsLog) -> TrainState:
+    """Runs the remaining steps."""
+    plan, config = run.plan, run.config
+    start = int(state.step)
+    if start >= plan.total_steps:
+        print(f'all {plan.total_steps} steps are done', flush=True)
+        return state
+    step_fn = pmap_step(
+        make_train_step(run.byol, run.optimizer, run.schedule, plan, config.target.base_ema)
+    )
+    inputs = _inputs(run, start)
+    devices = jax.local_device_count()
+    # Simulated devices on few cores can deadlock with two steps under way.
+    most_under_way = 1 if jax.default_backend() == 'cpu' else 2
+    under_way: deque[tuple[int, Any]] = deque()
+    watch: Stopwatch | None = None
+    print('compiling the training step ...', flush=True)
+    with _stop_signals() as stop:
+        for step in range(start + 1, plan.total_steps + 1):
+            while len(under_way) >= most_under_way:
+                _settle(under_way)
+            waiting = time.perf_counter()
+            batch = next(inputs)
+            if watch is not None:
+                watch.waited(time.perf_counter() - waiting)
+            state, metrics = step_fn(state, shard_batch(batch, devices))
+            under_way.append((step, metrics))
+            if watch is None:
+                _settle(under_way)
+                print(f'compiled in {duration(time.perf_counter() - waiting)}', flush=True)
+                # Speed is counted from the second step on; the first one compiles.
+                watch = Stopwatch(plan, step)
+            last = step == plan.total_steps
+            if step % plan.log_steps == 0 or last:
+                record = _settle_all(under_way)
+                _log(run, log, watch, step, record)
+            if step % plan.checkpoint_steps == 0 or last or stop:
+                _settle_all(under_way)
+                checkpoints.save(step, state)
+            if stop:
+                raise Interrupted(stop[0])
+    return state
+
+
+def _inputs(run: Run, start: int) -> Iterator[Batch]:
+    return batches(
+        run.data.train,
+        run.config,
+        start_step=start,
+        stop_step=run.plan.total_steps,
+        process_index=jax.process_index(),
+        process_count=jax.process_count(),
+    )
+
+
+def _settle(under_way: deque[tuple[int, Any]]) -> dict[str, float]:
+    """Waits for the oldest step under way and returns its metrics."""
+    step, metrics = under_way.popleft()
+    values = {name: float(value) for name, value in jax.device_get(metrics).items()}
+    if not math.isfinite(values['loss']):
+        raise UserError(
+            f'The loss of step {step} is {values["loss"]} (gradient norm '
+            f'{values["gradient_norm"]:.3g}, learning rate {values["learning_rate"]:.3g}). '
+            'Training stopped; the last checkpoint is from before it. Lower '
+            'optimizer.base_learning_rate or lengthen the warm-up, in a new workdir.'
+        )
+    return values
+
+
+def _settle_all(under_way: deque[tuple[int, Any]]) -> dict[str, float]:
+    values: dict[str, float] = {}
+    while under_way:
+        values = _settle(under_way)
+    return values
+
+
+def _log(run: Run, log: MetricsLog, watch: Stopwatch, step: int, values: dict[str, float]) -> None:
+    figures = watch.lap(step)
+    seconds_left = figures.pop('seconds_left')
+    record = {'step': step, 'epoch': run.plan.epoch(step), **values, **figures}
+    log.write(record)
+    print(progress_line(run.plan, step, record, seconds_left), flush=True)
+
+
+def _finish(run: Run, state: TrainState, workdir: Path, command: str, seconds: float) -> None:
+    trained = online_encoder(run.config, state)
+    save_encoder(trained, workdir / 'encoder')
+    print('comparing the random and the trained encoder ...', flush=True)
+    before = evaluate(online_encoder(run.config, run.initial), run.data, run.config)
+    after = evaluate(trained, run.data, run.config)
+    text = finish_report(run, workdir, before, after, command, seconds)
+    print(
+        f'\n{text}\n\nencoder: {workdir / "encoder"}\nreport:  {workdir / "report.html"}',
+        flush=True,
+    )
+
+
+@contextmanager
+def _stop_signals() -> Iterator[list[int]]:
+    """Collects SIGTERM and SIGINT instead of dying of them; a second one kills as usual."""
+    received: list[int] = []
+    numbers = (signal.SIGTERM, signal.SIGINT)
+    old = {number: signal.getsignal(number) for number in numbers}
+
+    def restore() -> None:
+        for number, handler in old.items():
+            signal.signal(number, handler)
+
+    def note(number: int, frame: Any) -> None:
+        received.append(number)
+        restore()
+        print(f'\n{signal.Signals(number).name}: saving after this step ...', flush=True)
+
+    for number in numbers:
+        signal.signal(number, note)
+    try:
+        yield received
+    finally:
+        restore()

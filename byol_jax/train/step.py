@@ -1,0 +1,108 @@
+"""One optimizer step: a pure function, and its pmap over devices."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from byol_jax.byol import Byol, feature_std, target_tau, update_target
+from byol_jax.plan import Plan
+from byol_jax.train.state import TrainState
+
+# The name of the device axis: gradients, metrics and batch statistics are averaged over it.
+AXIS = 'devices'
+
+Batch = dict[str, jax.Array]
+Metrics = dict[str, jax.Array]
+
+
+def make_train_step(
+    byol: Byol,
+    optimizer: optax.GradientTransformation,
+    schedule: optax.Schedule,
+    plan: Plan,
+    base_ema: float,
+) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
+    """Returns the pure step `(state, batch) -> (state, metrics)` of one device.
+
+    It must run where the axis AXIS is mapped. `batch` holds this device's share: 'view1' and
+    'view2', uint8 [B, S, S, 3] with B divisible by `plan.accumulate_steps`. Metrics are float32
+    scalars, equal on all devices.
+
+    With accumulation the gradients of the passes are averaged and batch statistics move with
+    every pass; the optimizer, the target and the schedules move once.
+    """
+    value_and_grad = jax.value_and_grad(byol.loss, has_aux=True)
+
+    def passes(state: TrainState, batch: Batch) -> Any:
+        """Loss, gradients, stats and projections of the whole batch of this device."""
+
+        def one(carry: Any, views: Batch) -> Any:
+            grads, online_stats, target_stats = carry
+            (loss, (online_stats, target_stats, projections)), new = value_and_grad(
+                state.online_params,
+                state.target_params,
+                online_stats,
+                target_stats,
+                views['view1'],
+                views['view2'],
+            )
+            grads = new if grads is None else jax.tree.map(jnp.add, grads, new)
+            return (grads, online_stats, target_stats), (loss, projections)
+
+        n = plan.accumulate_steps
+        if n == 1:
+            carry, (loss, projections) = one((None, state.online_stats, state.target_stats), batch)
+            return loss, *carry, projections
+        zeros = jax.tree.map(jnp.zeros_like, state.online_params)
+        split = {key: x.reshape(n, -1, *x.shape[1:]) for key, x in batch.items()}
+        (grads, *stats), (losses, projections) = jax.lax.scan(
+            one, (zeros, state.online_stats, state.target_stats), split
+        )
+        grads = jax.tree.map(lambda g: g / n, grads)
+        return losses.mean(), grads, *stats, projections.reshape(-1, projections.shape[-1])
+
+    def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
+        loss, grads, online_stats, target_stats, projections = passes(state, batch)
+        loss, grads = jax.lax.pmean((loss, grads), AXIS)
+        updates, optimizer_state = optimizer.update(grads, state.optimizer, state.online_params)
+        online_params = optax.apply_updates(state.online_params, updates)
+        tau = target_tau(state.step, plan.total_steps, base_ema)
+        metrics = {
+            'loss': loss,
+            'learning_rate': schedule(state.step),
+            'tau': tau,
+            'feature_std': feature_std(projections, AXIS),
+            'gradient_norm': optax.global_norm(grads),
+            'update_norm': optax.global_norm(updates),
+        }
+        state = TrainState(
+            step=state.step + 1,
+            online_params=online_params,
+            online_stats=online_stats,
+            target_params=update_target(state.target_params, online_params, tau),
+            target_stats=target_stats,
+            optimizer=optimizer_state,
+        )
+        return state, {key: jnp.asarray(value, jnp.float32) for key, value in metrics.items()}
+
+    return train_step
+
+
+def pmap_step(train_step: Callable[..., Any]) -> Callable[..., Any]:
+    """Maps the pure step over the local devices' shares of a batch; the state has no device axis.
+
+    The state's buffers are donated: after a call only the returned state may be used.
+    """
+    return jax.pmap(
+        train_step, axis_name=AXIS, in_axes=(None, 0), out_axes=(None, None), donate_argnums=0
+    )
+
+
+def shard_batch(batch: dict[str, Any], devices: int) -> dict[str, Any]:
+    """Gives a batch the device axis that pmap maps: [B, ...] -> [devices, B / devices, ...]."""
+    return {key: x.reshape(devices, -1, *x.shape[1:]) for key, x in batch.items()}

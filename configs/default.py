@@ -1,0 +1,105 @@
+"""Every config key there is, with its default: ImageNet, 300 epochs, as in the paper.
+
+Numbers are from arXiv:2006.07733, Appendix B (views), F and G (architecture, optimisation) and J,
+and from google-deepmind/deepmind-research byol/configs/byol.py, unless the comment says otherwise.
+"""
+
+import ml_collections
+from ml_collections import config_dict
+
+
+def get_view(blur: float, solarize: float) -> ml_collections.ConfigDict:
+    """One of the two asymmetric views, T or T' (paper, Appendix B, Table 6)."""
+    view = ml_collections.ConfigDict()
+    view.crop_area = (0.08, 1.0)  # crop area, fraction of the image, uniform
+    view.crop_ratio = (3 / 4, 4 / 3)  # crop width / height, log-uniform
+    view.flip = 0.5  # probability of a left-right flip
+    view.jitter = 0.8  # probability of colour jitter
+    view.brightness = 0.4  # largest brightness shift, fraction of full scale
+    view.contrast = 0.4  # largest relative contrast change
+    view.saturation = 0.2  # largest relative saturation change
+    view.hue = 0.1  # largest hue shift, turns of the colour circle
+    view.gray = 0.2  # probability of grey
+    view.blur = blur  # probability of Gaussian blur
+    view.blur_sigma = (0.1, 2.0)  # blur sigma, pixels of the view, uniform
+    view.solarize = solarize  # probability of solarization
+    view.solarize_threshold = 0.5  # values from here up are inverted, fraction of full scale
+    return view
+
+
+def get_config() -> ml_collections.ConfigDict:
+    """Returns the default config, unlocked, for other configs to change and lock."""
+    config = ml_collections.ConfigDict()
+    config.name = 'default'  # names the default workdir: runs/<name>
+    config.seed = 0  # of the parameters, the order of the data and every random choice of a view
+    config.total_epochs = config_dict.placeholder(float)  # length of the run; or total_steps
+    config.total_steps = config_dict.placeholder(int)  # length in optimizer steps; or total_epochs
+    config.total_epochs = 300.0
+    config.warmup_epochs = config_dict.placeholder(float)  # linear warm-up; or warmup_steps
+    config.warmup_steps = config_dict.placeholder(int)  # warm-up in steps; or warmup_epochs
+    config.warmup_epochs = 10.0
+    config.batch_size = 4096  # global: examples an optimizer step, over all devices and hosts
+    config.accumulate_steps = 1  # split each batch into this many passes to save memory
+    config.precision = 'float32'  # compute type, 'float32' or 'bfloat16'; parameters stay float32
+
+    data = config.data = ml_collections.ConfigDict()
+    data.source = 'folder'  # 'sample', 'folder' or 'tfds'
+    data.path = config_dict.placeholder(str)  # the folder; for 'tfds', its data_dir
+    data.name = ''  # name of the TFDS data set, such as 'imagenet2012' or 'div2k/bicubic_x2'
+    data.split = 'train'  # TFDS split to train on
+    data.pair_keys = ('image', 'image')  # which picture of an example feeds view 1 and view 2
+    data.tile_size = 0  # cut pictures into square tiles of this many pixels; 0: whole pictures
+    data.tile_stride = 0  # pixels from one tile to the next; 0: tile_size
+    data.held_out_fraction = 0.0  # share of the examples kept from training, for evaluation
+    data.held_out_seed = 0  # which examples are held out; not the run's seed, so runs compare
+    data.cache_gib = 2.0  # memory for decoded pictures, GiB
+    data.max_megapixels = 200.0  # larger pictures (by their header) are refused, not decoded
+    data.workers = 0  # examples prepared in parallel; 0: one per CPU core
+    data.prefetch = 2  # batches prepared ahead of the step
+
+    views = config.views = ml_collections.ConfigDict()
+    views.image_size = 224  # side of both views, pixels
+    views.mean = (0.485, 0.456, 0.406)  # subtracted on the device; DeepMind byol/utils/dataset.py
+    views.std = (0.229, 0.224, 0.225)  # divided by on the device; same source
+    views.view1 = get_view(blur=1.0, solarize=0.0)  # T
+    views.view2 = get_view(blur=0.1, solarize=0.2)  # T'
+
+    encoder = config.encoder = ml_collections.ConfigDict()
+    encoder.name = 'resnet50'  # a registered name, or 'package.module:Class' of your own
+    encoder.kwargs = ml_collections.ConfigDict()  # arguments of the encoder's constructor
+    encoder.kwargs.lock()
+    encoder.hidden_layer = 'avgpool'  # the layer whose output is the representation
+
+    config.projector = ml_collections.ConfigDict()
+    config.projector.hidden_size = 4096  # width of the hidden layer
+    config.projector.output_size = 256  # size of the projection and of the prediction
+    config.predictor = ml_collections.ConfigDict()
+    config.predictor.hidden_size = 4096  # width of the hidden layer
+
+    optimizer = config.optimizer = ml_collections.ConfigDict()
+    optimizer.base_learning_rate = 0.3  # at batch 256; the peak is base x batch_size / 256
+    optimizer.weight_decay = 1e-6  # on kernels only, never on biases and norms
+    optimizer.momentum = 0.9  # heavy-ball momentum
+    optimizer.trust_coefficient = 1e-3  # eta of LARS
+
+    config.target = ml_collections.ConfigDict()
+    config.target.base_ema = 0.99  # tau at step 0; rises to 1 at the last step
+
+    checkpoint = config.checkpoint = ml_collections.ConfigDict()
+    checkpoint.every_epochs = config_dict.placeholder(float)  # or every_steps
+    checkpoint.every_steps = config_dict.placeholder(int)  # or every_epochs
+    checkpoint.every_epochs = 1.0
+    checkpoint.keep = 3  # newest checkpoints kept
+
+    log = config.log = ml_collections.ConfigDict()
+    log.every_steps = 50  # steps between two lines of metrics.jsonl
+    log.tensorboard = True  # write TensorBoard events too
+
+    evaluate = config.evaluate = ml_collections.ConfigDict()
+    evaluate.knn_k = 20  # neighbours that vote
+    evaluate.knn_temperature = 0.07  # a neighbour's vote is exp(cosine / temperature)
+    evaluate.batch_size = 64  # images a forward pass
+    evaluate.max_gallery = 50_000  # training images searched for neighbours, at most
+    evaluate.max_queries = 10_000  # held-out images classified, at most
+    evaluate.crop_fraction = 0.875  # centre crop, of the shorter side (224 / 256 in the paper)
+    return config
