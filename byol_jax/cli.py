@@ -17,8 +17,13 @@ from byol_jax.errors import UserError, did_you_mean
 _OVERRIDE = re.compile(r'--?config\.([^=]+)(?:=(.*))?', re.DOTALL)
 _KWARGS = 'encoder.kwargs.'
 
+# Durations of which a config has exactly one, in epochs or in steps.
+_DURATIONS = ('total', 'warmup', 'checkpoint.every')
+
 # Arguments for the encoder given on the command line; its constructor knows them, no config does.
 _encoder_kwargs: dict[str, Any] = {}
+# Config keys given on the command line.
+_overridden: set[str] = set()
 
 
 def checked_flags(argv: Sequence[str]) -> list[str]:
@@ -33,11 +38,14 @@ def checked_flags(argv: Sequence[str]) -> list[str]:
         argv = [argument for argument in argv if not _is_encoder_argument(argument, known)]
         for argument in argv:
             match = _OVERRIDE.fullmatch(argument)
-            if match and match[1] not in known:
+            if not match:
+                continue
+            if match[1] not in known:
                 raise UserError(
                     f"There is no config key '{match[1]}'.{did_you_mean(match[1], known)} "
                     'configs/default.py lists them.'
                 )
+            _overridden.add(match[1])
         # ml_collections reads the overrides from here, not from what it is given.
         sys.argv = list(argv)
     try:
@@ -54,6 +62,9 @@ def checked_flags(argv: Sequence[str]) -> list[str]:
 def load_config(holder: Any) -> Any:
     """The config of a config_flags holder, with the encoder's arguments, resolved and locked.
 
+    A duration given in steps on the command line takes the place of the config's epochs, and the
+    other way round.
+
     Raises:
       UserError: no config was given.
     """
@@ -62,6 +73,10 @@ def load_config(holder: Any) -> Any:
     config = holder.value.copy_and_resolve_references().unlock()
     for key, value in _encoder_kwargs.items():
         config.encoder.kwargs[key] = value
+    for name in _DURATIONS:
+        for given, other in (('steps', 'epochs'), ('epochs', 'steps')):
+            if f'{name}_{given}' in _overridden and f'{name}_{other}' not in _overridden:
+                config.update_from_flattened_dict({f'{name}_{other}': None})
     return config.lock()
 
 

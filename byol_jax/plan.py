@@ -111,9 +111,8 @@ def _steps(config: Any, prefix: str, batch: int, examples: int, where: str = '')
     if (epochs is None) == (steps is None):
         given = 'neither is' if epochs is None else f'both are ({epochs} and {steps})'
         raise UserError(
-            f'Exactly one of {names} must be given; {given}. On the command line, '
-            f'--config.{where}{prefix}_epochs=none --config.{where}{prefix}_steps=1000 '
-            'changes from epochs to steps.'
+            f'Exactly one of {names} must be given; {given}. On the command line, the one given '
+            'takes the place of the other.'
         )
     if steps is not None:
         if steps < 0:

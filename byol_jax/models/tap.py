@@ -181,7 +181,7 @@ class TappedEncoder:
         maps = [layer for layer in before if len(layer.shape) == 4]
         if not maps or maps[-1].shape[1] > 1:
             return
-        probe = 16 * image_shape[1]
+        probe = max(256, 16 * image_shape[1])
         try:
             wide = self.layers((1, probe, probe, image_shape[3]))
         except UserError:

@@ -90,20 +90,18 @@ class Checkpoints:
         Raises:
           UserError: there are checkpoints, but none is good.
         """
-        steps = self.steps()
-        damaged = []
-        for step in reversed(steps):
+        for step in reversed(self.steps()):
             state, damage = self._load(step, like)
             if damage is None:
                 return step, state
             print(f'checkpoint {step} is damaged: {damage}', flush=True)
-            damaged.append(step)
             self._set_aside(step)
+        damaged = sorted(path.name for path in self._folder.glob('damaged-*'))
         if not damaged:
             return None
         raise UserError(
-            f'All checkpoints in {self._folder} are damaged (steps {damaged}); they were moved to '
-            'damaged-<step> there. To start from scratch, give another --workdir.'
+            f'All checkpoints in {self._folder} are damaged; they are kept as '
+            f'{", ".join(damaged)}. To start from scratch, give another --workdir.'
         )
 
     def close(self) -> None:

@@ -28,7 +28,7 @@ from byol_jax.train.checkpoint import Checkpoints
 from byol_jax.train.finish import draw_views, finish_report
 from byol_jax.train.setup import Run, build_run, online_encoder
 from byol_jax.train.state import TrainState
-from byol_jax.train.step import make_train_step, pmap_step, shard_batch
+from byol_jax.train.step import make_train_step, pmap_step, replicate, shard_batch
 from byol_jax.train.workdir import claim_workdir
 
 
@@ -58,15 +58,14 @@ def train(config: Any, workdir: Path, command: str) -> None:
     draw_views(run, workdir)
     _introduce(run, workdir)
     checkpoints = Checkpoints(workdir, config.checkpoint.keep)
-    restored = checkpoints.restore(run.initial)
-    state = run.initial
+    restored = checkpoints.restore(run.training.initial)
+    state = run.training.initial
     if restored is not None:
         state = TrainState(*restored[1])
         print(f'going on from the checkpoint of step {restored[0]}', flush=True)
     log = MetricsLog(workdir, start_step=int(state.step), tensorboard=config.log.tensorboard)
     try:
-        # The step donates its state: the initial one must outlive it for the table at the end.
-        state = _fit(run, jax.tree.map(lambda x: x.copy(), state), checkpoints, log)
+        state = _fit(run, replicate(state), checkpoints, log)
     finally:
         checkpoints.close()
         log.close()
@@ -80,7 +79,7 @@ def _introduce(run: Run, workdir: Path) -> None:
         f'{plan.total_steps:,} steps of {plan.batch_size} pairs '
         f'({plan.epoch(plan.total_steps):.1f} epochs) on {plan.device_count} '
         f'{jax.devices()[0].device_kind} device(s)\n'
-        f'{run.excluded}\n'
+        f'{run.training.excluded}\n'
         f'view pairs: {workdir / "views.png"}',
         flush=True,
     )
@@ -94,7 +93,9 @@ def _fit(run: Run, state: TrainState, checkpoints: Checkpoints, log: MetricsLog)
         print(f'all {plan.total_steps} steps are done', flush=True)
         return state
     step_fn = pmap_step(
-        make_train_step(run.byol, run.optimizer, run.schedule, plan, config.target.base_ema)
+        make_train_step(
+            run.byol, run.training.optimizer, run.training.schedule, plan, config.target.base_ema
+        )
     )
     inputs = _inputs(run, start)
     devices = jax.local_device_count()
@@ -174,7 +175,7 @@ def _finish(run: Run, state: TrainState, workdir: Path, command: str, seconds: f
     trained = online_encoder(run.config, state)
     save_encoder(trained, workdir / 'encoder')
     print('comparing the random and the trained encoder ...', flush=True)
-    before = evaluate(online_encoder(run.config, run.initial), run.data, run.config)
+    before = evaluate(online_encoder(run.config, run.training.initial), run.data, run.config)
     after = evaluate(trained, run.data, run.config)
     text = finish_report(run, workdir, before, after, command, seconds)
     print(

@@ -107,7 +107,7 @@ def export(config: Any, workdir: Path, command: str) -> None:
         raise UserError(f'{workdir} holds no checkpoints to export.')
     run = build_run(config)
     checkpoints = Checkpoints(workdir, config.checkpoint.keep)
-    restored = checkpoints.restore(run.initial)
+    restored = checkpoints.restore(run.training.initial)
     checkpoints.close()
     if restored is None:
         raise UserError(f'{workdir / "checkpoints"} is empty: there is nothing to export.')

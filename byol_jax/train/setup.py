@@ -21,6 +21,21 @@ from byol_jax.train.state import TrainState, init_state
 from byol_jax.train.step import AXIS
 
 
+class Training(NamedTuple):
+    """What optimises the networks.
+
+    Attributes:
+      optimizer, schedule: LARS and its learning rate.
+      excluded: which parameters LARS leaves alone, for a person to read.
+      initial: the state before the first step.
+    """
+
+    optimizer: optax.GradientTransformation
+    schedule: optax.Schedule
+    excluded: str
+    initial: TrainState
+
+
 class Run(NamedTuple):
     """A config brought to life.
 
@@ -29,19 +44,26 @@ class Run(NamedTuple):
       data: pictures to train on and held-out ones.
       plan: derived numbers.
       byol: the networks.
-      optimizer, schedule: LARS and its learning rate.
-      excluded: which parameters LARS leaves alone, for a person to read.
-      initial: the state before the first step.
+      training: their optimizer and initial state.
     """
 
     config: Any
     data: Data
     plan: Plan
     byol: Byol
-    optimizer: optax.GradientTransformation
-    schedule: optax.Schedule
-    excluded: str
-    initial: TrainState
+    training: Training
+
+
+def build_run(config: Any) -> Run:
+    """Builds all parts of a run.
+
+    Raises:
+      UserError: something in the config cannot be used.
+    """
+    data = build_data(config)
+    plan = make_plan(config, len(data.train), jax.device_count(), jax.process_count())
+    byol = build_byol(config)
+    return Run(config, data, plan, byol, build_training(config, plan, byol))
 
 
 def build_byol(config: Any) -> Byol:
@@ -66,15 +88,8 @@ def build_byol(config: Any) -> Byol:
     )
 
 
-def build_run(config: Any) -> Run:
-    """Builds all parts of a run.
-
-    Raises:
-      UserError: something in the config cannot be used.
-    """
-    data = build_data(config)
-    plan = make_plan(config, len(data.train), jax.device_count(), jax.process_count())
-    byol = build_byol(config)
+def build_training(config: Any, plan: Plan, byol: Byol) -> Training:
+    """Initialises the networks and builds their optimizer."""
     params, stats = byol.init(jax.random.key(config.seed), config.views.image_size)
     behind = frozenset(
         f'encoder/{path.removeprefix("params/")}'
@@ -90,11 +105,7 @@ def build_run(config: Any) -> Run:
         momentum=config.optimizer.momentum,
         trust_coefficient=config.optimizer.trust_coefficient,
     )
-    return Run(
-        config=config,
-        data=data,
-        plan=plan,
-        byol=byol,
+    return Training(
         optimizer=optimizer,
         schedule=schedule,
         excluded=optim.describe_excluded(params, adapted),

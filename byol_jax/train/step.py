@@ -7,6 +7,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from byol_jax.byol import Byol, feature_std, target_tau, update_target
@@ -101,6 +102,17 @@ def pmap_step(train_step: Callable[..., Any]) -> Callable[..., Any]:
     return jax.pmap(
         train_step, axis_name=AXIS, in_axes=(None, 0), out_axes=(None, None), donate_argnums=0
     )
+
+
+def replicate(state: TrainState) -> TrainState:
+    """Copies a state to every device, laid out as the mapped step returns it.
+
+    Without this the second step would compile anew, for the layout of the first one's result. The
+    given state stays usable after its copy has been donated.
+    """
+    mesh = jax.sharding.Mesh(np.array(jax.devices()), (AXIS,))
+    everywhere = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
+    return jax.tree.map(lambda x: jax.device_put(np.array(x), everywhere), state)
 
 
 def shard_batch(batch: dict[str, Any], devices: int) -> dict[str, Any]:

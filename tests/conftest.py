@@ -1,0 +1,58 @@
+"""Test set-up: four simulated CPU devices, quiet TensorFlow, and tiny configs."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+# Read when JAX and TensorFlow are first imported, so it comes before both.
+os.environ['XLA_FLAGS'] = '--xla_force_host_platform_device_count=4'
+os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '3')
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+
+# A run of main.py of a few seconds, compile included.
+TINY = (
+    '--config.total_steps=8',
+    '--config.warmup_steps=2',
+    '--config.batch_size=8',
+    '--config.views.image_size=32',
+    '--config.encoder.kwargs.stage_sizes=(1,)',
+    '--config.encoder.kwargs.width=0.125',
+    '--config.projector.hidden_size=16',
+    '--config.projector.output_size=8',
+    '--config.predictor.hidden_size=16',
+    '--config.data.tile_stride=0',
+    '--config.data.tile_size=128',
+    '--config.log.every_steps=2',
+    '--config.checkpoint.every_steps=2',
+)
+
+
+@pytest.fixture(scope='session')
+def main_py() -> Callable[..., subprocess.CompletedProcess[str]]:
+    """Runs main.py as a user would, in a process of its own, under a hard time limit."""
+
+    def run(*arguments: str, devices: int = 1, timeout: float = 240, **environment: str):
+        return subprocess.run(
+            [sys.executable, 'main.py', *arguments],
+            cwd=ROOT,
+            env=process_environment(devices) | environment,
+            capture_output=True,
+            text=True,
+            timeout=timeout,
+            check=False,
+        )
+
+    return run
+
+
+def process_environment(devices: int) -> dict[str, str]:
+    """The environment of a process with this many simulated CPU devices."""
+    flags = f'--xla_force_host_platform_device_count={devices}'
+    return {**os.environ, 'JAX_PLATFORMS': 'cpu', 'XLA_FLAGS': flags}

@@ -1,0 +1,145 @@
+"""Checkpoints: whole, verified, and never silently lost."""
+
+from __future__ import annotations
+
+import resource
+import signal
+from pathlib import Path
+
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from byol_jax.errors import UserError
+from byol_jax.train.checkpoint import Checkpoints, digests
+from byol_jax.train.state import TrainState, init_state
+
+
+@pytest.fixture
+def state() -> TrainState:
+    rng = np.random.default_rng(0)
+    params = {
+        part: {'kernel': jnp.array(rng.normal(size=(64, 64)), jnp.float32), 'bias': jnp.ones(3)}
+        for part in ('encoder', 'projector', 'predictor')
+    }
+    stats = {part: {'batch_stats': {'mean': jnp.full(3, 0.5)}} for part in params}
+    return init_state(optax.sgd(0.1, momentum=0.9), params, stats)
+
+
+def at(state: TrainState, step: int) -> TrainState:
+    return state._replace(
+        step=jnp.array(step, jnp.int32),
+        online_params={
+            **state.online_params,
+            'encoder': {'kernel': jnp.full((64, 64), step * 1.0), 'bias': jnp.ones(3)},
+        },
+    )
+
+
+def save(workdir: Path, state: TrainState, *steps: int, keep: int = 5) -> None:
+    checkpoints = Checkpoints(workdir, keep)
+    for step in steps:
+        checkpoints.save(step, at(state, step))
+    checkpoints.close()
+
+
+def restore(workdir: Path, state: TrainState) -> tuple[int, TrainState] | None:
+    checkpoints = Checkpoints(workdir, keep=5)
+    try:
+        return checkpoints.restore(state)
+    finally:
+        checkpoints.close()
+
+
+def payload(workdir: Path, step: int) -> Path:
+    """The largest data file of a checkpoint's arrays."""
+    files = [p for p in (workdir / 'checkpoints' / str(step) / 'state').rglob('*') if p.is_file()]
+    return max(files, key=lambda p: p.stat().st_size)
+
+
+def flip_bit(path: Path) -> None:
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+
+
+def test_round_trip(tmp_path, state):
+    """What is restored equals what was saved, bit for bit, and is the newest."""
+    save(tmp_path, state, 1, 2)
+    step, loaded = restore(tmp_path, state)
+    assert step == 2
+    assert digests(loaded) == digests(at(state, 2))
+
+
+def test_no_checkpoint_is_not_an_error(tmp_path, state):
+    """A new workdir has nothing to restore."""
+    assert restore(tmp_path, state) is None
+
+
+def test_keeps_the_newest(tmp_path, state):
+    """Of many checkpoints the newest `keep` stay."""
+    save(tmp_path, state, 1, 2, 3, 4, keep=2)
+    assert Checkpoints(tmp_path, 2).steps() == [3, 4]
+
+
+def test_one_flipped_bit_is_found(tmp_path, state, capsys):
+    """A flipped bit in a data file is detected and named, and the run walks back."""
+    save(tmp_path, state, 1, 2)
+    flip_bit(payload(tmp_path, 2))
+    step, loaded = restore(tmp_path, state)
+    assert step == 1
+    assert digests(loaded) == digests(at(state, 1))
+    assert 'checkpoint 2 is damaged' in capsys.readouterr().out
+    assert (tmp_path / 'checkpoints' / 'damaged-2').is_dir()
+
+
+@pytest.mark.parametrize('victim', ['state', 'digests'])
+def test_missing_files_are_found(tmp_path, state, victim):
+    """A checkpoint that lost files is passed over for the one before."""
+    save(tmp_path, state, 1, 2)
+    for path in (tmp_path / 'checkpoints' / '2' / victim).rglob('*'):
+        if path.is_file():
+            path.unlink()
+    assert restore(tmp_path, state)[0] == 1
+
+
+def test_goes_on_after_damage(tmp_path, state):
+    """The step of a damaged checkpoint can be saved again, and again be damaged."""
+    for _ in range(2):
+        save(tmp_path, state, 1) if not (tmp_path / 'checkpoints' / '1').exists() else None
+        save(tmp_path, state, 2)
+        flip_bit(payload(tmp_path, 2))
+        assert restore(tmp_path, state)[0] == 1
+    save(tmp_path, state, 2)
+    assert restore(tmp_path, state)[0] == 2
+
+
+def test_all_damaged_never_starts_from_scratch(tmp_path, state):
+    """With no good checkpoint left the run stops and says what to do."""
+    save(tmp_path, state, 1, 2)
+    for step in (1, 2):
+        flip_bit(payload(tmp_path, step))
+    with pytest.raises(UserError, match='All checkpoints') as error:
+        restore(tmp_path, state)
+    assert '--workdir' in str(error.value)
+    with pytest.raises(UserError, match='damaged'):
+        restore(tmp_path, state)
+
+
+def test_full_disk_is_told_at_once(tmp_path, state):
+    """A checkpoint that cannot be written raises, and the older one stays good."""
+    save(tmp_path, state, 1)
+    old = resource.getrlimit(resource.RLIMIT_FSIZE)
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    checkpoints = Checkpoints(tmp_path, keep=5)
+    # Writing beyond the limit fails inside the operating system, as on a full disk.
+    resource.setrlimit(resource.RLIMIT_FSIZE, (8192, old[1]))
+    try:
+        with pytest.raises(UserError, match='could not be written') as error:
+            checkpoints.save(2, at(state, 2))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, old)
+        signal.signal(signal.SIGXFSZ, handler)
+    assert 'goes on from step 1' in str(error.value)
+    assert restore(tmp_path, state)[0] == 1

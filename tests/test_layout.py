@@ -1,0 +1,102 @@
+"""The house: what may import what."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+PACKAGE = ROOT / 'byol_jax'
+
+# From the top down: a part imports only itself and what comes after it.
+ORDER = (
+    'train',
+    'report',
+    'evaluate',
+    'interop',
+    'byol',
+    'optim',
+    'models',
+    'data',
+    'plan',
+    'cli',
+    'errors',
+)
+# Within train/, where everything meets.
+TRAIN_ORDER = ('modes', 'loop', 'finish', 'setup', 'workdir', 'checkpoint', 'step', 'state')
+
+FILES = sorted(PACKAGE.rglob('*.py'))
+
+
+def part(path: Path) -> str:
+    return path.relative_to(PACKAGE).parts[0].removesuffix('.py')
+
+
+def imports(path: Path) -> list[str]:
+    """Dotted names of all modules that a file imports, anywhere in it."""
+    names = []
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            names += [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f'{path}: relative import'
+            names += [f'{node.module}.{alias.name}' for alias in node.names]
+    return names
+
+
+@pytest.mark.parametrize('path', FILES, ids=lambda p: str(p.relative_to(PACKAGE)))
+def test_imports_point_down(path):
+    """A part of the package never imports one that stands above it."""
+    if path == PACKAGE / '__init__.py':
+        return
+    assert part(path) in ORDER, f'{path}: give its part a place in ORDER'
+    for name in imports(path):
+        names = name.split('.')
+        if names[0] == 'byol_jax' and names[1] in ORDER:
+            assert ORDER.index(names[1]) >= ORDER.index(part(path)), f'{path} imports {name}'
+        if names[:2] == ['byol_jax', 'train'] and names[2] in TRAIN_ORDER:
+            assert TRAIN_ORDER.index(names[2]) > TRAIN_ORDER.index(path.stem), f'{path}: {name}'
+
+
+@pytest.mark.parametrize('path', FILES, ids=lambda p: str(p.relative_to(PACKAGE)))
+def test_tensorflow_stays_in_data(path):
+    """Only data/ imports TensorFlow, so that encoders load where it is not installed."""
+    if part(path) != 'data':
+        assert not [n for n in imports(path) if n.split('.')[0].startswith('tensorflow')]
+
+
+def test_orbax_stays_in_checkpoint():
+    """train/checkpoint.py is the only file that knows Orbax."""
+    users = [path for path in FILES if any(n.startswith('orbax') for n in imports(path))]
+    assert users == [PACKAGE / 'train' / 'checkpoint.py']
+
+
+@pytest.mark.parametrize('path', FILES, ids=lambda p: str(p.relative_to(PACKAGE)))
+def test_files_stay_short(path):
+    """A file says one thing and stays around 300 lines."""
+    assert len(path.read_text().splitlines()) <= 320
+
+
+def test_every_config_key_has_a_comment():
+    """Each key in configs/default.py is explained beside it."""
+    for line in (ROOT / 'configs' / 'default.py').read_text().splitlines():
+        code = line.strip()
+        sets_key = '=' in code and code.split('.')[0] in (
+            'config',
+            'data',
+            'views',
+            'view',
+            'encoder',
+            'optimizer',
+            'checkpoint',
+            'log',
+            'evaluate',
+        )
+        section = 'ConfigDict()' in code
+        default_of_placeholder = code.endswith(
+            ('_epochs = 300.0', '_epochs = 10.0', '_epochs = 1.0')
+        )
+        if sets_key and not section and not default_of_placeholder and '.lock()' not in code:
+            assert '  # ' in line or 'view1' in code or 'view2' in code, line

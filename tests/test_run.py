@@ -1,0 +1,275 @@
+"""Whole runs of main.py, as a user starts them."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from conftest import ROOT, TINY, process_environment
+from PIL import Image
+
+SAMPLE = '--config=configs/div2k.py:sample'
+
+
+def final_state(workdir: Path) -> dict[str, np.ndarray]:
+    """All leaves of the newest checkpoint: parameters, target, statistics and optimizer."""
+    import orbax.checkpoint as ocp
+
+    steps = [int(p.name) for p in (workdir / 'checkpoints').iterdir() if p.name.isdigit()]
+    folder = workdir / 'checkpoints' / str(max(steps)) / 'state'
+    with ocp.StandardCheckpointer() as checkpointer:
+        tree = checkpointer.restore(folder.absolute())
+    return {jax.tree_util.keystr(path): leaf for path, leaf in jax.tree.leaves_with_path(tree)}
+
+
+def wait_for(path: Path, process: subprocess.Popen, seconds: float = 200) -> None:
+    end = time.monotonic() + seconds
+    while not path.exists():
+        assert process.poll() is None, 'the run ended too soon'
+        assert time.monotonic() < end, f'{path} did not appear'
+        time.sleep(0.02)
+
+
+def start(workdir: Path, *more: str, devices: int = 1) -> subprocess.Popen:
+    return subprocess.Popen(
+        [sys.executable, 'main.py', SAMPLE, *TINY, *more, f'--workdir={workdir}'],
+        cwd=ROOT,
+        env=process_environment(devices),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+@pytest.fixture(scope='module')
+def run(main_py, tmp_path_factory):
+    """One uninterrupted tiny run: (workdir, completed process)."""
+    workdir = tmp_path_factory.mktemp('run') / 'w'
+    result = main_py(SAMPLE, *TINY, f'--workdir={workdir}')
+    assert result.returncode == 0, result.stderr
+    return workdir, result
+
+
+def test_leaves_what_the_contract_names(run):
+    """A run leaves config, metrics, events, checkpoints, views, report and encoder."""
+    workdir, _ = run
+    names = {p.name for p in workdir.iterdir()}
+    assert names == {
+        'config.json',
+        'metrics.jsonl',
+        'tensorboard',
+        'checkpoints',
+        'views.png',
+        'report.html',
+        'encoder',
+    }
+    assert {p.name for p in (workdir / 'encoder').iterdir()} == {
+        'encoder.json',
+        'encoder.safetensors',
+    }
+    assert any(p.name.startswith('events.') for p in (workdir / 'tensorboard').iterdir())
+
+
+def test_explains_itself(run):
+    """Progress shows loss, speed, input wait and time left; the end shows before and after."""
+    _, result = run
+    line = next(x for x in result.stdout.splitlines() if x.startswith('step 4/8'))
+    for word in ('loss', 'images/s', 'input wait', 'left', 'feature std'):
+        assert word in line
+    assert 'randomly initialised' in result.stdout
+    assert 'trained 8 steps' in result.stdout
+    assert result.stderr == ''
+
+
+def test_metrics(run):
+    """metrics.jsonl has one object a logged step with the keys of the contract."""
+    records = [json.loads(x) for x in (run[0] / 'metrics.jsonl').read_text().splitlines()]
+    assert [r['step'] for r in records] == [2, 4, 6, 8]
+    for record in records:
+        assert {
+            'epoch',
+            'loss',
+            'learning_rate',
+            'tau',
+            'feature_std',
+            'images_per_second',
+            'input_wait_fraction',
+        } <= set(record)
+        assert 0 <= record['loss'] <= 8
+        assert 0 <= record['input_wait_fraction'] <= 1
+    assert records[-1]['tau'] > records[0]['tau']
+
+
+def test_views_picture(run):
+    """views.png shows originals and both views."""
+    with Image.open(run[0] / 'views.png') as picture:
+        assert picture.width > 3 * 90
+        assert picture.height > 8 * 90
+
+
+def test_report_stands_alone(run):
+    """report.html loads nothing from elsewhere and has curves, pairs, table and neighbours."""
+    text = (run[0] / 'report.html').read_text()
+    assert text.count('<svg') == 6
+    assert 'src="http' not in text
+    assert 'href="http' not in text
+    for word in ('Before and after', 'View pairs', 'Nearest neighbours', 'randomly initialised'):
+        assert word in text
+
+
+def test_encoder_is_the_online_network(run):
+    """The exported encoder is the online one of the last step."""
+    from byol_jax import load_encoder
+
+    encoder = load_encoder(run[0] / 'encoder')
+    assert encoder.description['step'] == 8
+    leaves = final_state(run[0])
+    kernel = np.asarray(encoder.variables['params']['conv1']['kernel'])
+    stored = next(
+        v for k, v in leaves.items() if 'online_params' in k and "['encoder']['conv1']" in k
+    )
+    np.testing.assert_array_equal(kernel, np.asarray(stored))
+
+
+def test_again_is_a_no_op(run, main_py):
+    """Starting a finished run again trains nothing and keeps its weights."""
+    workdir, _ = run
+    before = final_state(workdir)
+    result = main_py(SAMPLE, *TINY, f'--workdir={workdir}')
+    assert result.returncode == 0
+    assert 'all 8 steps are done' in result.stdout
+    after = final_state(workdir)
+    assert all(np.array_equal(before[k], after[k]) for k in before)
+
+
+@pytest.mark.parametrize('mode', ['evaluate', 'embed', 'export', 'views', 'summary'])
+def test_modes(run, main_py, mode):
+    """Every mode works on a finished run and changes none of its weights."""
+    workdir, _ = run
+    weights = (workdir / 'encoder' / 'encoder.safetensors').read_bytes()
+    result = main_py(SAMPLE, *TINY, f'--mode={mode}', f'--workdir={workdir}')
+    assert result.returncode == 0, result.stderr
+    assert (workdir / 'encoder' / 'encoder.safetensors').read_bytes() == weights
+    if mode == 'embed':
+        with np.load(workdir / 'embeddings.npz') as arrays:
+            assert arrays['features'].dtype == np.float32
+            assert len(arrays['features']) == len(arrays['names']) == len(arrays['labels'])
+        (workdir / 'embeddings.npz').unlink()
+    if mode == 'summary':
+        assert 'avgpool' in result.stdout
+        assert '<- tapped' in result.stdout
+    if mode == 'evaluate':
+        assert '%' in result.stdout
+
+
+@pytest.mark.parametrize('devices', [1, 2])
+def test_killed_run_goes_on_bit_for_bit(tmp_path, main_py, devices):
+    """A run killed with SIGKILL half-way and started again ends as one that was not."""
+    whole = tmp_path / 'whole'
+    assert main_py(SAMPLE, *TINY, f'--workdir={whole}', devices=devices).returncode == 0
+    killed = tmp_path / 'killed'
+    process = start(killed, devices=devices)
+    wait_for(killed / 'checkpoints' / '4', process)
+    process.send_signal(signal.SIGKILL)
+    process.communicate(timeout=60)
+    result = main_py(SAMPLE, *TINY, f'--workdir={killed}', devices=devices)
+    assert result.returncode == 0, result.stderr
+    assert 'going on from the checkpoint of step' in result.stdout
+    expected, actual = final_state(whole), final_state(killed)
+    assert expected.keys() == actual.keys()
+    assert any('optimizer' in key for key in expected)
+    assert any('target_stats' in key for key in expected)
+    for key, leaf in expected.items():
+        np.testing.assert_array_equal(leaf, actual[key], err_msg=key)
+    steps = [json.loads(x)['step'] for x in (killed / 'metrics.jsonl').read_text().splitlines()]
+    assert steps == [2, 4, 6, 8]
+
+
+def test_sigterm_saves(tmp_path, main_py):
+    """SIGTERM ends a run after its step with a checkpoint of that step, whatever the interval."""
+    long = ('--config.total_steps=100000', '--config.checkpoint.every_steps=100000')
+    process = start(tmp_path / 'w', *long)
+    wait_for(tmp_path / 'w' / 'tensorboard', process)
+    while not (tmp_path / 'w' / 'metrics.jsonl').read_text():
+        assert process.poll() is None
+        time.sleep(0.05)
+    process.send_signal(signal.SIGTERM)
+    output, _ = process.communicate(timeout=120)
+    assert process.returncode == 128 + signal.SIGTERM, output
+    assert 'SIGTERM: saving after this step' in output
+    saved = [p for p in (tmp_path / 'w' / 'checkpoints').iterdir() if p.name.isdigit()]
+    assert len(saved) == 1
+
+
+def test_non_finite_loss_stops(tmp_path, main_py):
+    """A loss that is not finite stops the run and no checkpoint of it is kept."""
+    result = main_py(
+        SAMPLE,
+        *TINY,
+        '--config.optimizer.base_learning_rate=1e38',
+        f'--workdir={tmp_path / "w"}',
+    )
+    assert result.returncode != 0
+    assert 'The loss of step' in result.stderr
+    assert 'Traceback' not in result.stderr
+    assert not (tmp_path / 'w' / 'encoder').exists()
+
+
+def test_runs_with_bfloat16_and_accumulation(tmp_path, main_py):
+    """bfloat16 compute and gradient accumulation train, with float32 parameters."""
+    result = main_py(
+        SAMPLE,
+        *TINY,
+        '--config.precision=bfloat16',
+        '--config.accumulate_steps=2',
+        '--config.batch_size=16',
+        f'--workdir={tmp_path / "w"}',
+        devices=2,
+    )
+    assert result.returncode == 0, result.stderr
+    leaves = final_state(tmp_path / 'w')
+    assert {v.dtype for k, v in leaves.items() if 'params' in k} == {np.dtype('float32')}
+
+
+def test_no_network_means_no_training(tmp_path, main_py):
+    """configs/div2k.py without network or data names the three ways out and trains on nothing."""
+    result = main_py(
+        '--config=configs/div2k.py',
+        f'--config.data.path={tmp_path / "empty"}',
+        f'--workdir={tmp_path / "w"}',
+    )
+    assert result.returncode != 0
+    assert 'does not exist' in result.stderr
+    assert not (tmp_path / 'w').exists()
+
+
+def test_official_div2k_folders(tmp_path, main_py):
+    """The official folders train, with the low-resolution picture as the first view's source."""
+    rng = np.random.default_rng(0)
+    hr = tmp_path / 'DIV2K_train_HR'
+    lr = tmp_path / 'DIV2K_train_LR_bicubic' / 'X2'
+    hr.mkdir()
+    lr.mkdir(parents=True)
+    for i in range(1, 4):
+        picture = Image.fromarray(rng.integers(0, 256, (256, 384, 3), np.uint8))
+        picture.save(hr / f'{i:04}.png')
+        picture.resize((192, 128)).save(lr / f'{i:04}x2.png')
+    tiny = [x for x in TINY if 'stage_sizes' not in x and 'width' not in x]
+    result = main_py(
+        '--config=configs/div2k.py:lr_hr',
+        *tiny,
+        '--config.encoder.name=resnet',
+        '--config.encoder.kwargs.stage_sizes=(1,)',
+        '--config.encoder.kwargs.width=0.125',
+        f'--config.data.path={tmp_path}',
+        f'--workdir={tmp_path / "w"}',
+    )
+    assert result.returncode == 0, result.stderr
+    assert (tmp_path / 'w' / 'encoder' / 'encoder.json').exists()
