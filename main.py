@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import shlex
 import sys
 from pathlib import Path
@@ -41,3 +42,10 @@ if __name__ == '__main__':
         app.run(main, flags_parser=checked_flags)
     except UserError as error:
         sys.exit(f'error: {error}')
+    except OSError as error:
+        # A full or read-only disk; anything else is a defect and deserves its traceback.
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS):
+            raise
+        sys.exit(f'error: {error.filename or "writing"}: {error.strerror}')
+    except KeyboardInterrupt:
+        sys.exit('interrupted')

@@ -24,7 +24,7 @@ from byol_jax.models.tap import TappedEncoder
 
 MEAN, STD = (0.5, 0.4, 0.3), (0.2, 0.3, 0.25)
 SIZE = 2
-BATCH = 6
+BATCH = 8
 
 
 class Linear(nn.Module):
@@ -37,7 +37,7 @@ class Linear(nn.Module):
 
 
 def make_byol(dtype=jnp.float32):
-    return Byol(TappedEncoder(Linear(), 'bn'), MLP(7, 4), MLP(6, 4), MEAN, STD, dtype)
+    return Byol(TappedEncoder(Linear(), 'bn'), MLP(7, 4), MLP(12, 4), MEAN, STD, dtype)
 
 
 @pytest.fixture(scope='module')
@@ -47,15 +47,18 @@ def byol():
 
 def randomised(tree, rng):
     """The tree with every leaf moved away from its initial value, variances kept positive."""
-    return jax.tree.map(
-        lambda x: (x + 0.3 * np.abs(rng.normal(size=x.shape))).astype(np.float32), tree
-    )
+
+    def moved(path, x):
+        noise = 0.3 * rng.normal(size=x.shape)
+        return (x + (np.abs(noise) if path[-1].key == 'var' else noise)).astype(np.float32)
+
+    return jax.tree_util.tree_map_with_path(moved, tree)
 
 
 @pytest.fixture(scope='module')
 def inputs(byol):
     """Online and target parameters and statistics, all different, and two views."""
-    rng = np.random.default_rng(1)
+    rng = np.random.default_rng(2)
     online, stats = byol.init(jax.random.key(0), SIZE)
     parts = ('encoder', 'projector')
     online = randomised(online, rng)
@@ -350,5 +353,5 @@ def test_init_makes_three_parts(byol):
     assert set(params) == set(stats) == {'encoder', 'projector', 'predictor'}
     shapes = jax.tree.map(jnp.shape, params)
     assert shapes['projector']['linear1']['kernel'] == (5, 7)
-    assert shapes['predictor']['linear1']['kernel'] == (4, 6)
+    assert shapes['predictor']['linear1']['kernel'] == (4, 12)
     assert 'bias' not in params['projector']['linear2']

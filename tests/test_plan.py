@@ -125,19 +125,19 @@ def test_accumulation_keeps_batch_and_steps():
             [
                 'total_epochs and total_steps',
                 'both are (300.0 and 9)',
-                '--config.total_epochs=none',
+                'takes the place of the other',
             ],
         ),
         ({'total_epochs': None}, ['total_epochs and total_steps', 'neither is']),
         (
             {'warmup_steps': 9},
-            ['warmup_epochs and warmup_steps', 'both', '--config.warmup_epochs=none'],
+            ['warmup_epochs and warmup_steps', 'both', 'takes the place of the other'],
         ),
         (
             {'checkpoint__every_steps': 9},
             [
                 'checkpoint.every_epochs and checkpoint.every_steps',
-                '--config.checkpoint.every_epochs=none --config.checkpoint.every_steps=1000',
+                'takes the place of the other',
             ],
         ),
         (

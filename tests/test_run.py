@@ -273,3 +273,42 @@ def test_official_div2k_folders(tmp_path, main_py):
     )
     assert result.returncode == 0, result.stderr
     assert (tmp_path / 'w' / 'encoder' / 'encoder.json').exists()
+
+
+def test_damaged_picture_loses_no_step(tmp_path, main_py):
+    """A picture that cannot be decoded is named, and the steps made before it are saved."""
+    folder = tmp_path / 'pictures'
+    folder.mkdir()
+    rng = np.random.default_rng(0)
+    for i in range(40):
+        Image.fromarray(rng.integers(0, 256, (48, 48, 3), np.uint8)).save(folder / f'{i:02}.png')
+    from byol_jax.data.pipeline import epoch_order
+
+    # The 30th picture of the first epoch, in batches of 8: the fourth step needs it.
+    damaged = folder / f'{epoch_order(0, 0, 40)[29]:02}.png'
+    damaged.write_bytes(damaged.read_bytes()[:200])
+    result = main_py(
+        SAMPLE,
+        *TINY,
+        '--config.data.source=folder',
+        '--config.data.tile_size=0',
+        '--config.data.held_out_fraction=0.0',
+        '--config.checkpoint.every_steps=100',
+        f'--config.data.path={folder}',
+        f'--workdir={tmp_path / "w"}',
+    )
+    assert result.returncode != 0
+    assert 'Traceback' not in result.stderr
+    assert damaged.name in result.stderr
+    assert [p.name for p in (tmp_path / 'w' / 'checkpoints').iterdir() if p.name.isdigit()] == ['3']
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_sample_run_beats_random(tmp_path, main_py):
+    """The sample run as shipped ends with an encoder better than the random one."""
+    result = main_py(SAMPLE, f'--workdir={tmp_path / "w"}', timeout=800)
+    assert result.returncode == 0, result.stderr
+    table = [x for x in result.stdout.splitlines() if x.startswith(('randomly', 'trained'))]
+    random, trained = (float(row.split('%')[0].split()[-1]) for row in table)
+    assert trained > random

@@ -17,6 +17,7 @@ import numpy as np
 from byol_jax.data.augment import draw_view, make_view
 from byol_jax.data.quiet_tensorflow import tf
 from byol_jax.data.sources.base import Source
+from byol_jax.errors import UserError
 
 Batch = dict[str, np.ndarray]
 
@@ -86,6 +87,9 @@ def batches(
 
     Yields:
       {'view1', 'view2'}: uint8 [batch_size / process_count, S, S, 3].
+
+    Raises:
+      UserError: a picture cannot be read; the error names it.
     """
     maker = PairMaker(source, config)
     batch = config.batch_size
@@ -93,14 +97,22 @@ def batches(
     size = config.views.image_size
     workers = config.data.workers or os.cpu_count() or 1
 
+    failures: list[UserError] = []
+
+    def noted(position: int) -> tuple[np.ndarray, np.ndarray]:
+        """`maker.pair`, keeping the error that TensorFlow would turn into one of its own."""
+        try:
+            return maker.pair(int(position))
+        except UserError as error:
+            failures.append(error)
+            raise
+
     def positions(step: tf.Tensor) -> tf.data.Dataset:
         first = step * batch + process_index * share
         return tf.data.Dataset.range(first, first + share)
 
     def pair(position: tf.Tensor) -> dict[str, tf.Tensor]:
-        view1, view2 = tf.numpy_function(
-            maker.pair, [position], (tf.uint8, tf.uint8), stateful=False
-        )
+        view1, view2 = tf.numpy_function(noted, [position], (tf.uint8, tf.uint8), stateful=False)
         view1.set_shape((size, size, 3))
         view2.set_shape((size, size, 3))
         return {'view1': view1, 'view2': view2}
@@ -116,4 +128,9 @@ def batches(
         .prefetch(config.data.prefetch)
         .with_options(options)
     )
-    return data.as_numpy_iterator()
+    try:
+        yield from data.as_numpy_iterator()
+    except tf.errors.OpError as error:
+        if failures:
+            raise failures[0] from error
+        raise

@@ -50,6 +50,10 @@ class Checkpoints:
         """Steps that have a checkpoint, oldest first."""
         return sorted(self._manager.all_steps())
 
+    def newest(self) -> int:
+        """The newest step that has a checkpoint; 0 if there is none."""
+        return max(self.steps(), default=0)
+
     def save(self, step: int, state: Tree) -> None:
         """Writes the state of `step` and returns when it is on disk.
 
@@ -73,7 +77,7 @@ class Checkpoints:
                 f'The checkpoint of step {step} ({size / 1e6:.0f} MB) could not be written to '
                 f'{self._folder}, where {free / 1e6:.0f} MB are free: {_first_line(error)}\n'
                 'Older checkpoints are untouched. Make room and start the same command again: it '
-                f'goes on from step {max(self.steps(), default=0)}.'
+                f'goes on from step {self.newest()}.'
             ) from error
 
     def restore(self, like: Tree) -> tuple[int, Tree] | None:

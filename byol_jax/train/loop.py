@@ -109,7 +109,14 @@ def _fit(run: Run, state: TrainState, checkpoints: Checkpoints, log: MetricsLog)
             while len(under_way) >= most_under_way:
                 _settle(under_way)
             waiting = time.perf_counter()
-            batch = next(inputs)
+            try:
+                batch = next(inputs)
+            except UserError:
+                # What is trained so far is sound: it must not be lost to a damaged picture.
+                _settle_all(under_way)
+                if step - 1 not in (start, checkpoints.newest()):
+                    checkpoints.save(step - 1, state)
+                raise
             if watch is not None:
                 watch.waited(time.perf_counter() - waiting)
             state, metrics = step_fn(state, shard_batch(batch, devices))

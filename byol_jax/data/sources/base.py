@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import abc
+import functools
 from collections import OrderedDict
 from collections.abc import Sequence
 from threading import Lock
@@ -17,11 +18,13 @@ class Source(abc.ABC):
       keys: names of the pictures each example has, such as ('image',) or ('hr', 'lr').
       labels: int [N], or None for unlabelled pictures.
       label_names: the name of each label.
+      labels_at_hand: whether `labels` costs nothing; else it reads every example.
     """
 
     keys: tuple[str, ...] = ('image',)
     labels: np.ndarray | None = None
     label_names: Sequence[str] = ()
+    labels_at_hand = True
 
     @abc.abstractmethod
     def __len__(self) -> int:
@@ -34,6 +37,10 @@ class Source(abc.ABC):
     @abc.abstractmethod
     def name(self, index: int) -> str:
         """What a person would call example `index`: a file name, say."""
+
+    def labels_of(self, indices: np.ndarray) -> np.ndarray | None:
+        """Labels of some examples: int [len(indices)], or None."""
+        return None if self.labels is None else self.labels[indices]
 
     def size(self, index: int, key: str) -> tuple[int, int]:
         """(height, width) of a picture; sources that know it without decoding override this."""
@@ -48,8 +55,16 @@ class Subset(Source):
         self.source = source
         self.indices = np.asarray(indices, np.int64)
         self.keys = source.keys
-        self.labels = None if source.labels is None else source.labels[self.indices]
         self.label_names = source.label_names
+        self.labels_at_hand = source.labels_at_hand
+
+    @functools.cached_property
+    def labels(self) -> np.ndarray | None:  # type: ignore[override]
+        """Read when first asked for, since some sources must read every example for it."""
+        return self.source.labels_of(self.indices)
+
+    def labels_of(self, indices: np.ndarray) -> np.ndarray | None:
+        return self.source.labels_of(self.indices[indices])
 
     def __len__(self) -> int:
         return len(self.indices)
@@ -69,7 +84,7 @@ class Cached(Source):
 
     def __init__(self, source: Source, max_bytes: int):
         self.source = source
-        self.keys, self.labels, self.label_names = source.keys, source.labels, source.label_names
+        self.keys, self.label_names = source.keys, source.label_names
         self._max_bytes = max_bytes
         self._bytes = 0
         self._pictures: OrderedDict[tuple[int, str], np.ndarray] = OrderedDict()
@@ -98,4 +113,8 @@ class Cached(Source):
         return self.source.name(index)
 
     def size(self, index: int, key: str) -> tuple[int, int]:
+        if type(self.source).size is Source.size:
+            # Known by decoding only: let that fill the cache.
+            height, width = self.load(index, key).shape[:2]
+            return height, width
         return self.source.size(index, key)

@@ -90,8 +90,10 @@ def _open(data: Any) -> Source:
 
 
 def _split(source: Source, fraction: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Draws `fraction` of the examples of each label (of all, without labels) to hold out."""
-    labels = source.labels if source.labels is not None else np.zeros(len(source), np.int64)
+    """Draws `fraction` of the examples of each label (of all, without labels at hand)."""
+    labels = source.labels if source.labels_at_hand else None
+    if labels is None:
+        labels = np.zeros(len(source), np.int64)
     rng = np.random.Generator(np.random.Philox(key=[seed, 1]))
     held_out = np.zeros(len(source), bool)
     for label in np.unique(labels):

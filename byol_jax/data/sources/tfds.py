@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import struct
 from collections.abc import Sequence
 from pathlib import Path
@@ -21,6 +22,8 @@ _HEADER, _FOOTER = 12, 4
 
 class Tfds(Source):
     """One split of a TFDS data set; downloads and prepares it if it is not on disk yet."""
+
+    labels_at_hand = False
 
     def __init__(
         self, name: str, split: str, data_dir: str | None = None, keys: tuple[str, ...] = ('image',)
@@ -45,9 +48,15 @@ class Tfds(Source):
         label = builder.info.features.get('label')
         if isinstance(label, tfds.features.ClassLabel):
             self.label_names = label.names
-            self.labels = np.array(
-                [int(self._records[i]['label']) for i in range(len(self._records))], np.int64
-            )
+
+    @functools.cached_property
+    def labels(self) -> np.ndarray | None:  # type: ignore[override]
+        return self.labels_of(np.arange(len(self)))
+
+    def labels_of(self, indices: np.ndarray) -> np.ndarray | None:
+        if not self.label_names:
+            return None
+        return np.array([int(self._records[int(i)]['label']) for i in indices], np.int64)
 
     @staticmethod
     def _check_features(builder: Any, name: str, keys: tuple[str, ...]) -> None:
