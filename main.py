@@ -46,6 +46,6 @@ if __name__ == '__main__':
         # A full or read-only disk; anything else is a defect and deserves its traceback.
         if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS):
             raise
-        sys.exit(f'error: {error.filename or "writing"}: {error.strerror}')
+        sys.exit(f'error: {error.filename or "the workdir"}: {error.strerror}')
     except KeyboardInterrupt:
         sys.exit('interrupted')

@@ -10,7 +10,7 @@ class UserError(Exception):
     """Something the user gave cannot be used.
 
     The message says what was given, what exists and what to do. `main.py` prints it as one block
-    without a traceback and exits with status 2.
+    without a traceback and exits with status 1.
     """
 
 

@@ -1,1 +1,1 @@
-"""What the features are worth: features, knn, neighbours."""
+"""What the features are worth: features, knn, spectrum, and the protocol that joins them."""

@@ -1,1 +1,1 @@
-"""Encoders in and out: our own export format, and other libraries' files."""
+"""Encoders that leave: the exported format and its loader."""

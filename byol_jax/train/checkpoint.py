@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
+import logging
+import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -62,20 +66,21 @@ class Checkpoints:
         """
         host = jax.tree.map(np.asarray, jax.device_get(state))
         try:
-            self._manager.save(
-                step,
-                args=ocp.args.Composite(
-                    state=ocp.args.StandardSave(host), digests=ocp.args.JsonSave(digests(host))
-                ),
-                force=True,
-            )
-            self._manager.wait_until_finished()
+            with _quiet_orbax():
+                self._manager.save(
+                    step,
+                    args=ocp.args.Composite(
+                        state=ocp.args.StandardSave(host), digests=ocp.args.JsonSave(digests(host))
+                    ),
+                    force=True,
+                )
+                self._manager.wait_until_finished()
         except (OSError, ValueError) as error:
             free = shutil.disk_usage(self._folder).free
             size = sum(leaf.nbytes for leaf in jax.tree.leaves(host))
             raise UserError(
                 f'The checkpoint of step {step} ({size / 1e6:.0f} MB) could not be written to '
-                f'{self._folder}, where {free / 1e6:.0f} MB are free: {_first_line(error)}\n'
+                f'{self._folder}, where {free / 1e6:.0f} MB are free: {_reason(error)}\n'
                 'Older checkpoints are untouched. Make room and start the same command again: it '
                 f'goes on from step {self.newest()}.'
             ) from error
@@ -149,6 +154,25 @@ def digests(state: Tree) -> Mapping[str, str]:
         digest.update(array.tobytes())
         result[path_name(path)] = digest.hexdigest()
     return result
+
+
+@contextmanager
+def _quiet_orbax() -> Iterator[None]:
+    """Mutes Orbax's own log, in which every failed write is a traceback; errors still raise."""
+    log = logging.getLogger('absl')
+    before, log.disabled = log.disabled, True
+    try:
+        yield
+    finally:
+        log.disabled = before
+
+
+def _reason(error: BaseException) -> str:
+    """What the operating system said, if it can be found in TensorStore's long message."""
+    for number in (errno.ENOSPC, errno.EFBIG, errno.EDQUOT, errno.EACCES, errno.EROFS):
+        if os.strerror(number) in str(error):
+            return f'{os.strerror(number)}.'
+    return _first_line(error)
 
 
 def _first_line(error: BaseException) -> str:
