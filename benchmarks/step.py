@@ -1,6 +1,6 @@
 """Measures the compiled training step of any config on any device.
 
-    python benchmarks/step.py --config=configs/imagenet.py --config.batch_size=256
+    python benchmarks/step.py --config=configs/default.py --config.batch_size=256
 
 Prints one JSON object:
   images_per_second     examples (pairs of views) a second over all devices, by the median step

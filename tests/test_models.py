@@ -201,11 +201,10 @@ def test_blocks_start_as_the_identity(bottleneck):
     module = ResNet((2,), bottleneck, channels=(4,), stem_channels=4, small_images=True)
     images = jax.random.normal(jax.random.key(1), (2, 8, 8, 3))
     variables = jax.jit(module.init)(jax.random.key(0), images)
-    first, second = (
-        np.asarray(TappedEncoder(module, f'stage1/{block}').apply(variables, images, False)[0])
-        for block in ('block1', 'block2')
-    )
-    assert first.shape == (2, 16 if bottleneck else 4)
+    apply = jax.jit(lambda v, x: module.apply(v, x, capture_intermediates=True))
+    stage = apply(variables, images)[1]['intermediates']['stage1']
+    first, second = (np.asarray(stage[name]['__call__'][0]) for name in ('block1', 'block2'))
+    assert first.shape[-1] == (16 if bottleneck else 4)
     assert np.abs(first).max() > 0.1
     np.testing.assert_array_equal(first, second)
     scale = variables['params']['stage1']['block2']['bn3' if bottleneck else 'bn2']['scale']
@@ -215,7 +214,7 @@ def test_blocks_start_as_the_identity(bottleneck):
 def test_blocks_without_zero_init_change_their_input():
     """Without zero_init_residual every norm scale starts at 1."""
     module = ResNet((2,), channels=(4,), stem_channels=4, zero_init_residual=False)
-    variables = jax.jit(module.init)(jax.random.key(0), jnp.zeros((1, 16, 16, 3)))
+    variables = jax.jit(module.init)(jax.random.key(0), jnp.zeros((1, 8, 8, 3)))
     scales = [
         np.asarray(leaf)
         for path, leaf in jax.tree.leaves_with_path(variables['params'])

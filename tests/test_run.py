@@ -238,11 +238,11 @@ def test_runs_with_bfloat16_and_accumulation(tmp_path, main_py):
     assert {v.dtype for k, v in leaves.items() if 'params' in k} == {np.dtype('float32')}
 
 
-def test_no_network_means_no_training(tmp_path, main_py):
-    """configs/div2k.py without network or data names the three ways out and trains on nothing."""
+def test_missing_data_trains_on_nothing(tmp_path, main_py):
+    """configs/div2k.py with a folder that is not there stops; it takes no other data instead."""
     result = main_py(
         '--config=configs/div2k.py',
-        f'--config.data.path={tmp_path / "empty"}',
+        f'--config.data.path={tmp_path / "DIV2K"}',
         f'--workdir={tmp_path / "w"}',
     )
     assert result.returncode != 0

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import functools
+import socket
 import struct
+import urllib.parse
+import urllib.request
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -39,7 +42,7 @@ class Tfds(Source):
         Raises:
           UserError: no such data set, split or feature, or it can be neither found nor downloaded.
         """
-        builder = _builder(name, data_dir)
+        builder = _builder(name, data_dir or None)
         self._check_features(builder, name, keys)
         _prepare(builder, name)
         self.keys = keys
@@ -98,7 +101,10 @@ def _builder(name: str, data_dir: str | None) -> Any:
 
 
 def _prepare(builder: Any, name: str) -> None:
+    if builder.is_prepared():
+        return
     try:
+        _check_hosts(builder)
         builder.download_and_prepare()
     # requests' errors are OSErrors; the rest is how TFDS reports a failed or manual download.
     except (OSError, AssertionError, tfds.download.download_manager.NonMatchingChecksumError) as e:
@@ -106,6 +112,20 @@ def _prepare(builder: Any, name: str) -> None:
             f"TFDS '{name}' is not prepared in {builder.data_dir} and could not be downloaded: "
             f'{type(e).__name__}: {str(e).splitlines()[0][:200]}'
         ) from e
+
+
+def _check_hosts(builder: Any) -> None:
+    """Raises OSError at once if a host to download from has no address.
+
+    TFDS would try again for over three minutes before it gave up.
+    """
+    if urllib.request.getproxies():
+        return  # The proxy resolves the names.
+    for host in sorted({urllib.parse.urlparse(url).hostname or '' for url in builder.url_infos}):
+        try:
+            socket.getaddrinfo(host, 443)
+        except socket.gaierror as error:
+            raise OSError(f'{host} cannot be reached ({error.strerror})') from error
 
 
 def _records(builder: Any, name: str, split: str) -> Sequence[Any]:
