@@ -44,7 +44,9 @@ def get_config() -> ml_collections.ConfigDict:
 
     data = config.data = ml_collections.ConfigDict()
     data.source = 'folder'  # 'sample', 'folder' or 'tfds'
-    data.path = config_dict.placeholder(str)  # the folder; for 'tfds', its data_dir
+    data.path = config_dict.placeholder(
+        str
+    )  # the folder; TFDS's data_dir, for div2k the official folders
     data.name = ''  # name of the TFDS data set, such as 'imagenet2012' or 'div2k/bicubic_x2'
     data.split = 'train'  # TFDS split to train on
     data.pair_keys = ('image', 'image')  # which picture of an example feeds view 1 and view 2
@@ -52,7 +54,7 @@ def get_config() -> ml_collections.ConfigDict:
     data.tile_stride = 0  # pixels from one tile to the next; 0: tile_size
     data.held_out_fraction = 0.0  # share of the examples kept from training, for evaluation
     data.held_out_seed = 0  # which examples are held out; not the run's seed, so runs compare
-    data.cache_gib = 2.0  # memory for decoded pictures, GiB
+    data.cache_gib = 2.0  # memory for the decoded pictures that tiles are cut from, GiB
     data.max_megapixels = 200.0  # larger pictures (by their header) are refused, not decoded
     data.workers = 0  # examples prepared in parallel; 0: one per CPU core
     data.prefetch = 2  # batches prepared ahead of the step

@@ -609,7 +609,7 @@ def held_out_pixels(tiles: Tiles, held_out: np.ndarray) -> list[np.ndarray]:
 SHAPES = [(200, 250), (96, 130), (64, 240), (240, 64), (97, 97), (150, 151)]
 
 
-@pytest.mark.parametrize('stride', [0, 16, 8, 13, 40])
+@pytest.mark.parametrize('stride', [0, 31, 16, 8, 13, 40])
 @pytest.mark.parametrize('fraction', [0.05, 0.1, 0.2, 0.4])
 def test_no_pixel_of_a_held_out_tile_is_trained_on(fraction, stride):
     """Held-out and training tiles share no pixel."""
@@ -622,7 +622,7 @@ def test_no_pixel_of_a_held_out_tile_is_trained_on(fraction, stride):
         assert len(train) > 0
 
 
-@pytest.mark.parametrize('stride', [0, 16, 8, 13, 40])
+@pytest.mark.parametrize('stride', [0, 31, 16, 8, 13, 40])
 @pytest.mark.parametrize('fraction', [0.05, 0.1, 0.2, 0.4])
 def test_every_picture_trains_and_is_held_out(fraction, stride):
     """Every picture of two tiles or more a side gives tiles of both kinds, so classes agree."""

@@ -279,6 +279,24 @@ def test_a_network_without_modes():
     assert state == {}
 
 
+class WithDropout(nn.Module):
+    @nn.compact
+    def __call__(self, x, deterministic=True):
+        x = nn.Dense(4, name='fc')(x.mean(axis=(1, 2)))
+        return nn.Dropout(0.5, name='dropout')(x, deterministic)
+
+
+def test_a_network_with_dropout_does_not_fail_in_the_first_step():
+    """A network that draws random numbers in training works, or is refused before the run."""
+    tapped = TappedEncoder(WithDropout(), 'fc')
+    try:
+        tapped.check(IMAGES.shape)
+    except UserError:
+        return
+    variables = tapped.init(jax.random.key(0), IMAGES)
+    assert tapped.apply(variables, IMAGES, True)[0].shape == (len(IMAGES), 4)
+
+
 class Twice(nn.Module):
     """Runs the same layer twice."""
 
@@ -368,5 +386,4 @@ def test_a_head_behind_the_tap_is_not_computed(small_head):
     ]
     added_parameters = (5 + 1) * (10_000 - 3)
     one_forward_pass = 2 * BATCH * added_parameters
-    assert one_forward_pass > 5 * 10 * added_parameters
-    assert flops[1] - flops[0] < 10 * added_parameters
+    assert flops[1] - flops[0] < one_forward_pass / 3

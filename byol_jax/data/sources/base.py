@@ -85,6 +85,7 @@ class Cached(Source):
     def __init__(self, source: Source, max_bytes: int):
         self.source = source
         self.keys, self.label_names = source.keys, source.label_names
+        self.labels_at_hand = source.labels_at_hand
         self._max_bytes = max_bytes
         self._bytes = 0
         self._pictures: OrderedDict[tuple[int, str], np.ndarray] = OrderedDict()
@@ -108,6 +109,13 @@ class Cached(Source):
                     _, oldest = self._pictures.popitem(last=False)
                     self._bytes -= oldest.nbytes
         return picture
+
+    @functools.cached_property
+    def labels(self) -> np.ndarray | None:  # type: ignore[override]
+        return self.source.labels
+
+    def labels_of(self, indices: np.ndarray) -> np.ndarray | None:
+        return self.source.labels_of(indices)
 
     def name(self, index: int) -> str:
         return self.source.name(index)

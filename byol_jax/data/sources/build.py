@@ -52,7 +52,9 @@ def build_data(config: Any) -> Data:
         raise UserError(f'data.pair_keys={keys} must name two pictures, one for each view.')
     if data.tile_size:
         source = Cached(source, int(data.cache_gib * 2**30))
-        tiles = Tiles(source, data.tile_size, data.tile_stride)
+        # DIV2K's tiles are counted in high-resolution pixels, whichever view those feed.
+        counted = 'hr' if 'hr' in source.keys else source.keys[0]
+        tiles = Tiles(source, data.tile_size, data.tile_stride, counted)
         train, held_out = tiles.split(data.held_out_fraction, config.data.held_out_seed)
         source = tiles
     else:

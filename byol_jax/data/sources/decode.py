@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import warnings
 from pathlib import Path
 from typing import IO
 
@@ -12,7 +11,14 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from byol_jax.errors import UserError
 
+# `_opened` checks data.max_megapixels instead, before anything is decoded.
+Image.MAX_IMAGE_PIXELS = None
+
 EXTENSIONS = ('.jpg', '.jpeg', '.png', '.webp', '.bmp')
+# By contents, whatever the name says.
+_FORMATS = ('JPEG', 'PNG', 'WEBP', 'BMP', 'GIF')
+# Loads the readers of all formats; by itself Pillow loads them one failure at a time.
+Image.init()
 
 # Header tag of the EXIF orientation; 5 to 8 turn the picture by a quarter, swapping its sides.
 _ORIENTATION = 0x0112
@@ -44,7 +50,7 @@ def _to_rgb(image: Image.Image) -> Image.Image:
         # Pillow clips 16-bit values to 255 instead of scaling them.
         wide = np.asarray(image, np.float32)
         return Image.fromarray((wide / 257).round().clip(0, 255).astype(np.uint8)).convert('RGB')
-    if image.mode in ('P', 'PA', 'LA', 'La', 'RGBA', 'RGBa'):
+    if image.mode in ('P', 'PA', 'LA', 'La', 'RGBA', 'RGBa') or 'transparency' in image.info:
         rgba = image.convert('RGBA')
         black = Image.new('RGBA', rgba.size, (0, 0, 0, 255))
         return Image.alpha_composite(black, rgba).convert('RGB')
@@ -56,7 +62,8 @@ def read_size(path: Path, max_megapixels: float) -> tuple[int, int]:
     try:
         with path.open('rb') as file, _opened(file, str(path), max_megapixels) as image:
             width, height = image.size
-            turned = image.getexif().get(_ORIENTATION, 1) >= 5
+            # The base class's method: the one of PNGs decodes the whole picture.
+            turned = Image.Image.getexif(image).get(_ORIENTATION, 1) in (5, 6, 7, 8)
     except (OSError, SyntaxError, ValueError) as error:
         raise UserError(f'{path} cannot be read: {error}. Mend or remove the file.') from error
     return (width, height) if turned else (height, width)
@@ -72,15 +79,10 @@ def read_file(path: Path, max_megapixels: float) -> np.ndarray:
 
 
 def _opened(file: IO[bytes], name: str, max_megapixels: float) -> Image.Image:
-    with warnings.catch_warnings():
-        # The limit below is checked instead of Pillow's own.
-        warnings.simplefilter('ignore', Image.DecompressionBombWarning)
-        try:
-            image = Image.open(file)
-        except UnidentifiedImageError as error:
-            raise UserError(f'{name} is not an image that can be read.') from error
-        except Image.DecompressionBombError as error:
-            raise UserError(f'{name} is too large: {error}.') from error
+    try:
+        image = Image.open(file, formats=_FORMATS)
+    except UnidentifiedImageError as error:
+        raise UserError(f'{name} is not an image that can be read.') from error
     megapixels = image.width * image.height / 1e6
     if megapixels > max_megapixels:
         raise UserError(

@@ -61,8 +61,15 @@ def existing_folder(root: Path, key: str = 'data.path') -> Path:
 def _list_images(root: Path) -> list[str]:
     """Paths of all images below `root`, relative with '/', sorted."""
     files, others = [], 0
+    seen: set[str] = set()
     for folder, subfolders, names in os.walk(existing_folder(root), followlinks=True):
-        subfolders.sort()
+        # A link may lead back to a folder above it.
+        real = os.path.realpath(folder)
+        if real in seen:
+            subfolders.clear()
+            continue
+        seen.add(real)
+        subfolders[:] = sorted(name for name in subfolders if not name.startswith('.'))
         relative = Path(folder).relative_to(root)
         for name in names:
             if name.lower().endswith(EXTENSIONS) and not name.startswith('.'):

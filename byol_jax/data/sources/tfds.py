@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import re
 import socket
 import struct
 import urllib.parse
@@ -17,6 +18,13 @@ import tensorflow_datasets as tfds
 import byol_jax.data.quiet_tensorflow  # noqa: F401  (must come before TFDS imports it)
 from byol_jax.data.sources.base import Source
 from byol_jax.errors import UserError, did_you_mean
+
+_DOWNLOAD_ERRORS = (
+    OSError,  # those of requests among them
+    AssertionError,  # files that must be downloaded by hand are missing
+    tfds.download.DownloadError,
+    tfds.download.download_manager.NonMatchingChecksumError,
+)
 
 # TFRecord framing: uint64 length, uint32 crc of it, the record, uint32 crc of the record.
 _LENGTH = struct.Struct('<Q')
@@ -48,7 +56,8 @@ class Tfds(Source):
         self.keys = keys
         self._title = name
         self._records = _records(builder, name, split)
-        label = builder.info.features.get('label')
+        features = builder.info.features
+        label = features['label'] if 'label' in features else None  # noqa: SIM401 (no get)
         if isinstance(label, tfds.features.ClassLabel):
             self.label_names = label.names
 
@@ -79,6 +88,9 @@ class Tfds(Source):
         picture = np.asarray(self._records[index][key])
         if picture.dtype == np.uint16:
             picture = np.rint(picture / 257).astype(np.uint8)
+        if picture.shape[-1] == 4:
+            # Alpha over black, as files are decoded.
+            picture = np.rint(picture[..., :3] * (picture[..., 3:] / 255)).astype(np.uint8)
         if picture.shape[-1] != 3:
             picture = np.repeat(picture[..., :1], 3, axis=-1)
         return picture
@@ -88,16 +100,22 @@ class Tfds(Source):
 
 
 def _builder(name: str, data_dir: str | None) -> Any:
+    short = re.split('[/:]', name)[0]
     try:
         return tfds.builder(name, data_dir=data_dir)
     except tfds.core.DatasetNotFoundError as error:
         known = tfds.list_builders(with_community_datasets=False)
         raise UserError(
-            f"data.name='{name}' is no TFDS data set.{did_you_mean(name, known)} "
+            f"data.name='{name}' is no TFDS data set.{did_you_mean(short, known)} "
             'tensorflow.org/datasets/catalog lists them.'
         ) from error
-    except ValueError as error:
-        raise UserError(f"data.name='{name}': {str(error).splitlines()[0]}") from error
+    except (ValueError, AssertionError) as error:
+        # How TFDS reports an unknown config or version of a data set it knows.
+        configs = ''
+        if short in tfds.list_builders(with_community_datasets=False):
+            names = tfds.builder_cls(short).builder_configs
+            configs = f' Configs: {", ".join(names)}.' if names else ''
+        raise UserError(f"data.name='{name}': {str(error).splitlines()[0]}{configs}") from error
 
 
 def _prepare(builder: Any, name: str) -> None:
@@ -106,11 +124,10 @@ def _prepare(builder: Any, name: str) -> None:
     try:
         _check_hosts(builder)
         builder.download_and_prepare()
-    # requests' errors are OSErrors; the rest is how TFDS reports a failed or manual download.
-    except (OSError, AssertionError, tfds.download.download_manager.NonMatchingChecksumError) as e:
+    except _DOWNLOAD_ERRORS as e:
         raise UserError(
             f"TFDS '{name}' is not prepared in {builder.data_dir} and could not be downloaded: "
-            f'{type(e).__name__}: {str(e).splitlines()[0][:200]}'
+            f'{type(e).__name__}: {str(e)[:400]}'
         ) from e
 
 
@@ -121,7 +138,8 @@ def _check_hosts(builder: Any) -> None:
     """
     if urllib.request.getproxies():
         return  # The proxy resolves the names.
-    for host in sorted({urllib.parse.urlparse(url).hostname or '' for url in builder.url_infos}):
+    urls = builder.url_infos or ()
+    for host in sorted({urllib.parse.urlparse(url).hostname or '' for url in urls}):
         try:
             socket.getaddrinfo(host, 443)
         except socket.gaierror as error:
@@ -139,7 +157,7 @@ def _records(builder: Any, name: str, split: str) -> Sequence[Any]:
             f'It has: {", ".join(known)}.'
         ) from error
     if builder.info.file_format == tfds.core.FileFormat.ARRAY_RECORD:
-        return builder.as_data_source(split)
+        return builder.as_data_source(split) if instructions else ()
     if builder.info.file_format == tfds.core.FileFormat.TFRECORD:
         return TfRecords(instructions, builder.info.features)
     raise UserError(
@@ -180,7 +198,10 @@ def _offsets(path: Path) -> list[tuple[int, int]]:
     with path.open('rb') as stream:
         while position < size:
             stream.seek(position)
-            (length,) = _LENGTH.unpack(stream.read(_LENGTH.size))
+            head = stream.read(_LENGTH.size)
+            if len(head) < _LENGTH.size:
+                raise UserError(f'{path} ends in the middle of a record: prepare it again.')
+            (length,) = _LENGTH.unpack(head)
             position += _HEADER
             if position + length + _FOOTER > size:
                 raise UserError(f'{path} ends in the middle of a record: prepare it again.')

@@ -73,7 +73,7 @@ class Tiles(Source):
 
         In each picture a block of neighbouring tiles of about `fraction` of its area is drawn:
         tiles inside the block are held out, tiles that overlap it are used for nothing, and the
-        rest trains.
+        rest trains. Of a picture too small for both parts all tiles train.
 
         Args:
           fraction: share of each picture's area to hold out, in [0, 1).
@@ -92,15 +92,24 @@ class Tiles(Source):
             sides = place.max(axis=0) + size
             side = np.maximum(size, np.rint(sides * np.sqrt(fraction))).astype(int)
             rng = np.random.Generator(np.random.Philox(key=[seed, 1], counter=[0, 0, picture, 0]))
-            # The block starts at a tile, in a corner of the grid that leaves it room.
+            # The block starts at a tile, leaves itself room and at least one tile to train on.
             room = place[np.all(place <= sides - side, axis=1)]
+            apart = [np.any(_outside(place, size, low, low + side)) for low in room]
+            room = room[np.array(apart, bool)]
+            if not len(room):
+                train.append(indices)  # Too small to be divided.
+                continue
             low = room[rng.integers(len(room))]
             high = low + side
             inside = np.all((place >= low) & (place + size <= high), axis=1)
-            apart = np.any((place + size <= low) | (place >= high), axis=1)
-            train.append(indices[apart])
+            train.append(indices[_outside(place, size, low, high)])
             held_out.append(indices[inside])
-        return np.concatenate(train), np.concatenate(held_out)
+        return np.concatenate(train), np.concatenate([np.zeros(0, np.int64), *held_out])
+
+
+def _outside(place: np.ndarray, size: int, low: np.ndarray, high: np.ndarray) -> np.ndarray:
+    """Which tiles at `place` [N, 2] lie outside the block from `low` to `high`: bool [N]."""
+    return np.any((place + size <= low) | (place >= high), axis=1)
 
 
 def _starts(length: int, size: int, stride: int) -> list[int]:

@@ -1,0 +1,25 @@
+"""ImageNette, DeepMind's small-scale set-up: ResNet-18, 128 pixels, batch 256, 1000 epochs.
+
+Numbers: google-deepmind/deepmind-research byol/README.md, where it is set up for one V100 GPU.
+"""
+
+import ml_collections
+
+from configs import default
+
+
+def get_config() -> ml_collections.ConfigDict:
+    """Returns the locked config."""
+    config = default.get_config()
+    config.name = 'imagenette'
+    config.total_epochs = 1000.0
+    config.batch_size = 256
+    config.data.source = 'tfds'
+    config.data.name = 'imagenette/160px-v2'
+    config.views.image_size = 128
+    config.encoder.name = 'resnet18'
+    config.optimizer.base_learning_rate = 2.0
+    config.optimizer.weight_decay = 1e-6
+    config.target.base_ema = 0.996
+    config.checkpoint.every_epochs = 10.0
+    return config.lock()
