@@ -20,6 +20,9 @@ _CONFIG = config_flags.DEFINE_config_file(
 )
 _WORKDIR = flags.DEFINE_string('workdir', None, 'Where to write; by default runs/<config name>.')
 _MODE = flags.DEFINE_enum('mode', 'train', MODES, 'What to do.')
+_COORDINATOR = flags.DEFINE_string('coordinator', None, 'host:port of process 0 of several.')
+_PROCESS_COUNT = flags.DEFINE_integer('process_count', None, 'Processes of the run.')
+_PROCESS_INDEX = flags.DEFINE_integer('process_index', None, 'This process, from 0.')
 
 
 def main(_: list[str]) -> None:
@@ -27,14 +30,18 @@ def main(_: list[str]) -> None:
     config = load_config(_CONFIG)
     workdir = Path(_WORKDIR.value or f'runs/{config.name}')
     # Imported late: a wrong flag is answered without waiting for TensorFlow.
+    from byol_jax.train.hosts import join_hosts, leave, say
     from byol_jax.train.loop import Interrupted
     from byol_jax.train.modes import MODES as RUN
 
+    join_hosts(_COORDINATOR.value, _PROCESS_COUNT.value, _PROCESS_INDEX.value)
     try:
-        RUN[_MODE.value](config, workdir, shlex.join(['python', *sys.argv]))
+        RUN[_MODE.value](config, workdir, shlex.join(['python', *sys.orig_argv[1:]]))
     except Interrupted as stop:
-        print(f'stopped by {stop}; the same command goes on from here', flush=True)
-        sys.exit(128 + stop.signal_number)
+        say(f'stopped by {stop}; the same command goes on from here')
+        leave(128 + stop.signal_number)
+    except UserError as error:
+        leave(f'error: {error}')
 
 
 if __name__ == '__main__':

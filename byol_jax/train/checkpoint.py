@@ -19,6 +19,7 @@ import orbax.checkpoint as ocp
 
 from byol_jax.errors import UserError
 from byol_jax.models.tap import path_name
+from byol_jax.train.hosts import is_main, say, wait_for_all
 
 Tree = Any
 
@@ -103,7 +104,7 @@ class Checkpoints:
             state, damage = self._load(step, like)
             if damage is None:
                 return step, state
-            print(f'checkpoint {step} is damaged: {damage}', flush=True)
+            say(f'checkpoint {step} is damaged: {damage}')
             self._set_aside(step)
         damaged = sorted(path.name for path in self._folder.glob('damaged-*'))
         if not damaged:
@@ -136,13 +137,19 @@ class Checkpoints:
 
     def _set_aside(self, step: int) -> None:
         self._manager.close()
+        wait_for_all('damaged checkpoint closed')
+        if is_main():
+            self._rename(step)
+        wait_for_all('damaged checkpoint set aside')
+        self._open()
+
+    def _rename(self, step: int) -> None:
         target = self._folder / f'damaged-{step}'
         number = 1
         while target.exists():
             number += 1
             target = self._folder / f'damaged-{step}-{number}'
         (self._folder / str(step)).rename(target)
-        self._open()
 
 
 def digests(state: Tree) -> Mapping[str, str]:

@@ -26,6 +26,7 @@ from byol_jax.report.metrics import MetricsLog
 from byol_jax.report.progress import Stopwatch, duration, progress_line
 from byol_jax.train.checkpoint import Checkpoints
 from byol_jax.train.finish import draw_views, finish_report
+from byol_jax.train.hosts import is_main, part, say, stop_together, wait_for_all
 from byol_jax.train.setup import Run, build_run, online_encoder
 from byol_jax.train.state import TrainState
 from byol_jax.train.step import make_train_step, pmap_step, replicate, shard_batch
@@ -54,43 +55,51 @@ def train(config: Any, workdir: Path, command: str) -> None:
     """
     started = time.perf_counter()
     run = build_run(config)
-    claim_workdir(workdir, config)
-    draw_views(run, workdir)
+    if is_main():
+        claim_workdir(workdir, config)
+        draw_views(run, workdir)
+    wait_for_all('workdir claimed')
     _introduce(run, workdir)
     checkpoints = Checkpoints(workdir, config.checkpoint.keep)
     restored = checkpoints.restore(run.training.initial)
     state = run.training.initial
     if restored is not None:
         state = TrainState(*restored[1])
-        print(f'going on from the checkpoint of step {restored[0]}', flush=True)
-    log = MetricsLog(workdir, start_step=int(state.step), tensorboard=config.log.tensorboard)
+        say(f'going on from the checkpoint of step {restored[0]}')
+    log = None
+    if is_main():
+        log = MetricsLog(workdir, start_step=int(state.step), tensorboard=config.log.tensorboard)
     try:
         state = _fit(run, replicate(state), checkpoints, log)
     finally:
         checkpoints.close()
-        log.close()
-    _finish(run, state, workdir, command, time.perf_counter() - started)
+        if log is not None:
+            log.close()
+    part()
+    if is_main():
+        _finish(run, state, workdir, command, time.perf_counter() - started)
 
 
 def _introduce(run: Run, workdir: Path) -> None:
     plan, data = run.plan, run.data
-    print(
+    say(
         f'{plan.examples:,} training examples, {len(data.held_out):,} held out; '
         f'{plan.total_steps:,} steps of {plan.batch_size} pairs '
         f'({plan.epoch(plan.total_steps):.1f} epochs) on {plan.device_count} '
         f'{jax.devices()[0].device_kind} device(s)\n'
         f'{run.training.excluded}\n'
-        f'view pairs: {workdir / "views.png"}',
-        flush=True,
+        f'view pairs: {workdir / "views.png"}'
     )
 
 
-def _fit(run: Run, state: TrainState, checkpoints: Checkpoints, log: MetricsLog) -> TrainState:
+def _fit(
+    run: Run, state: TrainState, checkpoints: Checkpoints, log: MetricsLog | None
+) -> TrainState:
     """Runs the remaining steps."""
     plan, config = run.plan, run.config
     start = int(state.step)
     if start >= plan.total_steps:
-        print(f'all {plan.total_steps} steps are done', flush=True)
+        say(f'all {plan.total_steps} steps are done')
         return state
     step_fn = pmap_step(
         make_train_step(
@@ -103,7 +112,7 @@ def _fit(run: Run, state: TrainState, checkpoints: Checkpoints, log: MetricsLog)
     most_under_way = 1 if jax.default_backend() == 'cpu' else 2
     under_way: deque[tuple[int, Any]] = deque()
     watch: Stopwatch | None = None
-    print('compiling the training step ...', flush=True)
+    say('compiling the training step ...')
     with _stop_signals() as stop:
         for step in range(start + 1, plan.total_steps + 1):
             while len(under_way) >= most_under_way:
@@ -123,18 +132,19 @@ def _fit(run: Run, state: TrainState, checkpoints: Checkpoints, log: MetricsLog)
             under_way.append((step, metrics))
             if watch is None:
                 _settle(under_way)
-                print(f'compiled in {duration(time.perf_counter() - waiting)}', flush=True)
+                say(f'compiled in {duration(time.perf_counter() - waiting)}')
                 # Speed is counted from the second step on; the first one compiles.
                 watch = Stopwatch(plan, step)
             last = step == plan.total_steps
             if step % plan.log_steps == 0 or last:
                 record = _settle_all(under_way)
                 _log(run, log, watch, step, record)
-            if step % plan.checkpoint_steps == 0 or last or stop:
+            stopping = not last and stop_together(step, asked=bool(stop))
+            if step % plan.checkpoint_steps == 0 or last or stopping:
                 _settle_all(under_way)
                 checkpoints.save(step, state)
-            if stop:
-                raise Interrupted(stop[0])
+            if stopping:
+                raise Interrupted(stop[0] if stop else signal.SIGTERM)
     return state
 
 
@@ -170,32 +180,35 @@ def _settle_all(under_way: deque[tuple[int, Any]]) -> dict[str, float]:
     return values
 
 
-def _log(run: Run, log: MetricsLog, watch: Stopwatch, step: int, values: dict[str, float]) -> None:
+def _log(
+    run: Run, log: MetricsLog | None, watch: Stopwatch, step: int, values: dict[str, float]
+) -> None:
     figures = watch.lap(step)
     seconds_left = figures.pop('seconds_left')
     record = {'step': step, 'epoch': run.plan.epoch(step), **values, **figures}
-    log.write(record)
-    print(progress_line(run.plan, step, record, seconds_left), flush=True)
+    if log is not None:
+        log.write(record)
+    say(progress_line(run.plan, step, record, seconds_left))
 
 
 def _finish(run: Run, state: TrainState, workdir: Path, command: str, seconds: float) -> None:
     trained = online_encoder(run.config, state)
     save_encoder(trained, workdir / 'encoder')
-    print('comparing the random and the trained encoder ...', flush=True)
+    say('comparing the random and the trained encoder ...')
     before = evaluate(online_encoder(run.config, run.training.initial), run.data, run.config)
     after = evaluate(trained, run.data, run.config)
     text = finish_report(run, workdir, before, after, command, seconds)
-    print(
-        f'\n{text}\n\nencoder: {workdir / "encoder"}\nreport:  {workdir / "report.html"}',
-        flush=True,
-    )
+    say(f'\n{text}\n\nencoder: {workdir / "encoder"}\nreport:  {workdir / "report.html"}')
 
 
 @contextmanager
 def _stop_signals() -> Iterator[list[int]]:
-    """Collects SIGTERM and SIGINT instead of dying of them; a second one kills as usual."""
+    """Collects SIGTERM and SIGINT instead of dying of them; a second one kills as usual.
+
+    In a run of several processes JAX collects SIGTERM itself (`hosts.stop_together`).
+    """
     received: list[int] = []
-    numbers = (signal.SIGTERM, signal.SIGINT)
+    numbers = (signal.SIGTERM, signal.SIGINT) if jax.process_count() == 1 else ()
     old = {number: signal.getsignal(number) for number in numbers}
 
     def restore() -> None:

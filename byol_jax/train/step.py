@@ -105,12 +105,12 @@ def pmap_step(train_step: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def replicate(state: TrainState) -> TrainState:
-    """Copies a state to every device, laid out as the mapped step returns it.
+    """Copies a state to every device of this process, laid out as the mapped step returns it.
 
     Without this the second step would compile anew, for the layout of the first one's result. The
     given state stays usable after its copy has been donated.
     """
-    mesh = jax.sharding.Mesh(np.array(jax.devices()), (AXIS,))
+    mesh = jax.sharding.Mesh(np.array(jax.local_devices()), (AXIS,))
     everywhere = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
     return jax.tree.map(lambda x: jax.device_put(np.array(x), everywhere), state)
 

@@ -1,0 +1,97 @@
+"""Several processes as one run: joining, speaking for all, waiting for each other, leaving."""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import Any
+
+import jax
+from jax.experimental import multihost_utils
+
+from byol_jax.errors import UserError
+
+# A launcher that JAX knows (jax.distributed finds address, count and index by itself), and its
+# variable that holds the number of processes.
+_LAUNCHERS = {'SLURM': 'SLURM_NTASKS', 'Open MPI': 'OMPI_COMM_WORLD_SIZE'}
+
+
+def join_hosts(coordinator: str | None, count: int | None, index: int | None) -> None:
+    """Joins the processes of a run; does nothing for a run of one process.
+
+    Must be called before anything else uses JAX's devices.
+
+    Args:
+      coordinator: 'host:port' of process 0, reachable from all.
+      count: number of processes. index: of this one, from 0.
+
+    Raises:
+      UserError: only some of the three are given, or the others do not come.
+    """
+    given = [value for value in (coordinator, count, index) if value is not None]
+    if given and len(given) < 3:
+        raise UserError(
+            'A run of several processes needs all of --coordinator=HOST:PORT, --process_count=N '
+            'and --process_index=I (0 to N - 1); under SLURM or Open MPI it needs none of them.'
+        )
+    launched = any(int(os.environ.get(name, '1')) > 1 for name in _LAUNCHERS.values())
+    if not given and not launched:
+        return
+    try:
+        jax.distributed.initialize(coordinator, count, index)
+    except (RuntimeError, ValueError) as error:
+        raise UserError(
+            f'The processes of this run could not join at {coordinator}: {error}'
+        ) from error
+
+
+def is_main() -> bool:
+    """Whether this process speaks and writes for all: it is process 0."""
+    return jax.process_index() == 0
+
+
+def say(text: str) -> None:
+    """Prints a line, once for all processes."""
+    if is_main():
+        print(text, flush=True)
+
+
+def wait_for_all(what: str) -> None:
+    """Returns when every process has got here; `what` names the place."""
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices(what)
+
+
+def stop_together(step: int, asked: bool) -> bool:
+    """Whether all processes stop after this step, because one of them was asked to.
+
+    JAX takes SIGTERM in a run of several processes and tells all at the same step; in a run of
+    one, `asked` decides.
+    """
+    if jax.process_count() == 1:
+        return asked
+    return multihost_utils.reached_preemption_sync_point(step)
+
+
+def part() -> None:
+    """Ends the connection between the processes, when the last step is done by all.
+
+    What follows (evaluation, report) is done by process 0 alone and may take longer than JAX
+    would have the others wait.
+    """
+    if jax.process_count() > 1:
+        wait_for_all('last step')
+        jax.distributed.shutdown()
+
+
+def leave(status: Any) -> None:
+    """Ends the process; after an error in a run of several, without waiting for the others.
+
+    A process that has failed would hang in JAX's barrier at exit; the others find out by
+    themselves that it is gone.
+    """
+    if jax.process_count() > 1 and status:
+        print(status, file=sys.stderr, flush=True)
+        sys.stdout.flush()
+        os._exit(status if isinstance(status, int) else 1)
+    sys.exit(status)
