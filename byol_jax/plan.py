@@ -78,6 +78,8 @@ def make_plan(config: Any, examples: int, device_count: int, process_count: int 
         )
     total = _steps(config, 'total', batch, examples)
     warmup = _steps(config, 'warmup', batch, examples)
+    if config.total_steps is not None and total < 1:
+        raise UserError(f'total_steps={total} leaves nothing to train: it must be at least 1.')
     if total < 1:
         raise UserError(
             f'total_epochs={config.total_epochs} over {examples} examples is less than one batch '

@@ -55,8 +55,8 @@ def test_flags(main_py, tmp_path, arguments, words):
         (('--config.encoder.name=resnet5O',), ("Did you mean 'resnet50'?", 'resnet200')),
         (('--config.encoder.kwargs.widht=2',), ("Did you mean 'width'?",)),
         (
-            ('--config.views.image_size=2', '--config.encoder.kwargs.stage_sizes=(1,1,1,1)'),
-            ('views.image_size=2 is too small', 'use at least 32', 'small_images'),
+            ('--config.views.image_size=2',),
+            ('views.image_size=2 is too small', 'use at least 4', 'small_images'),
         ),
         (('--config.total_epochs=3',), ('Exactly one of total_epochs and total_steps', 'both')),
         (('--config.warmup_steps=8',), ('warm-up (8 steps) must be shorter',)),

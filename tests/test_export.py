@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import subprocess
@@ -119,6 +120,7 @@ def test_the_folder_holds_json_and_safetensors_only(folder):
         'feature_size': 6,
         'step': 123,
         'versions': description['versions'],
+        'sha256': hashlib.sha256((folder / 'encoder.safetensors').read_bytes()).hexdigest(),
     }
     assert set(description['versions']) == {'jax', 'flax'}
     names = safetensors.numpy.load_file(folder / 'encoder.safetensors')

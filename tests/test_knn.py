@@ -60,11 +60,14 @@ def test_a_tiny_temperature_does_not_overflow():
 
 
 def test_equal_cosines_come_in_gallery_order():
-    """Of equally near pictures the lower index comes first."""
-    gallery = np.array([[0, 1], [2, 0], [1, 0], [0, -1], [4, 0]], np.float32)
-    found = nearest(gallery, np.array([[1, 0]], np.float32), 5)
-    np.testing.assert_array_equal(found.indices, [[1, 2, 4, 0, 3]])
-    np.testing.assert_allclose(found.cosines, [[1, 1, 1, 0, 0]], atol=1e-7)
+    """Of equally near pictures the lower index comes first, in a gallery of any size."""
+    lengths = 2.0 ** (np.arange(300) % 5)
+    gallery = np.eye(3)[np.arange(300) % 3] * lengths[:, None]
+    found = nearest(gallery, np.array([[0, 1, 0]]), 200)
+    others = np.flatnonzero(np.arange(300) % 3 != 1)
+    np.testing.assert_array_equal(found.indices[0, :100], np.arange(1, 300, 3))
+    np.testing.assert_array_equal(found.indices[0, 100:], others[:100])
+    np.testing.assert_array_equal(found.cosines[0], np.repeat([1, 0], 100))
 
 
 def test_equal_votes_go_to_the_lowest_label():

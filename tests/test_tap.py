@@ -201,7 +201,7 @@ def test_a_network_of_one_size():
     """A network that takes one size only is taken at that size and refused at others."""
     tapped = TappedEncoder(FixedSize(), 'pool')
     assert tapped.check((2, 8, 8, 3)).shape == (2, 4)
-    with pytest.raises(UserError, match='FixedSize cannot take images of 9x9 pixels'):
+    with pytest.raises(UserError, match='FixedSize fails on images of 9x9 pixels'):
         tapped.check((2, 9, 9, 3))
 
 

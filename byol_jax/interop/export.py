@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 import os
 from collections.abc import Mapping
@@ -14,7 +15,6 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-import safetensors
 import safetensors.numpy
 
 from byol_jax.errors import UserError
@@ -22,6 +22,7 @@ from byol_jax.models.registry import build_encoder
 from byol_jax.models.tap import TappedEncoder, path_name
 
 FORMAT = 'byol_jax encoder 1'
+_KEYS = {'name', 'kwargs', 'hidden_layer', 'image_size', 'mean', 'std', 'feature_size', 'sha256'}
 _DESCRIPTION, _WEIGHTS = 'encoder.json', 'encoder.safetensors'
 
 
@@ -128,9 +129,14 @@ def save_encoder(encoder: Encoder, folder: str | Path) -> None:
     """Writes encoder.json and encoder.safetensors into `folder`; each is replaced as a whole."""
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    flat = {path_name(p): np.asarray(v) for p, v in jax.tree.leaves_with_path(encoder.variables)}
+    # Safetensors writes an array's memory as it lies, so it must lie in C order.
+    flat = {
+        path_name(path): np.asarray(leaf, order='C')
+        for path, leaf in jax.tree.leaves_with_path(encoder.variables)
+    }
     weights = safetensors.numpy.save(flat)
-    description = json.dumps(encoder.description, indent=2, sort_keys=True) + '\n'
+    described = {**encoder.description, 'sha256': hashlib.sha256(weights).hexdigest()}
+    description = json.dumps(described, indent=2, sort_keys=True) + '\n'
     for name, data in ((_WEIGHTS, weights), (_DESCRIPTION, description.encode())):
         partial = folder / f'{name}.partial'
         partial.write_bytes(data)
@@ -154,21 +160,57 @@ def load_encoder(path: str | Path) -> Encoder:
                 f'{folder} holds no exported encoder: {name} is missing. A training run writes '
                 'it to <workdir>/encoder at its end, --mode=export at any time.'
             )
-    try:
-        description = json.loads((folder / _DESCRIPTION).read_text())
-        weights = safetensors.numpy.load_file(folder / _WEIGHTS)
-    except (ValueError, safetensors.SafetensorError) as error:
-        raise UserError(f'{folder} holds a damaged encoder: {error}') from error
-    if description.get('format') != FORMAT:
+    description = _read_description(folder / _DESCRIPTION)
+    weights = (folder / _WEIGHTS).read_bytes()
+    if hashlib.sha256(weights).hexdigest() != description['sha256']:
         raise UserError(
-            f"{folder / _DESCRIPTION} is of format '{description.get('format')}', not '{FORMAT}'."
+            f'{folder / _WEIGHTS} is damaged: its sha256 is not the one in {_DESCRIPTION}.'
         )
     module = build_encoder(description['name'], description['kwargs'])
     variables: dict[str, Any] = {}
-    for name, array in weights.items():
+    for name, array in safetensors.numpy.load(weights).items():
         *parents, leaf = name.split('/')
         node = variables
         for parent in parents:
             node = node.setdefault(parent, {})
         node[leaf] = array
+    check_variables(module, description, variables, str(folder))
     return Encoder(module, variables, description)
+
+
+def check_variables(
+    module: nn.Module, description: Mapping[str, Any], variables: Any, where: str
+) -> None:
+    """Raises UserError if variables are not those of a network, naming the first that is odd.
+
+    Args:
+      module: the network. description: whose hidden layer and image size are used.
+      variables: to check. where: they come from, for the message.
+    """
+    size = description['image_size']
+    images = jax.ShapeDtypeStruct((1, size, size, 3), jnp.float32)
+    tapped = TappedEncoder(module, description['hidden_layer'])
+    expected = jax.eval_shape(tapped.init, jax.random.key(0), images)
+    wanted = {path_name(p): (v.shape, str(v.dtype)) for p, v in jax.tree.leaves_with_path(expected)}
+    found = {path_name(p): (v.shape, str(v.dtype)) for p, v in jax.tree.leaves_with_path(variables)}
+    for name in sorted(wanted.keys() | found.keys()):
+        if wanted.get(name) != found.get(name):
+            raise UserError(
+                f"{where} does not fit the encoder '{description['name']}': '{name}' should be "
+                f'{wanted.get(name, "absent")} and is {found.get(name, "absent")}.'
+            )
+
+
+def _read_description(path: Path) -> dict[str, Any]:
+    try:
+        description = json.loads(path.read_text())
+    except ValueError as error:
+        raise UserError(f'{path} is damaged: {error}') from error
+    if not isinstance(description, dict):
+        raise UserError(f'{path} is damaged: it holds a {type(description).__name__}.')
+    if description.get('format') != FORMAT:
+        raise UserError(f"{path} is of format '{description.get('format')}', not '{FORMAT}'.")
+    missing = sorted(_KEYS - description.keys())
+    if missing:
+        raise UserError(f'{path} is damaged: it lacks {", ".join(missing)}.')
+    return description

@@ -70,6 +70,8 @@ def _constructor(name: str) -> Callable[..., Any]:
             f"Known: {', '.join(ENCODERS)}; or give your own as 'package.module:Class'."
         )
     module_name, _, attribute = name.partition(':')
+    if not module_name or not attribute:
+        raise UserError(f"encoder.name='{name}' must be of the form 'package.module:Class'.")
     try:
         module = importlib.import_module(module_name)
     except ModuleNotFoundError as error:

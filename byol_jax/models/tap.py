@@ -28,6 +28,17 @@ _TRAIN_ARGUMENTS = {
 }
 
 
+# What a network raises for arguments or image sizes it cannot work with.
+_ENCODER_ERRORS = (
+    TypeError,
+    ValueError,
+    IndexError,
+    AssertionError,
+    ZeroDivisionError,
+    flax.errors.FlaxError,
+)
+
+
 @dataclasses.dataclass(frozen=True)
 class Layer:
     """One tappable layer: its path, the shape of its output and the parameters it holds."""
@@ -140,11 +151,11 @@ class TappedEncoder:
 
         try:
             _, variables = jax.eval_shape(run, jax.random.key(0), images)
-        except (TypeError, ValueError, ZeroDivisionError, flax.errors.FlaxError) as error:
-            reason = str(error).splitlines()[0]
+        except _ENCODER_ERRORS as error:
+            reason = (str(error).splitlines() or [''])[0]
             raise UserError(
-                f'The encoder {type(self.module).__name__} cannot take images of '
-                f'{image_shape[1]}x{image_shape[2]} pixels: {reason}'
+                f'The encoder {type(self.module).__name__} fails on images of '
+                f'{image_shape[1]}x{image_shape[2]} pixels: {type(error).__name__}: {reason}'
             ) from error
         found = []
         for path, kind in kinds.items():
@@ -173,7 +184,26 @@ class TappedEncoder:
                 '[B, D], [B, N, D] or [B, H, W, D].'
             )
         self._check_stride(list(layers.values()), image_shape)
+        self._check_training(image_shape)
         return layer
+
+    def _check_training(self, image_shape: tuple[int, ...]) -> None:
+        """Raises UserError if the network cannot run in training mode."""
+        images = jax.ShapeDtypeStruct(image_shape, jnp.float32)
+        # Outside of a mapped step batch statistics cannot be averaged over its axis.
+        unmapped = self.module
+        if getattr(unmapped, 'axis_name', None) is not None:
+            unmapped = unmapped.copy(axis_name=None)
+        tapped = dataclasses.replace(self, module=unmapped)
+        variables = jax.eval_shape(tapped.init, jax.random.key(0), images)
+        try:
+            jax.eval_shape(lambda v, x: tapped.apply(v, x, train=True), variables, images)
+        except flax.errors.InvalidRngError as error:
+            raise UserError(
+                f'The encoder {type(self.module).__name__} draws random numbers in training '
+                '(dropout, stochastic depth), which training does not give it. Set its rates to 0 '
+                'in encoder.kwargs.'
+            ) from error
 
     def _check_stride(self, layers: list[Layer], image_shape: tuple[int, ...]) -> None:
         """Raises UserError if the last feature map before the tap would be mostly padding."""

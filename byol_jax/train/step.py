@@ -78,8 +78,8 @@ def make_train_step(
             'learning_rate': schedule(state.step),
             'tau': tau,
             'feature_std': feature_std(projections, AXIS),
-            'gradient_norm': optax.global_norm(grads),
-            'update_norm': optax.global_norm(updates),
+            'gradient_norm': global_norm(grads),
+            'update_norm': global_norm(updates),
         }
         state = TrainState(
             step=state.step + 1,
@@ -92,6 +92,11 @@ def make_train_step(
         return state, {key: jnp.asarray(value, jnp.float32) for key, value in metrics.items()}
 
     return train_step
+
+
+def global_norm(tree: Any) -> jax.Array:
+    """Length of all leaves of a tree taken as one vector: float32 []."""
+    return jnp.sqrt(sum(jnp.sum(jnp.square(leaf)) for leaf in jax.tree.leaves(tree)))
 
 
 def pmap_step(train_step: Callable[..., Any]) -> Callable[..., Any]:
