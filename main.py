@@ -20,6 +20,9 @@ _CONFIG = config_flags.DEFINE_config_file(
 )
 _WORKDIR = flags.DEFINE_string('workdir', None, 'Where to write; by default runs/<config name>.')
 _MODE = flags.DEFINE_enum('mode', 'train', MODES, 'What to do.')
+_FROM = flags.DEFINE_string(
+    'from', None, 'With --mode=export: weights made elsewhere, PREFIX:FILE.'
+)
 _COORDINATOR = flags.DEFINE_string('coordinator', None, 'host:port of process 0 of several.')
 _PROCESS_COUNT = flags.DEFINE_integer('process_count', None, 'Processes of the run.')
 _PROCESS_INDEX = flags.DEFINE_integer('process_index', None, 'This process, from 0.')
@@ -27,6 +30,12 @@ _PROCESS_INDEX = flags.DEFINE_integer('process_index', None, 'This process, from
 
 def main(_: list[str]) -> None:
     logging.set_verbosity(logging.WARNING)
+    if _FROM.value is not None:
+        # Needs neither a config nor TensorFlow.
+        from byol_jax.interop.imports import export_from
+
+        export_from(_FROM.value, _MODE.value, _WORKDIR.value)
+        return
     config = load_config(_CONFIG)
     workdir = Path(_WORKDIR.value or f'runs/{config.name}')
     # Imported late: a wrong flag is answered without waiting for TensorFlow.

@@ -44,9 +44,7 @@ def get_config() -> ml_collections.ConfigDict:
 
     data = config.data = ml_collections.ConfigDict()
     data.source = 'folder'  # 'sample', 'folder' or 'tfds'
-    data.path = config_dict.placeholder(
-        str
-    )  # the folder; TFDS's data_dir, for div2k the official folders
+    data.path = config_dict.placeholder(str)  # the folder; TFDS's data_dir, DIV2K's own folders
     data.name = ''  # name of the TFDS data set, such as 'imagenet2012' or 'div2k/bicubic_x2'
     data.split = 'train'  # TFDS split to train on
     data.pair_keys = ('image', 'image')  # which picture of an example feeds view 1 and view 2

@@ -25,7 +25,17 @@ ORDER = (
     'errors',
 )
 # Within train/, where everything meets.
-TRAIN_ORDER = ('modes', 'loop', 'finish', 'setup', 'workdir', 'checkpoint', 'hosts', 'step', 'state')
+TRAIN_ORDER = (
+    'modes',
+    'loop',
+    'finish',
+    'setup',
+    'workdir',
+    'checkpoint',
+    'hosts',
+    'step',
+    'state',
+)
 
 FILES = sorted(PACKAGE.rglob('*.py'))
 

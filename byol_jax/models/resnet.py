@@ -17,13 +17,13 @@ from byol_jax.models.mlp import batch_norm
 _he_normal = nn.initializers.variance_scaling(2.0, 'fan_out', 'truncated_normal')
 
 
-def _conv(features: int, kernel: int, stride: int, name: str) -> nn.Conv:
+def _conv(features: int, kernel: int, stride: int, name: str, same: bool = False) -> nn.Conv:
     pad = (kernel - 1) // 2
     return nn.Conv(
         features,
         (kernel, kernel),
         strides=stride,
-        padding=[(pad, pad), (pad, pad)],
+        padding='SAME' if same else [(pad, pad), (pad, pad)],
         use_bias=False,
         kernel_init=_he_normal,
         name=name,
@@ -33,10 +33,13 @@ def _conv(features: int, kernel: int, stride: int, name: str) -> nn.Conv:
 class MaxPool(nn.Module):
     """3x3 max pooling with stride 2, a module so that it can be tapped."""
 
+    same_padding: bool = False
+
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         """float [B, H, W, C] -> float [B, ceil(H/2), ceil(W/2), C]."""
-        return nn.max_pool(x, (3, 3), strides=(2, 2), padding=[(1, 1), (1, 1)])
+        padding = 'SAME' if self.same_padding else [(1, 1), (1, 1)]
+        return nn.max_pool(x, (3, 3), strides=(2, 2), padding=padding)
 
 
 class AvgPool(nn.Module):
@@ -55,19 +58,22 @@ class BasicBlock(nn.Module):
     stride: int
     zero_init_residual: bool
     axis_name: str | None
+    same_padding: bool = False
+    project: bool = False
 
     expansion = 1
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
         frozen = not train
-        out = _conv(self.channels, 3, self.stride, 'conv1')(x)
+        out = _conv(self.channels, 3, self.stride, 'conv1', self.same_padding)(x)
         out = nn.relu(batch_norm(self.axis_name, 'bn1')(out, use_running_average=frozen))
         out = _conv(self.channels, 3, 1, 'conv2')(out)
         out = batch_norm(self.axis_name, 'bn2', self.zero_init_residual)(
             out, use_running_average=frozen
         )
-        return nn.relu(out + _shortcut(x, out, self.stride, frozen, self.axis_name))
+        shortcut = _shortcut(x, out, self.stride, self.project, frozen, self.axis_name)
+        return nn.relu(out + shortcut)
 
 
 class Bottleneck(nn.Module):
@@ -77,6 +83,8 @@ class Bottleneck(nn.Module):
     stride: int
     zero_init_residual: bool
     axis_name: str | None
+    same_padding: bool = False
+    project: bool = False
 
     expansion = 4
 
@@ -85,19 +93,20 @@ class Bottleneck(nn.Module):
         frozen = not train
         out = _conv(self.channels, 1, 1, 'conv1')(x)
         out = nn.relu(batch_norm(self.axis_name, 'bn1')(out, use_running_average=frozen))
-        out = _conv(self.channels, 3, self.stride, 'conv2')(out)
+        out = _conv(self.channels, 3, self.stride, 'conv2', self.same_padding)(out)
         out = nn.relu(batch_norm(self.axis_name, 'bn2')(out, use_running_average=frozen))
         out = _conv(self.channels * self.expansion, 1, 1, 'conv3')(out)
         out = batch_norm(self.axis_name, 'bn3', self.zero_init_residual)(
             out, use_running_average=frozen
         )
-        return nn.relu(out + _shortcut(x, out, self.stride, frozen, self.axis_name))
+        shortcut = _shortcut(x, out, self.stride, self.project, frozen, self.axis_name)
+        return nn.relu(out + shortcut)
 
 
 def _shortcut(
-    x: jax.Array, out: jax.Array, stride: int, frozen: bool, axis_name: str | None
+    x: jax.Array, out: jax.Array, stride: int, project: bool, frozen: bool, axis_name: str | None
 ) -> jax.Array:
-    if x.shape == out.shape:
+    if x.shape == out.shape and not project:
         return x
     x = _conv(out.shape[-1], 1, stride, 'shortcut_conv')(x)
     return batch_norm(axis_name, 'shortcut_bn')(x, use_running_average=frozen)
@@ -112,6 +121,8 @@ class Stage(nn.Module):
     stride: int
     zero_init_residual: bool
     axis_name: str | None
+    same_padding: bool = False
+    project: bool = False
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
@@ -121,6 +132,8 @@ class Stage(nn.Module):
                 self.stride if i == 0 else 1,
                 self.zero_init_residual,
                 self.axis_name,
+                self.same_padding,
+                self.project and i == 0,
                 name=f'block{i + 1}',
             )(x, train)
         return x
@@ -140,6 +153,10 @@ class ResNet(nn.Module):
         (SimCLR, arXiv:2002.05709, Appendix B.9), instead of 7x7 with stride 2 and max pooling.
       zero_init_residual: start the last BatchNorm scale of each block at 0, so that a block starts
         as the identity, as Haiku's ResNet, which the paper's code uses, does.
+      same_padding: pad strided convolutions and the pooling as TensorFlow and Haiku do ('SAME': the
+        odd pixel right and below) instead of equally on both sides; DeepMind's networks do.
+      project_every_stage: a convolution in the shortcut of every stage's first block, even where
+        shapes agree, as in DeepMind's ResNet-18 and -34 (byol/utils/networks.py, use_projection).
       num_classes: size of a linear `head` behind `avgpool`; 0 for none.
       axis_name: mapped axis over which batch statistics are averaged; None for one device.
     """
@@ -154,17 +171,18 @@ class ResNet(nn.Module):
     zero_init_residual: bool = True
     num_classes: int = 0
     axis_name: str | None = None
+    same_padding: bool = False
+    project_every_stage: bool = False
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
         """Normalised float [B, H, W, 3] -> float [B, D], or [B, num_classes] with a head."""
-        if self.small_images:
-            x = _conv(round(self.stem_channels * self.width), 3, 1, 'conv1')(x)
-        else:
-            x = _conv(round(self.stem_channels * self.width), 7, 2, 'conv1')(x)
+        kernel, stride = (3, 1) if self.small_images else (7, 2)
+        stem = round(self.stem_channels * self.width)
+        x = _conv(stem, kernel, stride, 'conv1', self.same_padding)(x)
         x = nn.relu(batch_norm(self.axis_name, 'bn1')(x, use_running_average=not train))
         if not self.small_images:
-            x = MaxPool(name='maxpool')(x)
+            x = MaxPool(self.same_padding, name='maxpool')(x)
         for i, blocks in enumerate(self.stage_sizes):
             x = Stage(
                 Bottleneck if self.bottleneck else BasicBlock,
@@ -173,6 +191,8 @@ class ResNet(nn.Module):
                 self.strides[i],
                 self.zero_init_residual,
                 self.axis_name,
+                self.same_padding,
+                self.project_every_stage,
                 name=f'stage{i + 1}',
             )(x, train)
         x = AvgPool(name='avgpool')(x)

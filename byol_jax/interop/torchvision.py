@@ -1,0 +1,222 @@
+"""ResNet weights under torchvision's names, in and out: the same encoder in JAX and in PyTorch.
+
+timm's plain ResNets (`resnet18`, `resnet50`, ..) bear the same names. Kernels are HWIO here and
+OIHW there. Two things stand in no file and are taken to be as torchvision has them: BatchNorm's
+epsilon, 1e-5, and the stride, in a bottleneck's 3x3 convolution.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import safetensors.numpy
+
+from byol_jax.errors import UserError
+from byol_jax.interop.export import Encoder, make_encoder
+from byol_jax.interop.state_dict import Weights, read_state_dict
+from byol_jax.interop.which_resnet import find_architecture, get_weight, plain_names
+from byol_jax.models.registry import build_encoder
+from byol_jax.models.resnet import ResNet
+from byol_jax.models.tap import path_name
+
+# torchvision/transforms/_presets.py, ImageClassification.
+_MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+# Sides in pixels: of ImageNet's usual crop, and of a CIFAR picture for the small-image stem.
+_IMAGE_SIZE, _SMALL_IMAGE_SIZE = 224, 32
+# The key of safetensors' free text under which `save_torchvision` puts what torch has no place for.
+_METADATA = 'byol_jax'
+
+_LEAVES = {
+    'kernel': 'weight',
+    'scale': 'weight',
+    'bias': 'bias',
+    'mean': 'running_mean',
+    'var': 'running_var',
+}
+_LAYERS = {'shortcut_conv': 'downsample.0', 'shortcut_bn': 'downsample.1'}
+
+
+def load_torchvision(path: str | Path) -> Encoder:
+    """Loads a ResNet saved under torchvision's names.
+
+    The network is found from names and shapes: ResNet-18, -34, -50, -101, -152, -200 or any other
+    number of blocks, any width, the 7x7 stem or the 3x3 one for small images. `fc.*` is dropped;
+    a prefix 'module.', 'model.' or 'encoder.' that all names share is taken off. The features are
+    those behind the average pooling, PyTorch's to float32 rounding.
+
+    BatchNorm's running_var is used as it is. PyTorch gathers it with the unbiased batch variance
+    (over n - 1), this package with the biased one (over n); frozen, as in a loaded encoder, both
+    normalise alike, and only further training goes on from a slightly other estimate.
+
+    Args:
+      path: a .safetensors; or a .pth or .pt, itself a state dict or a dict with one under
+        'state_dict' or 'model', read by PyTorch's weights-only loading.
+
+    Returns:
+      The encoder, of float32 arrays; images of 224 pixels (32 with the small stem) normalised by
+      ImageNet's mean and deviation, unless `save_torchvision` wrote others into the file.
+
+    Raises:
+      UserError: the file cannot be read, a .pth needs PyTorch and it is not installed, or the
+        weights are of another network; names the first weight that is odd, missing or of the
+        wrong shape.
+    """
+    path = Path(path).expanduser()
+    weights, metadata = read_state_dict(path)
+    weights = plain_names(weights, path)
+    name, kwargs = find_architecture(weights, path)
+    size = _SMALL_IMAGE_SIZE if kwargs.get('small_images') else _IMAGE_SIZE
+    description: dict[str, Any] = {'image_size': size, 'mean': _MEAN, 'std': _STD, 'step': 0}
+    description |= _description(metadata, path)
+    variables: dict[str, Any] = {}
+    expected = _expected(name, kwargs)
+    for torch_name, (ours, shape) in expected.items():
+        array = get_weight(weights, torch_name, path)
+        if array.shape != shape:
+            raise UserError(
+                f"{path}: '{torch_name}' has the shape {list(array.shape)}; in a {name} of width "
+                f'{kwargs.get("width", 1)} it has {list(shape)}.'
+            )
+        *parents, leaf = ours.split('/')
+        node = variables
+        for parent in parents:
+            node = node.setdefault(parent, {})
+        # A copy, so that no array keeps the file's memory or an odd order of its own.
+        node[leaf] = np.array(_hwio(array), np.float32, order='C')
+    for torch_name in weights:
+        if torch_name not in expected and not torch_name.endswith('.num_batches_tracked'):
+            raise UserError(f"{path}: '{torch_name}' has no place in a {name}.")
+    return make_encoder(
+        name=name, kwargs=kwargs, hidden_layer='avgpool', variables=variables, **description
+    )
+
+
+def save_torchvision(encoder: Encoder, path: str | Path) -> None:
+    """Writes a ResNet's weights under torchvision's names, for PyTorch to load without this code.
+
+        model = torchvision.models.resnet50()
+        model.load_state_dict(safetensors.torch.load_file(path), strict=False)  # lacks fc.* only
+
+    running_var is written as it is, our biased estimate; `model.eval()` normalises as the encoder
+    does. num_batches_tracked, which PyTorch reads only under momentum=None, is the step of the
+    encoder. Image size, mean, standard deviation and step go into the file's metadata, from which
+    `load_torchvision` takes them back. A classification `head` is left out.
+
+    Args:
+      encoder: a ResNet of this package, as `load_encoder` gives it.
+      path: the .safetensors to write; replaced as a whole, its folder made if need be.
+
+    Raises:
+      UserError: the encoder is no ResNet, torchvision's ResNet cannot express it, it is tapped
+        before its last block, or the path does not end in .safetensors.
+    """
+    path = Path(path).expanduser()
+    if path.suffix != '.safetensors' or path.is_dir():
+        raise UserError(f'{path}: torchvision weights are written to a file named *.safetensors.')
+    _check_expressible(encoder)
+    step = encoder.description['step']
+    tensors: Weights = {}
+    for key, leaf in jax.tree.leaves_with_path(encoder.variables):
+        ours = path_name(key)
+        if ours.startswith('params/head/'):
+            continue
+        name = _torch_name(ours)
+        # safetensors writes memory as it lies, so it must lie in order.
+        tensors[name] = np.ascontiguousarray(_oihw(np.asarray(leaf, np.float32)))
+        if name.endswith('.running_var'):
+            counter = name.removesuffix('running_var') + 'num_batches_tracked'
+            tensors[counter] = np.array(step, np.int64)
+    kept = {key: encoder.description[key] for key in ('image_size', 'mean', 'std', 'step')}
+    # 'format' is what PyTorch's loaders look for.
+    data = safetensors.numpy.save(tensors, {'format': 'pt', _METADATA: json.dumps(kept)})
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f'{path.name}.partial')
+    partial.write_bytes(data)
+    os.replace(partial, path)
+
+
+def _check_expressible(encoder: Encoder) -> None:
+    module, tap = encoder.module, encoder.description['hidden_layer']
+    if type(module) is not ResNet:
+        raise UserError(
+            f"'{encoder.description['name']}' is no ResNet of byol_jax.models.resnet: torchvision "
+            'has no names for its weights.'
+        )
+    free = {'parent', 'name', 'axis_name', 'zero_init_residual', 'num_classes'}
+    free |= {'stage_sizes', 'bottleneck', 'width', 'small_images'}
+    for field in dataclasses.fields(module):
+        value = getattr(module, field.name)
+        value = tuple(value) if isinstance(value, list) else value
+        if field.name not in free and value != field.default:
+            raise UserError(
+                f"torchvision's ResNet has no {field.name}={value!r}; it is like "
+                f'{field.name}={field.default!r}. This encoder cannot go there.'
+            )
+    if len(module.stage_sizes) != 4:
+        raise UserError(
+            f"torchvision's ResNet has 4 stages; this one has {len(module.stage_sizes)}."
+        )
+    if tap not in ('avgpool', 'stage4', f'stage4/block{module.stage_sizes[3]}'):
+        raise UserError(
+            f"The encoder is tapped at '{tap}': its features are not those in front of "
+            "torchvision's fc, and layers behind the tap are not trained."
+        )
+
+
+def _torch_name(path: str) -> str:
+    """'params/stage1/block1/bn1/scale' -> 'layer1.0.bn1.weight'."""
+    _, *layers, leaf = path.split('/')
+    names = []
+    for layer in layers:
+        if layer.startswith('block'):
+            names.append(str(int(layer.removeprefix('block')) - 1))
+        else:
+            names.append(_LAYERS.get(layer, layer.replace('stage', 'layer')))
+    return '.'.join([*names, _LEAVES[leaf]])
+
+
+def _oihw(array: np.ndarray) -> np.ndarray:
+    return array.transpose(3, 2, 0, 1) if array.ndim == 4 else array
+
+
+def _hwio(array: np.ndarray) -> np.ndarray:
+    return array.transpose(2, 3, 1, 0) if array.ndim == 4 else array
+
+
+def _expected(name: str, kwargs: Mapping[str, Any]) -> dict[str, tuple[str, tuple[int, ...]]]:
+    """torchvision's name -> (our path, torchvision's shape), the stem and then the stages."""
+    images = jax.ShapeDtypeStruct((1, _SMALL_IMAGE_SIZE, _SMALL_IMAGE_SIZE, 3), jnp.float32)
+    shapes = jax.eval_shape(build_encoder(name, kwargs).init, jax.random.key(0), images)
+    expected = {}
+    for key, leaf in jax.tree.leaves_with_path(shapes):
+        shape = tuple(leaf.shape[i] for i in (3, 2, 0, 1)) if leaf.ndim == 4 else leaf.shape
+        expected[_torch_name(path_name(key))] = (path_name(key), shape)
+    numbers = {name: [int(n) for n in re.findall(r'\d+', name)] for name in expected}
+    return {
+        name: expected[name]
+        for name in sorted(expected, key=lambda n: (n.startswith('layer'), numbers[n], n))
+    }
+
+
+def _description(metadata: Mapping[str, str], path: Path) -> dict[str, Any]:
+    """What `save_torchvision` wrote beside the weights; {} if another program wrote the file."""
+    if _METADATA not in metadata:
+        return {}
+    try:
+        kept = json.loads(metadata[_METADATA])
+        size, step = int(kept['image_size']), int(kept['step'])
+        mean, std = (tuple(map(float, kept[key])) for key in ('mean', 'std'))
+        if size < 1 or len(mean) != 3 or len(std) != 3 or not min(std) > 0:
+            raise ValueError(f'image_size={size}, mean={mean}, std={std}')
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{path}: its metadata '{_METADATA}' is damaged: {error}") from error
+    return {'image_size': size, 'mean': mean, 'std': std, 'step': step}

@@ -1,0 +1,276 @@
+"""Reads pickles of arrays and plain containers, and never calls what such a file names.
+
+A pickle is a program that may import and call anything. Here every name it asks for is looked up
+in one table of stand-ins written in this file; any other name is refused. Not even NumPy's own
+rebuilding runs: with a forged dtype it can be made to read memory that is not its own.
+"""
+
+from __future__ import annotations
+
+import pickle
+import re
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from byol_jax.errors import UserError
+
+
+class Array:
+    """Stands for a NumPy or JAX array, or a NumPy scalar, until it is wanted.
+
+    Attributes:
+      value: the array, read-only; it shares the memory of the bytes it was read from.
+    """
+
+    __slots__ = ('value',)
+
+    def __init__(self, value: np.ndarray | None = None):
+        self.value = np.zeros(0, np.float32) if value is None else value
+
+    def __setstate__(self, state: Any) -> None:
+        """Takes ndarray's own state: ([version,] shape, dtype, Fortran order, bytes)."""
+        shape, dtype, fortran, data = state[-4:]
+        self.value = _array(data, dtype, shape, 'F' if fortran else 'C')
+
+
+class Record(tuple):
+    """Stands for a NamedTuple, whatever its class is: the values, and their names if known."""
+
+    _fields: tuple[str, ...] = ()
+
+    def __new__(cls, *values: Any) -> Record:
+        if cls._fields and len(values) != len(cls._fields):
+            raise TypeError(f'{len(values)} values for the fields {", ".join(cls._fields)}')
+        return super().__new__(cls, values)
+
+    def __setstate__(self, state: Any) -> None:
+        raise TypeError('a NamedTuple has no further state')
+
+    def named(self) -> dict[str, Any]:
+        """The values by name; empty if the names are not known."""
+        return dict(zip(self._fields, self, strict=True)) if self._fields else {}
+
+
+def read_pickle(path: str | Path) -> Any:
+    """Reads a file written by pickle or dill.
+
+    Args:
+      path: the file. Its contents are held in memory about twice while it is read.
+
+    Returns:
+      Plain dicts, lists, tuples, strings, numbers, and `Array` and `Record` objects.
+
+    Raises:
+      UserError: there is no such file, it is cut off or no pickle, or it names anything that is
+        neither an array nor a plain container, which is then neither imported nor called.
+    """
+    path = Path(path).expanduser()
+    if not path.is_file():
+        raise UserError(f'There is no file {path}.')
+    try:
+        with path.open('rb') as file:
+            return _Unpickler(file).load()
+    except UserError as error:
+        raise UserError(f'{path}: {error}') from error
+    except OSError:
+        raise
+    except Exception as error:  # Bytes of any kind may come, and each opcode fails in its own way.
+        raise UserError(
+            f'{path} cannot be read: it is cut off, damaged or no pickle of plain data '
+            f'({type(error).__name__}: {error}).'
+        ) from error
+
+
+class _Unpickler(pickle.Unpickler):
+    def find_class(self, module: str, name: str) -> Any:
+        """Called for every name in the file; `_lookup` imports nothing."""
+        return _lookup(module, name)
+
+
+def _lookup(module: str, name: str) -> Any:
+    """The stand-in for `module.name`."""
+    if (module, name) in _STANDINS:
+        return _STANDINS[module, name]
+    if name in _STATES and module.rpartition('.')[2] in _STATE_MODULES:
+        return _STATES[name]
+    if name.endswith('State') and module.startswith(('optax.', 'byol.utils.')):
+        return Record
+    raise UserError(
+        f"the file asks for '{module}.{name}', which is neither an array nor a plain container. "
+        'Refused: it was neither imported nor called.'
+    )
+
+
+class _Call:
+    """A function that a pickle may call, and do nothing else with."""
+
+    __slots__ = ('function',)
+
+    def __init__(self, function: Callable[..., Any]):
+        self.function = function
+
+    def __call__(self, *args: Any) -> Any:
+        return self.function(*args)
+
+    def __setstate__(self, state: Any) -> None:
+        # Without this a pickle could set attributes of the function, for the whole process.
+        raise TypeError('a function has no state')
+
+
+class _Ndarray:
+    """The class numpy.ndarray where it is an argument; it cannot be called."""
+
+    __slots__ = ()
+
+    def __setstate__(self, state: Any) -> None:
+        raise TypeError('the class numpy.ndarray has no state')
+
+
+class _Dtype:
+    """Stands for a numpy.dtype of booleans, integers or floats."""
+
+    __slots__ = ('code', 'order')
+
+    def __init__(self, code: str, align: int = 0, copy: int = 0):
+        if not re.fullmatch('b1|[iu][1248]|f[248]', code):
+            raise UserError(f"the file holds an array of dtype '{code}', not of numbers.")
+        self.code, self.order = code, '='
+
+    def __setstate__(self, state: Any) -> None:
+        """Takes the byte order out of dtype's own state and leaves the rest."""
+        if state[1] not in ('<', '>', '=', '|'):
+            raise ValueError(f'byte order {state[1]!r}')
+        self.order = state[1]
+
+
+def _array(data: bytes | bytearray, dtype: _Dtype, shape: tuple[int, ...], order: str) -> Any:
+    if type(data) not in (bytes, bytearray) or type(dtype) is not _Dtype or order not in ('C', 'F'):
+        raise TypeError('an array without its bytes or dtype')
+    if not all(type(size) is int and size >= 0 for size in shape):
+        raise ValueError(f'an array of shape {shape}')
+    value: np.ndarray = np.ndarray(
+        shape, np.dtype(dtype.order + dtype.code), data, order='F' if order == 'F' else 'C'
+    )
+    if value.nbytes != len(data):
+        raise ValueError(f'{len(data)} bytes for an array of {value.nbytes}')
+    value.flags.writeable = False
+    return value
+
+
+def _reconstruct(subtype: Any, shape: Any, typecode: Any) -> Array:
+    """numpy.core.multiarray._reconstruct: an array whose contents come later."""
+    if type(subtype) is not _Ndarray:
+        raise TypeError('an array of another class than numpy.ndarray')
+    return Array()
+
+
+def _from_buffer(data: Any, dtype: Any, shape: Any, order: Any, axis_order: Any = None) -> Array:
+    """numpy.core.numeric._frombuffer, of pickle protocol 5."""
+    if axis_order is not None:
+        raise ValueError('an array with its axes permuted')
+    return Array(_array(data, dtype, shape, order))
+
+
+def _scalar(dtype: Any, data: Any) -> Array:
+    """numpy.core.multiarray.scalar."""
+    return Array(_array(data, dtype, (), 'C'))
+
+
+def _with_state(function: Any, args: Any, state: Any, extra: Any = None) -> Array:
+    """JAX's and dill's way of writing an array: numpy's pieces as arguments of one call."""
+    if function is not _RECONSTRUCT:
+        raise TypeError('an array that is not rebuilt by numpy')
+    array = _reconstruct(*args)
+    array.__setstate__(state)
+    return array
+
+
+def _encode(text: str, encoding: str) -> bytes:
+    """_codecs.encode: how bytes are written in pickle protocol 2, always as latin1."""
+    if type(text) is not str or encoding != 'latin1':
+        raise TypeError('bytes in another encoding than latin1')
+    return text.encode('latin1')
+
+
+def _empty() -> bytes:
+    """bytes(): how no bytes at all are written in pickle protocol 2."""
+    return b''
+
+
+def _dict(items: Any = ()) -> dict[Any, Any]:
+    """OrderedDict and Haiku's immutable mappings."""
+    return dict(items)
+
+
+def _namedtuple(name: str, fields: Iterable[str], module: str, defaults: Any = None) -> type:
+    """dill's _create_namedtuple: the class itself, of which only the field names are kept."""
+    fields = tuple(fields)
+    if not all(type(field) is str for field in fields):
+        raise TypeError('a NamedTuple whose fields have no names')
+    return type('Record', (Record,), {'_fields': fields, '__slots__': ()})
+
+
+def _import_module(name: str, safe: bool = False) -> str:
+    """dill's _import_module: imports nothing, its name is looked up by `_get_attr`."""
+    if type(name) is not str:
+        raise TypeError('a module without a name')
+    return name
+
+
+def _get_attr(module: str, name: str) -> Any:
+    """dill's _get_attr, with which it writes functions such as numpy's `_reconstruct`."""
+    return _lookup(module, name)
+
+
+def _load_type(name: str) -> Any:
+    """dill's _load_type, for built-in types."""
+    return _lookup('builtins', 'bytes' if name == 'BytesType' else name)
+
+
+def _state(fields: str) -> type:
+    return _namedtuple('', fields.split(), '')
+
+
+_RECONSTRUCT = _Call(_reconstruct)
+# dill before 0.3.4 names the C module in which numpy's functions live, pickle the Python one.
+_MULTIARRAY = tuple(
+    f'numpy.{core}.{name}'
+    for core in ('core', '_core')
+    for name in ('multiarray', '_multiarray_umath')
+)
+_STANDINS: dict[tuple[str, str], Any] = {
+    **{(module, '_reconstruct'): _RECONSTRUCT for module in _MULTIARRAY},
+    **{(module, 'scalar'): _Call(_scalar) for module in _MULTIARRAY},
+    ('numpy.core.numeric', '_frombuffer'): _Call(_from_buffer),
+    ('numpy._core.numeric', '_frombuffer'): _Call(_from_buffer),
+    ('numpy', 'ndarray'): _Ndarray(),
+    ('numpy', 'dtype'): _Call(_Dtype),
+    ('jax._src.array', '_reconstruct_array'): _Call(_with_state),
+    ('jax._src.device_array', 'reconstruct_device_array'): _Call(_with_state),
+    ('_codecs', 'encode'): _Call(_encode),
+    ('builtins', 'bytes'): _Call(_empty),
+    ('__builtin__', 'bytes'): _Call(_empty),
+    ('collections', 'OrderedDict'): _Call(_dict),
+    **{
+        ('haiku._src.data_structures', name): _Call(_dict)
+        for name in ('FlatMapping', 'FlatMap', 'frozendict')
+    },
+    ('dill._dill', '_create_array'): _Call(_with_state),
+    ('dill._dill', '_create_namedtuple'): _Call(_namedtuple),
+    ('dill._dill', '_import_module'): _Call(_import_module),
+    ('dill._dill', '_get_attr'): _Call(_get_attr),
+    ('dill._dill', '_load_type'): _Call(_load_type),
+}
+# DeepMind byol/byol_experiment.py and byol/eval_experiment.py.
+_STATES = {
+    '_ByolExperimentState': _state(
+        'online_params target_params online_state target_state opt_state'
+    ),
+    '_EvalExperimentState': _state(
+        'backbone_params classif_params backbone_state backbone_opt_state classif_opt_state'
+    ),
+}
+_STATE_MODULES = ('__main__', 'byol_experiment', 'eval_experiment')

@@ -1,0 +1,128 @@
+"""Which ResNet a state dict is of, from torchvision's names and the shapes under them."""
+
+from __future__ import annotations
+
+import re
+import statistics
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from byol_jax.errors import UserError
+from byol_jax.interop.state_dict import Weights
+from byol_jax.models.registry import build_encoder
+
+_NAMED = ('resnet18', 'resnet34', 'resnet50', 'resnet101', 'resnet152', 'resnet200')
+# Wrappers put these before every name: DataParallel, Lightning, and encoder-and-head classes.
+_PREFIXES = ('module.', 'model.', 'encoder.')
+_BN = r'(weight|bias|running_mean|running_var|num_batches_tracked)'
+_NAME = re.compile(
+    rf'conv1\.weight|bn1\.{_BN}'
+    rf'|layer(?P<stage>[1-4])\.(?P<block>0|[1-9]\d{{0,2}})\.'
+    rf'(conv[123]\.weight|bn[123]\.{_BN}|downsample\.0\.weight|downsample\.1\.{_BN})'
+)
+
+
+def plain_names(weights: Weights, path: Path) -> Weights:
+    """Takes off what all names begin with, drops fc.* and refuses names of other networks."""
+    while True:
+        weights = {n: array for n, array in weights.items() if n not in ('fc.weight', 'fc.bias')}
+        if not weights:
+            raise UserError(f'{path} holds no weights of a ResNet in front of its fc.')
+        prefix = next((p for p in _PREFIXES if all(n.startswith(p) for n in weights)), None)
+        if prefix is None:
+            break
+        weights = {name.removeprefix(prefix): array for name, array in weights.items()}
+    for name in weights:
+        if not _NAME.fullmatch(name):
+            raise UserError(
+                f"{path}: '{name}' is no weight of a torchvision ResNet. Only plain ResNets can be "
+                'loaded: no other stems, no attention, and no prefix of names but '
+                f'{", ".join(_PREFIXES)}, before all of them.'
+            )
+    return weights
+
+
+def find_architecture(weights: Weights, path: Path) -> tuple[str, dict[str, Any]]:
+    """The registry's name and arguments of the network that the weights are of.
+
+    Args:
+      weights: as `plain_names` gives them.
+      path: the file they are from, for messages.
+
+    Raises:
+      UserError: a block or the first convolution of a stage is missing, or the network is a
+        ResNeXt or a wide ResNet.
+    """
+    found: dict[int, set[int]] = {stage: set() for stage in (1, 2, 3, 4)}
+    for name in weights:
+        if (match := _NAME.fullmatch(name)) and match['stage']:
+            found[int(match['stage'])].add(int(match['block']))
+    for stage, blocks in found.items():
+        gaps = set(range(max(blocks, default=0) + 1)) - blocks
+        if gaps:
+            get_weight(weights, f'layer{stage}.{min(gaps)}.conv1.weight', path)
+    stage_sizes = tuple(len(blocks) for blocks in found.values())
+    # By majority, so that a missing or a stray conv3 is named rather than believed.
+    bottleneck = 2 * sum(name.endswith('.conv3.weight') for name in weights) > sum(stage_sizes)
+    if bottleneck:
+        _refuse_relatives(weights, path)
+    kwargs: dict[str, Any] = {}
+    if (width := _width(weights, path)) != 1:
+        kwargs['width'] = width
+    if get_weight(weights, 'conv1.weight', path, ndim=4).shape[2:] == (3, 3):
+        kwargs['small_images'] = True
+    for name in _NAMED:
+        module: Any = build_encoder(name, {})
+        if (module.stage_sizes, module.bottleneck) == (stage_sizes, bottleneck):
+            return name, kwargs
+    return 'resnet', {'stage_sizes': list(stage_sizes), 'bottleneck': bottleneck, **kwargs}
+
+
+def _refuse_relatives(weights: Weights, path: Path) -> None:
+    """Refuses ResNeXt and wide ResNets, whose names are a ResNet's, by the shapes of a block."""
+    stem = get_weight(weights, 'conv1.weight', path, ndim=4).shape[0]
+    shapes = [
+        get_weight(weights, f'layer1.0.conv{i}.weight', path, ndim=4).shape[:2] for i in (1, 2, 3)
+    ]
+    (inner, _), (same, group), (outer, again) = shapes
+    if inner == same == again and inner > group and inner % group == 0:
+        raise UserError(
+            f"{path}: 'layer1.0.conv2.weight' is a convolution in {inner // group} groups: this "
+            'is a ResNeXt, which this package does not have.'
+        )
+    if inner == same == group == again and outer == 4 * stem != 4 * inner:
+        raise UserError(
+            f"{path}: 'layer1.0.conv2.weight' has {inner} channels and the block {outer}, not "
+            f'{4 * inner}: this is a wide ResNet (wide_resnet50_2 or a relative), wide inside its '
+            'blocks only, which this package does not have; its width multiplies all channels.'
+        )
+
+
+def _width(weights: Weights, path: Path) -> float:
+    """The number that, times 64, 128, .. and rounded, gives the channels found."""
+    # He et al. 2015, Table 1.
+    layers = [(64, 'conv1.weight')]
+    layers += [(64 * 2**i, f'layer{i + 1}.0.conv1.weight') for i in range(4)]
+    channels = [(base, get_weight(weights, name, path, ndim=4).shape[0]) for base, name in layers]
+    # Should one of them be wrong, the others decide, and the comparison of shapes names it.
+    width = statistics.median(found / base for base, found in channels)
+    # A width such as 0.3, whose channels are rounded, is the shortest decimal that explains them.
+    for candidate in (width, *(round(width, digits) for digits in range(10))):
+        if all(round(base * candidate) == found for base, found in channels):
+            width = candidate
+            break
+    return int(width) if width == int(width) else width
+
+
+def get_weight(weights: Weights, name: str, path: Path, ndim: int | None = None) -> np.ndarray:
+    """The float array of that name, of `ndim` axes if given; a UserError if there is none."""
+    if name not in weights:
+        raise UserError(f"{path}: '{name}' is missing.")
+    array = weights[name]
+    if not np.issubdtype(array.dtype, np.floating):
+        raise UserError(f"{path}: '{name}' holds {array.dtype}, not floats.")
+    if 0 in array.shape or ndim not in (None, array.ndim):
+        raise UserError(f"{path}: '{name}' has the shape {list(array.shape)}.")
+    return array

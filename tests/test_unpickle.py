@@ -1,0 +1,181 @@
+"""The restricted unpickler: arrays and plain containers come through, and nothing ever runs."""
+
+from __future__ import annotations
+
+import builtins
+import io
+import os
+import pickle
+import subprocess
+
+import numpy as np
+import pytest
+
+from byol_jax import UserError
+from byol_jax.interop.unpickle import Array, Record, read_pickle
+
+
+class Named:
+    """Pickles as a function of that name, called with arguments; the name need not exist."""
+
+    def __init__(self, module, name, *args):
+        self.module, self.name, self.args = module, name, args
+
+
+class Writer(pickle._Pickler):  # type: ignore[name-defined]
+    """Writes names that cannot be imported here, and NumPy's functions as dill writes them."""
+
+    def save_named(self, obj):
+        self.write(f'c{obj.module}\n{obj.name}\n'.encode())
+        if obj.args:
+            self.save(obj.args)
+            self.write(b'R')
+
+    def save_namedtuple(self, obj):
+        fields = type(obj)._fields
+        made = Named('dill._dill', '_create_namedtuple', type(obj).__name__, fields, 'byol.x')
+        self.save_named(made)
+        self.save(tuple(obj))
+        self.write(b'\x81')  # NEWOBJ
+
+    def save_array(self, obj):
+        function, args, state = obj.__reduce__()
+        module = Named('dill._dill', '_import_module', 'numpy.core._multiarray_umath')
+        function = Named('dill._dill', '_get_attr', module, '_reconstruct')
+        self.save_named(Named('dill._dill', '_create_array', function, args, state, None))
+
+    dispatch = {  # noqa: RUF012 (the pickler's own way to register)
+        **pickle._Pickler.dispatch,  # type: ignore[attr-defined]
+        Named: save_named,
+        np.ndarray: save_array,
+    }
+
+
+def raw(data, *namedtuples):
+    """A pickle of protocol 2, with NamedTuples of the given classes written as dill does."""
+    buffer = io.BytesIO()
+    writer = Writer(buffer, 2)
+    writer.dispatch = {**Writer.dispatch, **dict.fromkeys(namedtuples, Writer.save_namedtuple)}
+    writer.dump(data)
+    return buffer.getvalue()
+
+
+ARRAY = Named('numpy', 'ndarray')
+RECONSTRUCT = Named('numpy.core.multiarray', '_reconstruct')
+HARMFUL = {
+    'os.system': lambda m: Named('os', 'system', f'touch {m}'),
+    'posix.system': lambda m: Named('posix', 'system', f'touch {m}'),
+    'builtins.eval': lambda m: Named('builtins', 'eval', f'open({str(m)!r}, "w")'),
+    '__builtin__.eval': lambda m: Named('__builtin__', 'eval', f'open({str(m)!r}, "w")'),
+    'builtins.getattr': lambda m: Named('builtins', 'getattr', 'a', 'join'),
+    'subprocess.Popen': lambda m: Named('subprocess', 'Popen', ['touch', str(m)]),
+    'numpy.load': lambda m: Named('numpy', 'load', str(m)),
+    'numpy.memmap': lambda m: Named('numpy', 'memmap', str(m), 'u1', 'w+', 0, (1,)),
+    'os': lambda m: Named(
+        'dill._dill', '_get_attr', Named('dill._dill', '_import_module', 'os'), 'system'
+    ),
+    'builtins.eval ': lambda m: Named('dill._dill', '_get_attr', 'builtins', 'eval'),
+    'builtins.CodeType': lambda m: Named('dill._dill', '_load_type', 'CodeType'),
+    'dill._dill._create_code': lambda m: Named('dill._dill', '_create_code', 0),
+    'haiku._src.data_structures.to_dict': lambda m: Named('haiku._src.data_structures', 'to_dict'),
+    'evil._ByolExperimentState': lambda m: Named('evil', '_ByolExperimentState', str(m)),
+}
+
+
+@pytest.mark.parametrize('name', HARMFUL)
+def test_harmful_names_are_refused(tmp_path, monkeypatch, name):
+    """Names other than arrays' and containers' are refused by name; none is imported or called."""
+    mark, path = tmp_path / 'mark', tmp_path / 'evil.pkl'
+    path.write_bytes(raw({'step': 1, 'experiment_state': HARMFUL[name](mark)}))
+
+    def called(*args, **kwargs):
+        raise AssertionError('something was called')
+
+    for module, function in ((os, 'system'), (subprocess, 'Popen'), (np, 'load'), (np, 'memmap')):
+        monkeypatch.setattr(module, function, called)
+    monkeypatch.setattr(builtins, 'eval', called)
+    with pytest.raises(UserError, match='neither imported nor called') as error:
+        read_pickle(path)
+    assert name.strip() in str(error.value)
+    assert not mark.exists()
+
+
+DTYPE = Named('numpy', 'dtype', 'f4', False, True)
+WRONG = {
+    'ndarray-called': Named('numpy', 'ndarray', (10**12,)),
+    'bytes-of-a-size': Named('builtins', 'bytes', 10**12),
+    'encode-rot13': Named('_codecs', 'encode', 'abc', 'rot13'),
+    'dtype-of-objects': Named('numpy', 'dtype', 'O8', False, True),
+    'dtype-of-text': Named('numpy', 'dtype', '<U8', False, True),
+    'dtype-of-fields': Named('numpy', 'dtype', [('a', 'O')]),
+    'another-array-class': Named('numpy.core.multiarray', '_reconstruct', DTYPE, (0,), b'b'),
+    'scalar-too-short': Named('numpy.core.multiarray', 'scalar', DTYPE, b'ab'),
+    'scalar-of-objects': Named('numpy.core.multiarray', 'scalar', 'O', b'12345678'),
+    'buffer-too-short': Named('numpy.core.numeric', '_frombuffer', b'1234', DTYPE, (10**12,), 'C'),
+    'buffer-negative': Named('numpy.core.numeric', '_frombuffer', b'1234', DTYPE, (-1,), 'C'),
+    'jax-calls-other': Named(
+        'jax._src.array', '_reconstruct_array', Named('_codecs', 'encode'), ('a', 'latin1'), (), {}
+    ),
+    'dict-of-number': Named('haiku._src.data_structures', 'FlatMapping', 3),
+    'state-of-two': Named('byol.byol_experiment', '_ByolExperimentState', 1, 2),
+    'fields-of-numbers': Named('dill._dill', '_create_namedtuple', 'A', (1, 2), 'm'),
+    'module-of-a-list': Named('dill._dill', '_get_attr', ['os'], 'system'),
+}
+
+
+@pytest.mark.parametrize('name', WRONG)
+def test_wrong_arguments_are_refused(tmp_path, name):
+    """A permitted name called with anything but its own arguments makes the file unreadable."""
+    path = tmp_path / 'wrong.pkl'
+    path.write_bytes(raw([WRONG[name]]))
+    with pytest.raises(UserError, match=r'wrong\.pkl'):
+        read_pickle(path)
+
+
+@pytest.mark.parametrize(
+    'target',
+    [
+        ('_codecs', 'encode'),
+        ('numpy', 'ndarray'),
+        ('byol.byol_experiment', '_ByolExperimentState'),
+        ('optax.x', 'TraceState'),
+    ],
+    ids='.'.join,
+)
+@pytest.mark.parametrize('state', [{'a': 1}, (None, {'__defaults__': (1,)})], ids=['dict', 'slots'])
+def test_stand_ins_cannot_be_changed(tmp_path, target, state):
+    """A pickle cannot set attributes of the functions and classes it may name."""
+    path = tmp_path / 'build.pkl'
+    body = pickle.dumps(state, 2)[2:-1]
+    path.write_bytes(b'\x80\x02c' + '\n'.join(target).encode() + b'\n' + body + b'b.')
+    with pytest.raises(UserError, match='cannot be read'):
+        read_pickle(path)
+
+
+def test_forged_array_states_are_refused(tmp_path):
+    """An array whose bytes do not fill it, or are not bytes, is refused."""
+    good = (1, (2,), DTYPE, False, b'12345678')
+    for i, part in ((1, (3,)), (1, (1,)), (1, 'ab'), (2, 'f4'), (4, [1, 2]), (4, 'text')):
+        state = (*good[:i], part, *good[i + 1 :])
+        made = Named('dill._dill', '_create_array', RECONSTRUCT, (ARRAY, (0,), b'b'), state, None)
+        path = tmp_path / 'forged.pkl'
+        path.write_bytes(raw([made]))
+        with pytest.raises(UserError, match='cannot be read'):
+            read_pickle(path)
+
+
+def test_read_pickle_leaves_plain_data(tmp_path):
+    """Plain data comes back as it is; arrays read-only; optimizer states as plain records."""
+    data = {'a': [1, 2.5, None, True, 'x', b'y', b''], 'b': (np.arange(6).reshape(2, 3),)}
+    for protocol in (2, 4, 5):
+        path = tmp_path / 'plain.pkl'
+        path.write_bytes(pickle.dumps(data, protocol))
+        read = read_pickle(path)
+        assert read['a'] == data['a']
+        (array,) = read['b']
+        assert isinstance(array, Array)
+        np.testing.assert_array_equal(array.value, data['b'][0])
+        assert not array.value.flags.writeable
+    state = tmp_path / 'state.pkl'
+    state.write_bytes(raw(Named('optax._src.transform', 'TraceState', {})))
+    assert read_pickle(state) == Record({})
