@@ -169,7 +169,7 @@ def test_modes(run, main_py, mode):
         assert '%' in result.stdout
 
 
-@pytest.mark.parametrize('devices', [1, 2])
+@pytest.mark.parametrize('devices', [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_killed_run_goes_on_bit_for_bit(tmp_path, main_py, devices):
     """A run killed with SIGKILL half-way and started again ends as one that was not."""
     whole = tmp_path / 'whole'
