@@ -71,6 +71,11 @@ def load_config(holder: Any) -> Any:
     if holder.value is None:
         raise UserError(f'No --config given. Configs: {", ".join(_known_configs())}.')
     config = holder.value.copy_and_resolve_references().unlock()
+    if 'encoder.name' in _overridden:
+        # The config's own arguments are for the encoder it names.
+        kept = {k: v for k, v in config.encoder.kwargs.items() if _KWARGS + k in _overridden}
+        config.encoder.kwargs = kept
+        config.encoder.kwargs.unlock()
     for key, value in _encoder_kwargs.items():
         config.encoder.kwargs[key] = value
     for name in _DURATIONS:

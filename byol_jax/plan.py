@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from typing import Any
 
 from byol_jax.errors import UserError, did_you_mean
@@ -59,7 +60,7 @@ def make_plan(config: Any, examples: int, device_count: int, process_count: int 
       device_count: devices of all processes together.
       process_count: processes (hosts).
     """
-    _check_ranges(config)
+    check_ranges(config)
     batch = config.batch_size
     accumulate = config.accumulate_steps
     if batch % (device_count * accumulate):
@@ -112,10 +113,7 @@ def _steps(config: Any, prefix: str, batch: int, examples: int, where: str = '')
     names = f'{where}{prefix}_epochs and {where}{prefix}_steps'
     if (epochs is None) == (steps is None):
         given = 'neither is' if epochs is None else f'both are ({epochs} and {steps})'
-        raise UserError(
-            f'Exactly one of {names} must be given; {given}. On the command line, the one given '
-            'takes the place of the other.'
-        )
+        raise UserError(f'Exactly one of {names} must be given; {given}.')
     if steps is not None:
         if steps < 0:
             raise UserError(f'{where}{prefix}_steps={steps} must not be negative.')
@@ -126,26 +124,55 @@ def _steps(config: Any, prefix: str, batch: int, examples: int, where: str = '')
     return int(epochs * examples // batch)
 
 
-def _check_ranges(config: Any) -> None:
-    """Raises UserError for a value outside its range."""
-    for key in ('batch_size', 'accumulate_steps'):
-        if config[key] < 1:
-            raise UserError(f'{key}={config[key]} must be at least 1.')
+# key: smallest and largest value allowed.
+_RANGES: dict[str, tuple[float, float]] = {
+    'seed': (0, 2**31 - 1),
+    'batch_size': (1, math.inf),
+    'accumulate_steps': (1, math.inf),
+    'target.base_ema': (0, 1),
+    'data.tile_size': (0, math.inf),
+    'data.tile_stride': (0, math.inf),
+    'data.held_out_fraction': (0, 0.9),
+    'data.held_out_seed': (0, 2**31 - 1),
+    'data.cache_gib': (0, math.inf),
+    'data.max_megapixels': (0.001, math.inf),
+    'data.workers': (0, 4096),
+    'data.prefetch': (1, 4096),
+    'views.image_size': (2, 8192),
+    'projector.hidden_size': (1, math.inf),
+    'projector.output_size': (1, math.inf),
+    'predictor.hidden_size': (1, math.inf),
+    'optimizer.base_learning_rate': (0, math.inf),
+    'optimizer.weight_decay': (0, math.inf),
+    'optimizer.momentum': (0, 1),
+    'optimizer.trust_coefficient': (0, math.inf),
+    'checkpoint.keep': (1, math.inf),
+    'log.every_steps': (1, math.inf),
+    'evaluate.knn_k': (1, math.inf),
+    'evaluate.knn_temperature': (1e-6, math.inf),
+    'evaluate.batch_size': (1, math.inf),
+    'evaluate.max_gallery': (1, math.inf),
+    'evaluate.max_queries': (1, math.inf),
+    'evaluate.crop_fraction': (0.01, 1),
+}
+
+
+def check_ranges(config: Any) -> None:
+    """Raises UserError for the first value outside its range, before anything is opened."""
+    for key, (low, high) in _RANGES.items():
+        value = config
+        for name in key.split('.'):
+            value = value[name]
+        if not low <= value <= high:
+            limit = f'at least {low:g}' if high == math.inf else f'in [{low:g}, {high:g}]'
+            raise UserError(f'{key}={value} must be {limit}.')
+    if min(config.views.std) <= 0:
+        raise UserError(f'views.std={tuple(config.views.std)} must be above 0.')
     if config.precision not in PRECISIONS:
         raise UserError(
             f"precision='{config.precision}' is not one of {', '.join(PRECISIONS)}."
             + did_you_mean(config.precision, PRECISIONS)
         )
-    if not 0 <= config.target.base_ema <= 1:
-        raise UserError(f'target.base_ema={config.target.base_ema} must lie in [0, 1].')
-    if not 0 <= config.data.held_out_fraction < 1:
-        raise UserError(
-            f'data.held_out_fraction={config.data.held_out_fraction} must lie in [0, 1).'
-        )
-    if config.log.every_steps < 1:
-        raise UserError(f'log.every_steps={config.log.every_steps} must be at least 1.')
-    if config.checkpoint.keep < 1:
-        raise UserError(f'checkpoint.keep={config.checkpoint.keep} must be at least 1.')
     for name in ('view1', 'view2'):
         _check_view(config.views[name], f'views.{name}')
 

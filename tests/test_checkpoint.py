@@ -127,6 +127,29 @@ def test_all_damaged_never_starts_from_scratch(tmp_path, state):
         restore(tmp_path, state)
 
 
+def test_another_network_is_not_damage(tmp_path, state):
+    """A checkpoint of another network is refused as such and left where it is."""
+    save(tmp_path, state, 1)
+    other = state._replace(online_params={'encoder': {'kernel': jnp.ones((2, 2))}})
+    with pytest.raises(UserError, match='belongs to another network'):
+        restore(tmp_path, other)
+    assert restore(tmp_path, state)[0] == 1
+
+
+def test_reading_only_touches_nothing(tmp_path, state):
+    """Reading beside a running job neither sets damage aside nor clears what is being written."""
+    save(tmp_path, state, 1, 2)
+    flip_bit(payload(tmp_path, 2))
+    (tmp_path / 'checkpoints' / '3.orbax-checkpoint-tmp').mkdir()
+    checkpoints = Checkpoints(tmp_path, keep=5, read_only=True)
+    assert checkpoints.restore(state)[0] == 1
+    checkpoints.close()
+    names = {p.name for p in (tmp_path / 'checkpoints').iterdir()}
+    assert names == {'1', '2', '3.orbax-checkpoint-tmp'}
+
+
+# Orbax's other writes of the failed checkpoint end after its event loop has closed.
+@pytest.mark.filterwarnings('ignore::pytest.PytestUnraisableExceptionWarning')
 def test_full_disk_is_told_at_once(tmp_path, state):
     """A checkpoint that cannot be written raises, and the older one stays good."""
     save(tmp_path, state, 1)

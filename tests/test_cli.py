@@ -9,7 +9,18 @@ import pytest
 from conftest import ROOT, TINY
 from PIL import Image
 
+from byol_jax.errors import UserError
+
 SAMPLE = '--config=configs/div2k.py:sample'
+DATA = {'examples': 8, 'held_out': 2, 'names_sha256': 'ab'}
+
+
+def release_locks() -> None:
+    """What the end of the process does."""
+    from byol_jax.train import workdir
+
+    while workdir._locks:
+        workdir._locks.pop().close()
 
 
 def refused(result, *words: str) -> None:
@@ -61,6 +72,7 @@ def test_flags(main_py, tmp_path, arguments, words):
         (('--config.total_epochs=3',), ('Exactly one of total_epochs and total_steps', 'both')),
         (('--config.warmup_steps=8',), ('warm-up (8 steps) must be shorter',)),
         (('--config.views.view1.flip=2',), ('views.view1.flip=2', 'probability')),
+        (('--config.data.tile_size=-64',), ('data.tile_size=-64 must be at least 0',)),
         (('--config.data.tile_size=5000',), ('smaller than data.tile_size=5000',)),
     ],
     ids=' '.join,
@@ -118,11 +130,12 @@ def test_workdir_of_another_config(main_py, tmp_path):
     from configs import div2k
 
     config = div2k.get_config('sample')
-    claim_workdir(tmp_path / 'w', config)
+    claim_workdir(tmp_path / 'w', config, DATA)
     before = (tmp_path / 'w' / 'config.json').read_bytes()
     result = main_py(SAMPLE, '--config.optimizer.momentum=0.8', f'--workdir={tmp_path / "w"}')
     refused(result, 'belongs to a run with another config', 'optimizer.momentum: 0.9 there, 0.8')
-    assert [p.name for p in (tmp_path / 'w').iterdir()] == ['config.json']
+    names = {p.name for p in (tmp_path / 'w').iterdir()}
+    assert names == {'config.json', 'data.json', '.lock'}
     assert (tmp_path / 'w' / 'config.json').read_bytes() == before
 
 
@@ -131,7 +144,7 @@ def test_config_json_is_data(tmp_path):
     from byol_jax.train.workdir import claim_workdir
     from configs import div2k
 
-    claim_workdir(tmp_path, div2k.get_config('sample'))
+    claim_workdir(tmp_path, div2k.get_config('sample'), DATA)
     config = json.loads((tmp_path / 'config.json').read_text())
     assert config['views']['view1']['crop_area'] == [0.08, 1.0]
     assert config['encoder']['kwargs']['width'] == 0.5
@@ -143,9 +156,37 @@ def test_log_keys_may_change(tmp_path):
     from configs import div2k
 
     config = div2k.get_config('sample').unlock()
-    claim_workdir(tmp_path, config)
+    claim_workdir(tmp_path, config, DATA)
+    release_locks()
     config.log.every_steps = 1
-    claim_workdir(tmp_path, config)
+    claim_workdir(tmp_path, config, DATA)
+
+
+def test_other_data_is_refused(tmp_path):
+    """A run does not go on over data that has changed since it began."""
+    from byol_jax.train.workdir import claim_workdir
+    from configs import div2k
+
+    config = div2k.get_config('sample')
+    claim_workdir(tmp_path, config, DATA)
+    release_locks()
+    with pytest.raises(UserError, match='8 training and 2 held-out examples then, 9 and 2'):
+        claim_workdir(tmp_path, config, DATA | {'examples': 9})
+    with pytest.raises(UserError, match='other names'):
+        claim_workdir(tmp_path, config, DATA | {'names_sha256': 'cd'})
+
+
+def test_two_processes_do_not_share_a_workdir(tmp_path):
+    """A workdir in which a run is under way is refused to a second one."""
+    from byol_jax.train.workdir import claim_workdir
+    from configs import div2k
+
+    config = div2k.get_config('sample')
+    claim_workdir(tmp_path, config, DATA)
+    with pytest.raises(UserError, match='Another process is training'):
+        claim_workdir(tmp_path, config, DATA)
+    release_locks()
+    claim_workdir(tmp_path, config, DATA)
 
 
 def test_every_config_loads():

@@ -62,7 +62,9 @@ def test_leaves_what_the_contract_names(run):
     workdir, _ = run
     names = {p.name for p in workdir.iterdir()}
     assert names == {
+        '.lock',
         'config.json',
+        'data.json',
         'metrics.jsonl',
         'tensorboard',
         'checkpoints',
@@ -167,6 +169,34 @@ def test_modes(run, main_py, mode):
         assert '<- tapped' in result.stdout
     if mode == 'evaluate':
         assert '%' in result.stdout
+
+
+def test_resume_onto_a_logged_step(tmp_path, main_py):
+    """A run may log every step, and go on from a checkpoint whose next step is a logged one."""
+    often = ('--config.log.every_steps=1', '--config.checkpoint.every_steps=3')
+    process = start(tmp_path / 'w', '--config.total_steps=100000', *often)
+    wait_for(tmp_path / 'w' / 'checkpoints' / '3', process)
+    process.kill()
+    process.communicate(timeout=60)
+    process = start(tmp_path / 'w', '--config.total_steps=100000', *often)
+    wait_for(tmp_path / 'w' / 'checkpoints' / '12', process)
+    process.kill()
+    process.communicate(timeout=60)
+    lines = (tmp_path / 'w' / 'metrics.jsonl').read_text().splitlines(keepends=True)
+    steps = [json.loads(line)['step'] for line in lines if line.endswith('\n')]
+    assert steps == list(range(1, len(steps) + 1))
+
+
+def test_export_with_another_config_changes_nothing(run, main_py):
+    """--mode=export with another network's config is refused and leaves the checkpoints alone."""
+    workdir, _ = run
+    before = sorted(str(p) for p in workdir.rglob('*'))
+    wrong = '--config.encoder.kwargs.num_classes=3'
+    result = main_py(SAMPLE, *TINY, wrong, '--mode=export', f'--workdir={workdir}')
+    assert result.returncode != 0
+    assert 'belongs to a run with another config' in result.stderr
+    assert 'Traceback' not in result.stderr
+    assert sorted(str(p) for p in workdir.rglob('*')) == before
 
 
 @pytest.mark.parametrize('devices', [1, pytest.param(2, marks=pytest.mark.slow)])
@@ -299,6 +329,7 @@ def test_damaged_picture_loses_no_step(tmp_path, main_py):
     )
     assert result.returncode != 0
     assert 'Traceback' not in result.stderr
+    assert len(result.stderr.splitlines()) == 1
     assert damaged.name in result.stderr
     assert [p.name for p in (tmp_path / 'w' / 'checkpoints').iterdir() if p.name.isdigit()] == ['3']
 

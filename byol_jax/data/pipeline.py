@@ -97,25 +97,32 @@ def batches(
     size = config.views.image_size
     workers = config.data.workers or os.cpu_count() or 1
 
-    failures: list[UserError] = []
+    failures: dict[int, UserError] = {}
 
-    def noted(position: int) -> tuple[np.ndarray, np.ndarray]:
-        """`maker.pair`, keeping the error that TensorFlow would turn into one of its own."""
+    def noted(position: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """`maker.pair` and whether it was made.
+
+        An error is kept for the batch it belongs to; TensorFlow would print it as a traceback.
+        """
         try:
-            return maker.pair(int(position))
+            return *maker.pair(int(position)), np.array(True)
         except UserError as error:
-            failures.append(error)
-            raise
+            failures[int(position)] = error
+            blank = np.zeros((size, size, 3), np.uint8)
+            return blank, blank, np.array(False)
 
     def positions(step: tf.Tensor) -> tf.data.Dataset:
         first = step * batch + process_index * share
         return tf.data.Dataset.range(first, first + share)
 
     def pair(position: tf.Tensor) -> dict[str, tf.Tensor]:
-        view1, view2 = tf.numpy_function(noted, [position], (tf.uint8, tf.uint8), stateful=False)
+        view1, view2, made = tf.numpy_function(
+            noted, [position], (tf.uint8, tf.uint8, tf.bool), stateful=False
+        )
+        made.set_shape(())
         view1.set_shape((size, size, 3))
         view2.set_shape((size, size, 3))
-        return {'view1': view1, 'view2': view2}
+        return {'view1': view1, 'view2': view2, 'made': made}
 
     options = tf.data.Options()
     options.deterministic = True
@@ -128,9 +135,7 @@ def batches(
         .prefetch(config.data.prefetch)
         .with_options(options)
     )
-    try:
-        yield from data.as_numpy_iterator()
-    except tf.errors.OpError as error:
-        if failures:
-            raise failures[0] from error
-        raise
+    for prepared in data.as_numpy_iterator():
+        if not prepared.pop('made').all():
+            raise failures[min(failures)]
+        yield prepared

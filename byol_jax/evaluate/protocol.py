@@ -81,15 +81,15 @@ def describe(evaluation: Evaluation, config: Any) -> str:
     options = config.evaluate
     if evaluation.accuracy is None:
         return (
-            'No accuracy: it needs labels (class folders, or tiles) and held-out pictures '
-            '(data.held_out_fraction).'
+            'No accuracy: it needs labels (class folders, or tiles) and held-out pictures; '
+            'data.held_out_fraction must hold out at least one of a label.'
         )
     return (
         f'Each of {len(evaluation.queries):,} held-out pictures is classified by a vote of its '
         f'{options.knn_k} nearest among {len(evaluation.gallery):,} training pictures (cosine of '
         f'the features, temperature {options.knn_temperature:g}; '
-        f'{len(evaluation.gallery.label_names)} labels). Both encoders are measured alike, with '
-        'batch normalisation frozen.'
+        f'{len(evaluation.gallery.label_names)} labels), batch normalisation frozen.'
+        + (' So few pictures give a rough figure only.' if len(evaluation.queries) < 100 else '')
     )
 
 

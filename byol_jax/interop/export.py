@@ -146,6 +146,9 @@ def save_encoder(encoder: Encoder, folder: str | Path) -> None:
 def load_encoder(path: str | Path) -> Encoder:
     """Loads an exported encoder; needs neither TensorFlow nor the training configuration.
 
+    An encoder of a class of the user's own ('package.module:Class') imports that module, as any
+    import would; nothing but a Linen module class is ever called.
+
     Args:
       path: the folder that training wrote, such as 'runs/div2k/encoder'.
 
@@ -164,7 +167,8 @@ def load_encoder(path: str | Path) -> Encoder:
     weights = (folder / _WEIGHTS).read_bytes()
     if hashlib.sha256(weights).hexdigest() != description['sha256']:
         raise UserError(
-            f'{folder / _WEIGHTS} is damaged: its sha256 is not the one in {_DESCRIPTION}.'
+            f'{folder / _WEIGHTS} is damaged, or writing it was interrupted: its sha256 is not the '
+            f'one in {_DESCRIPTION}. Export it again.'
         )
     module = build_encoder(description['name'], description['kwargs'])
     variables: dict[str, Any] = {}

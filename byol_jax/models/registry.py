@@ -79,13 +79,16 @@ def _constructor(name: str) -> Callable[..., Any]:
             f"encoder.name='{name}': module '{error.name}' cannot be imported. Install it, or put "
             'its folder on PYTHONPATH.'
         ) from error
-    try:
-        return getattr(module, attribute)
-    except AttributeError as error:
+    if not hasattr(module, attribute):
         raise UserError(
             f"encoder.name='{name}': module '{module_name}' has no '{attribute}'."
             f'{did_you_mean(attribute, dir(module))}'
-        ) from error
+        )
+    found = getattr(module, attribute)
+    # Checked before it is called: the name may come from an encoder.json made by somebody else.
+    if not (isinstance(found, type) and issubclass(found, nn.Module)):
+        raise UserError(f"encoder.name='{name}' is no class derived from flax.linen.Module.")
+    return found
 
 
 def _hashable(value: Any) -> Any:

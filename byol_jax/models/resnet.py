@@ -152,7 +152,8 @@ class ResNet(nn.Module):
       small_images: stem of a 3x3 convolution with stride 1 and no pooling, for CIFAR-size images
         (SimCLR, arXiv:2002.05709, Appendix B.9), instead of 7x7 with stride 2 and max pooling.
       zero_init_residual: start the last BatchNorm scale of each block at 0, so that a block starts
-        as the identity, as Haiku's ResNet, which the paper's code uses, does.
+        as the identity. DeepMind's code does; the paper's own results were made without it, and
+        very large networks are slightly better so (its byol/README.md, on batch normalization).
       same_padding: pad strided convolutions and the pooling as TensorFlow and Haiku do ('SAME': the
         odd pixel right and below) instead of equally on both sides; DeepMind's networks do.
       project_every_stage: a convolution in the shortcut of every stage's first block, even where

@@ -27,29 +27,35 @@ class Stopwatch:
         self._waited += seconds
 
     def lap(self, step: int) -> dict[str, float]:
-        """Figures since the last lap, and a new lap."""
+        """Figures since the last lap, and a new lap; none for a lap of no step (the first)."""
         now = time.perf_counter()
         elapsed, steps = max(now - self._last, 1e-9), step - self._last_step
+        if not steps:
+            return {}
         figures = {
             'images_per_second': steps * self._plan.batch_size / elapsed,
             'input_wait_fraction': min(1.0, self._waited / elapsed),
             'seconds_left': (self._plan.total_steps - step)
             * (now - self._start)
-            / max(step - self._start_step, 1),
+            / (step - self._start_step),
         }
         self._last, self._last_step, self._waited = now, step, 0.0
         return figures
 
 
 def progress_line(plan: Plan, step: int, record: Mapping[str, float], seconds_left: float) -> str:
-    """One line for a person."""
-    return (
+    """One line for a person; without speed where none has been measured yet."""
+    line = (
         f'step {step:>{len(str(plan.total_steps))}}/{plan.total_steps}'
         f'  epoch {plan.epoch(step):.1f}'
         f'  loss {record["loss"]:.4f}'
         f'  feature std {record["feature_std"]:.4f}'
         f'  lr {record["learning_rate"]:.3g}'
-        f'  {record["images_per_second"]:.0f} images/s'
+    )
+    if 'images_per_second' not in record:
+        return line
+    return (
+        f'{line}  {record["images_per_second"]:.0f} images/s'
         f'  input wait {record["input_wait_fraction"]:.0%}'
         f'  {duration(seconds_left)} left'
     )

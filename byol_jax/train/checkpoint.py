@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import hashlib
-import json
 import logging
 import os
 import shutil
@@ -24,7 +23,7 @@ from byol_jax.train.hosts import is_main, say, wait_for_all
 Tree = Any
 
 # Orbax reports damaged or missing files as any of these, depending on which file it is.
-_UNREADABLE = (ValueError, OSError, KeyError, TypeError, json.JSONDecodeError)
+_UNREADABLE = (ValueError, KeyError, TypeError)
 
 
 class Checkpoints:
@@ -33,10 +32,14 @@ class Checkpoints:
     A checkpoint is complete or not there at all: it is written beside and renamed at the end.
     """
 
-    def __init__(self, workdir: Path, keep: int):
-        """Opens (and makes) `workdir/checkpoints`, keeping the newest `keep`."""
+    def __init__(self, workdir: Path, keep: int, read_only: bool = False):
+        """Opens (and makes) `workdir/checkpoints`, keeping the newest `keep`.
+
+        With `read_only` nothing is made, cleaned up or set aside: a run may be writing there.
+        """
         self._folder = (workdir / 'checkpoints').absolute()
         self._keep = keep
+        self._read_only = read_only
         self._open()
 
     def _open(self) -> None:
@@ -44,7 +47,8 @@ class Checkpoints:
             self._folder,
             options=ocp.CheckpointManagerOptions(
                 max_to_keep=self._keep,
-                cleanup_tmp_directories=True,
+                cleanup_tmp_directories=not self._read_only,
+                read_only=self._read_only,
                 # The state is small beside a step; a failed write must be known at once.
                 enable_async_checkpointing=False,
             ),
@@ -105,35 +109,43 @@ class Checkpoints:
             if damage is None:
                 return step, state
             say(f'checkpoint {step} is damaged: {damage}')
-            self._set_aside(step)
+            if not self._read_only:
+                self._set_aside(step)
         damaged = sorted(path.name for path in self._folder.glob('damaged-*'))
-        if not damaged:
+        if not damaged and not self.steps():
             return None
         raise UserError(
-            f'All checkpoints in {self._folder} are damaged; they are kept as '
-            f'{", ".join(damaged)}. To start from scratch, give another --workdir.'
+            f'All checkpoints in {self._folder} are damaged. Kept there: '
+            f'{", ".join(damaged) or self.steps()}. To start from scratch, give another --workdir.'
         )
 
     def close(self) -> None:
         self._manager.close()
 
     def _load(self, step: int, like: Tree) -> tuple[Tree, str | None]:
-        """(state, None), or (None, what is damaged)."""
-        abstract = jax.tree.map(lambda x: np.empty(x.shape, x.dtype), like)
+        """(state, None), or (None, what is damaged).
+
+        Raises:
+          UserError: the checkpoint is of another network, or the disk does not answer.
+        """
         try:
-            loaded = self._manager.restore(
-                step,
-                args=ocp.args.Composite(
-                    state=ocp.args.StandardRestore(abstract), digests=ocp.args.JsonRestore()
-                ),
-            )
+            expected = self._restore(step, digests=ocp.args.JsonRestore())['digests']
+            _check_same_network(expected, like, self._folder / str(step))
+            abstract = jax.tree.map(lambda x: np.empty(x.shape, x.dtype), like)
+            state = self._restore(step, state=ocp.args.StandardRestore(abstract))['state']
+        except FileNotFoundError as error:
+            return None, _first_line(error)
+        except OSError as error:
+            raise UserError(f'{self._folder / str(step)} cannot be read: {error}') from error
         except _UNREADABLE as error:
             return None, f'{type(error).__name__}: {_first_line(error)}'
-        state, expected = loaded['state'], loaded['digests']
-        for name, digest in digests(state).items():
-            if expected.get(name) != digest:
+        for name, found in digests(state).items():
+            if found != expected[name]:
                 return None, f"the sha256 of '{name}' is not the one it was saved with"
         return state, None
+
+    def _restore(self, step: int, **items: Any) -> Any:
+        return self._manager.restore(step, args=ocp.args.Composite(**items))
 
     def _set_aside(self, step: int) -> None:
         self._manager.close()
@@ -152,15 +164,32 @@ class Checkpoints:
         (self._folder / str(step)).rename(target)
 
 
-def digests(state: Tree) -> Mapping[str, str]:
-    """sha256 over dtype, shape and bytes of each leaf, by its path."""
+def digests(state: Tree) -> dict[str, dict[str, Any]]:
+    """'dtype', 'shape' and the 'sha256' of the bytes of each leaf, by its path."""
     result = {}
     for path, leaf in jax.tree.leaves_with_path(state):
-        array = np.ascontiguousarray(leaf)
-        digest = hashlib.sha256(f'{array.dtype}{array.shape}'.encode())
-        digest.update(array.tobytes())
-        result[path_name(path)] = digest.hexdigest()
+        array = np.asarray(leaf, order='C')
+        result[path_name(path)] = {
+            'dtype': str(array.dtype),
+            'shape': list(array.shape),
+            'sha256': hashlib.sha256(array.tobytes()).hexdigest(),
+        }
     return result
+
+
+def _check_same_network(saved: Mapping[str, Any], like: Tree, folder: Path) -> None:
+    """Raises UserError if a checkpoint's leaves are not those of `like`, naming the first."""
+    wanted = {
+        path_name(path): (str(leaf.dtype), list(leaf.shape))
+        for path, leaf in jax.tree.leaves_with_path(like)
+    }
+    found = {name: (leaf['dtype'], leaf['shape']) for name, leaf in saved.items()}
+    for name in sorted(wanted.keys() | found.keys()):
+        if wanted.get(name) != found.get(name):
+            raise UserError(
+                f"{folder} belongs to another network: '{name}' is {found.get(name, 'absent')} "
+                f'there and {wanted.get(name, "absent")} in this config. Nothing was changed.'
+            )
 
 
 @contextmanager

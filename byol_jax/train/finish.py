@@ -30,13 +30,29 @@ def draw_views(run: Run, workdir: Path) -> None:
     maker = PairMaker(run.data.train, run.config)
     keys = tuple(dict.fromkeys(run.config.data.pair_keys))
     rows = []
-    for position in range(min(_ROWS, len(run.data.train))):
+    for position in _first_of_each_label(run.data.train, maker):
         _, index = maker.example(position)
         originals = [run.data.train.load(index, key) for key in keys]
         rows.append((*originals, *maker.pair(position)))
     titles = ['original'] if len(keys) == 1 else [f'original {key}' for key in keys]
     side = min(224, max(96, run.config.views.image_size))
     save_picture(views_picture(rows, (*titles, 'view 1', 'view 2'), side), workdir / 'views.png')
+
+
+def _first_of_each_label(source: Source, maker: PairMaker) -> list[int]:
+    """Positions of the stream to show: the first of each label, filled up with the next ones."""
+    labels = source.labels if source.labels_at_hand else None
+    positions = list(range(min(len(source), 64 * _ROWS)))
+    if labels is not None:
+        seen: set[int] = set()
+        first = []
+        for position in positions:
+            label = int(labels[maker.example(position)[1]])
+            if label not in seen:
+                seen.add(label)
+                first.append(position)
+        positions = first + [p for p in positions if p not in first]
+    return positions[:_ROWS]
 
 
 def finish_report(
@@ -47,7 +63,7 @@ def finish_report(
         Result('randomly initialised', before.accuracy, before.feature_std),
         Result(f'trained {run.plan.total_steps:,} steps', after.accuracy, after.feature_std),
     ]
-    protocol = describe(after, run.config)
+    protocol = f'{describe(after, run.config)} Both encoders are measured alike.'
     versions = ', '.join(
         f'{name} {importlib.metadata.version(name)}' for name in ('jax', 'flax', 'optax')
     )

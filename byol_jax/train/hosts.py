@@ -13,7 +13,7 @@ from byol_jax.errors import UserError
 
 # A launcher that JAX knows (jax.distributed finds address, count and index by itself), and its
 # variable that holds the number of processes.
-_LAUNCHERS = {'SLURM': 'SLURM_NTASKS', 'Open MPI': 'OMPI_COMM_WORLD_SIZE'}
+_LAUNCHERS = {'SLURM': 'SLURM_STEP_NUM_TASKS', 'Open MPI': 'OMPI_COMM_WORLD_SIZE'}
 
 
 def join_hosts(coordinator: str | None, count: int | None, index: int | None) -> None:
@@ -37,12 +37,20 @@ def join_hosts(coordinator: str | None, count: int | None, index: int | None) ->
     launched = any(int(os.environ.get(name, '1')) > 1 for name in _LAUNCHERS.values())
     if not given and not launched:
         return
+    sys.excepthook = _abort
     try:
         jax.distributed.initialize(coordinator, count, index)
     except (RuntimeError, ValueError) as error:
         raise UserError(
             f'The processes of this run could not join at {coordinator}: {error}'
         ) from error
+
+
+def _abort(kind: type[BaseException], error: BaseException, trace: Any) -> None:
+    """Shows an unexpected error and ends this process, without JAX's barrier at exit."""
+    sys.__excepthook__(kind, error, trace)
+    sys.stderr.flush()
+    os._exit(1)
 
 
 def is_main() -> bool:
@@ -91,7 +99,8 @@ def leave(status: Any) -> None:
     themselves that it is gone.
     """
     if jax.process_count() > 1 and status:
-        print(status, file=sys.stderr, flush=True)
+        if isinstance(status, str):
+            print(status, file=sys.stderr, flush=True)
         sys.stdout.flush()
         os._exit(status if isinstance(status, int) else 1)
     sys.exit(status)

@@ -8,6 +8,7 @@ end: last checkpoint, encoder, before/after table, report.
 from __future__ import annotations
 
 import math
+import os
 import signal
 import time
 from collections import deque
@@ -30,7 +31,7 @@ from byol_jax.train.hosts import is_main, part, say, stop_together, wait_for_all
 from byol_jax.train.setup import Run, build_run, online_encoder
 from byol_jax.train.state import TrainState
 from byol_jax.train.step import make_train_step, pmap_step, replicate, shard_batch
-from byol_jax.train.workdir import claim_workdir
+from byol_jax.train.workdir import claim_workdir, fingerprint
 
 
 class Interrupted(Exception):
@@ -56,7 +57,7 @@ def train(config: Any, workdir: Path, command: str) -> None:
     started = time.perf_counter()
     run = build_run(config)
     if is_main():
-        claim_workdir(workdir, config)
+        claim_workdir(workdir, config, fingerprint(run.data))
         draw_views(run, workdir)
     wait_for_all('workdir claimed')
     _introduce(run, workdir)
@@ -72,7 +73,9 @@ def train(config: Any, workdir: Path, command: str) -> None:
     try:
         state = _fit(run, replicate(state), checkpoints, log)
     finally:
-        checkpoints.close()
+        # Closing waits for the other processes, which after an error may never come.
+        if jax.process_count() == 1:
+            checkpoints.close()
         if log is not None:
             log.close()
     part()
@@ -112,6 +115,7 @@ def _fit(
     most_under_way = 1 if jax.default_backend() == 'cpu' else 2
     under_way: deque[tuple[int, Any]] = deque()
     watch: Stopwatch | None = None
+    record: dict[str, float] = {}
     say('compiling the training step ...')
     with _stop_signals() as stop:
         for step in range(start + 1, plan.total_steps + 1):
@@ -123,21 +127,23 @@ def _fit(
             except UserError:
                 # What is trained so far is sound: it must not be lost to a damaged picture.
                 _settle_all(under_way)
-                if step - 1 not in (start, checkpoints.newest()):
+                # Alone: the other processes are in their next step and would not join in saving.
+                alone = jax.process_count() == 1
+                if alone and step - 1 not in (start, checkpoints.newest()):
                     checkpoints.save(step - 1, state)
                 raise
-            if watch is not None:
+            if watch is not None and not _busy(under_way):
                 watch.waited(time.perf_counter() - waiting)
             state, metrics = step_fn(state, shard_batch(batch, devices))
             under_way.append((step, metrics))
             if watch is None:
-                _settle(under_way)
+                record = _settle(under_way)
                 say(f'compiled in {duration(time.perf_counter() - waiting)}')
                 # Speed is counted from the second step on; the first one compiles.
                 watch = Stopwatch(plan, step)
             last = step == plan.total_steps
             if step % plan.log_steps == 0 or last:
-                record = _settle_all(under_way)
+                record = _settle_all(under_way) or record
                 _log(run, log, watch, step, record)
             stopping = not last and stop_together(step, asked=bool(stop))
             if step % plan.checkpoint_steps == 0 or last or stopping:
@@ -163,14 +169,19 @@ def _settle(under_way: deque[tuple[int, Any]]) -> dict[str, float]:
     """Waits for the oldest step under way and returns its metrics."""
     step, metrics = under_way.popleft()
     values = {name: float(value) for name, value in jax.device_get(metrics).items()}
-    if not math.isfinite(values['loss']):
+    if not all(math.isfinite(value) for value in values.values()):
         raise UserError(
-            f'The loss of step {step} is {values["loss"]} (gradient norm '
+            f'The loss of step {step} is {values["loss"]:.4g} (gradient norm '
             f'{values["gradient_norm"]:.3g}, learning rate {values["learning_rate"]:.3g}). '
             'Training stopped; the last checkpoint is from before it. Lower '
             'optimizer.base_learning_rate or lengthen the warm-up, in a new workdir.'
         )
     return values
+
+
+def _busy(under_way: deque[tuple[int, Any]]) -> bool:
+    """Whether the devices still have a step to work on, so that they wait for no input."""
+    return bool(under_way) and not under_way[-1][1]['loss'].is_ready()
 
 
 def _settle_all(under_way: deque[tuple[int, Any]]) -> dict[str, float]:
@@ -184,7 +195,7 @@ def _log(
     run: Run, log: MetricsLog | None, watch: Stopwatch, step: int, values: dict[str, float]
 ) -> None:
     figures = watch.lap(step)
-    seconds_left = figures.pop('seconds_left')
+    seconds_left = figures.pop('seconds_left', 0.0)
     record = {'step': step, 'epoch': run.plan.epoch(step), **values, **figures}
     if log is not None:
         log.write(record)
@@ -195,8 +206,14 @@ def _finish(run: Run, state: TrainState, workdir: Path, command: str, seconds: f
     trained = online_encoder(run.config, state)
     save_encoder(trained, workdir / 'encoder')
     say('comparing the random and the trained encoder ...')
-    before = evaluate(online_encoder(run.config, run.training.initial), run.data, run.config)
-    after = evaluate(trained, run.data, run.config)
+    try:
+        before = evaluate(online_encoder(run.config, run.training.initial), run.data, run.config)
+        after = evaluate(trained, run.data, run.config)
+    except UserError as error:
+        raise UserError(
+            f'Training is done and the encoder is in {workdir / "encoder"}, but it could not be '
+            f'evaluated: {error} Then give the same command again for the report.'
+        ) from error
     text = finish_report(run, workdir, before, after, command, seconds)
     say(f'\n{text}\n\nencoder: {workdir / "encoder"}\nreport:  {workdir / "report.html"}')
 
@@ -218,7 +235,8 @@ def _stop_signals() -> Iterator[list[int]]:
     def note(number: int, frame: Any) -> None:
         received.append(number)
         restore()
-        print(f'\n{signal.Signals(number).name}: saving after this step ...', flush=True)
+        # Not print: the signal may have come in the middle of one.
+        os.write(1, f'\n{signal.Signals(number).name}: saving after this step ...\n'.encode())
 
     for number in numbers:
         signal.signal(number, note)

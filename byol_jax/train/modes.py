@@ -22,11 +22,13 @@ from byol_jax.train.finish import draw_views
 from byol_jax.train.loop import train
 from byol_jax.train.setup import build_byol, build_run, online_encoder
 from byol_jax.train.state import TrainState
+from byol_jax.train.workdir import check_workdir
 
 
 def views(config: Any, workdir: Path, command: str) -> None:
     """Writes views.png and nothing else."""
     del command
+    check_workdir(workdir, config)
     run = build_run(config)
     workdir.mkdir(parents=True, exist_ok=True)
     draw_views(run, workdir)
@@ -105,8 +107,9 @@ def export(config: Any, workdir: Path, command: str) -> None:
     del command
     if not (workdir / 'checkpoints').is_dir():
         raise UserError(f'{workdir} holds no checkpoints to export.')
+    check_workdir(workdir, config)
     run = build_run(config)
-    checkpoints = Checkpoints(workdir, config.checkpoint.keep)
+    checkpoints = Checkpoints(workdir, config.checkpoint.keep, read_only=True)
     restored = checkpoints.restore(run.training.initial)
     checkpoints.close()
     if restored is None:

@@ -16,7 +16,7 @@ from byol_jax.interop.export import Encoder, make_encoder
 from byol_jax.models.mlp import MLP
 from byol_jax.models.registry import build_encoder
 from byol_jax.models.tap import TappedEncoder
-from byol_jax.plan import Plan, make_plan
+from byol_jax.plan import Plan, check_ranges, make_plan
 from byol_jax.train.state import TrainState, init_state
 from byol_jax.train.step import AXIS
 
@@ -60,6 +60,7 @@ def build_run(config: Any) -> Run:
     Raises:
       UserError: something in the config cannot be used.
     """
+    check_ranges(config)
     data = build_data(config)
     plan = make_plan(config, len(data.train), jax.device_count(), jax.process_count())
     byol = build_byol(config)
@@ -109,7 +110,8 @@ def build_training(config: Any, plan: Plan, byol: Byol) -> Training:
         optimizer=optimizer,
         schedule=schedule,
         excluded=optim.describe_excluded(params, adapted),
-        initial=init_state(optimizer, params, stats),
+        # On the host: it is needed again for the table at the end, and would fill a device.
+        initial=jax.device_get(init_state(optimizer, params, stats)),
     )
 
 

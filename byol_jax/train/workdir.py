@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import fcntl
+import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
+from byol_jax.data.sources.build import Data
 from byol_jax.errors import UserError
 from byol_jax.report.pictures import write_whole
 
@@ -14,17 +17,29 @@ from byol_jax.report.pictures import write_whole
 _FREE = ('log.', 'checkpoint.', 'evaluate.', 'data.workers', 'data.prefetch', 'data.cache_gib')
 
 
-def claim_workdir(workdir: Path, config: Any) -> None:
+# The locks this process holds; they end with it, however it ends.
+_locks: list[IO[str]] = []
+
+
+def claim_workdir(workdir: Path, config: Any, data: Mapping[str, Any]) -> None:
     """Makes the workdir and writes config.json, or checks that it belongs to this config.
 
+    The workdir is then locked for this process.
+
+    Args:
+      workdir: of the run.
+      config: of the run.
+      data: what the run trains on (`fingerprint`); kept in data.json.
+
     Raises:
-      UserError: it belongs to another config (the differences are named), or cannot be written.
-        Nothing is overwritten then.
+      UserError: it belongs to another config or other data (the differences are named), another
+        process is training there, or it cannot be written. Nothing is overwritten then.
     """
     path = workdir / 'config.json'
-    resolved = resolve(config)
     if path.exists():
-        _check_same(path, resolved, workdir)
+        check_workdir(workdir, config)
+        _check_data(workdir / 'data.json', data)
+        _lock(workdir)
         return
     if (workdir / 'checkpoints').exists():
         raise UserError(
@@ -33,10 +48,59 @@ def claim_workdir(workdir: Path, config: Any) -> None:
         )
     try:
         workdir.mkdir(parents=True, exist_ok=True)
-        text = json.dumps(resolved, indent=2, sort_keys=True) + '\n'
-        write_whole(path, lambda partial: partial.write_text(text))
+        _lock(workdir)
+        _write_json(workdir / 'data.json', data)
+        _write_json(path, resolve(config))
     except OSError as error:
         raise UserError(f'--workdir={workdir} cannot be written: {error.strerror}.') from error
+
+
+def check_workdir(workdir: Path, config: Any) -> None:
+    """Raises UserError if a workdir belongs to another config; one without config.json to none."""
+    path = workdir / 'config.json'
+    if path.exists():
+        _check_same(path, resolve(config), workdir)
+
+
+def fingerprint(data: Data) -> dict[str, Any]:
+    """What identifies a data set: the numbers of its examples and a digest of their names."""
+    names = hashlib.sha256()
+    for part in data:
+        for index in range(len(part)):
+            names.update(f'{part.name(index)}\n'.encode())
+    return {
+        'examples': len(data.train),
+        'held_out': len(data.held_out),
+        'names_sha256': names.hexdigest(),
+    }
+
+
+def _check_data(path: Path, data: Mapping[str, Any]) -> None:
+    old = json.loads(path.read_text()) if path.exists() else dict(data)
+    if old != data:
+        raise UserError(
+            f'The data is not what this run began with: {old["examples"]:,} training and '
+            f'{old["held_out"]:,} held-out examples then, {data["examples"]:,} and '
+            f'{data["held_out"]:,} now, or other names. The order of the data and the schedules '
+            'would change. Restore the files, or start anew in another --workdir.'
+        )
+
+
+def _lock(workdir: Path) -> None:
+    file = (workdir / '.lock').open('w')
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        file.close()
+        raise UserError(
+            f'Another process is training in {workdir}. Wait for it, or stop it.'
+        ) from error
+    _locks.append(file)
+
+
+def _write_json(path: Path, content: Mapping[str, Any]) -> None:
+    text = json.dumps(content, indent=2, sort_keys=True) + '\n'
+    write_whole(path, lambda partial: partial.write_text(text))
 
 
 def resolve(config: Any) -> dict[str, Any]:
