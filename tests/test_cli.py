@@ -23,6 +23,13 @@ def release_locks() -> None:
         workdir._locks.pop().close()
 
 
+@pytest.fixture(autouse=True)
+def no_lock_left():
+    """Locks end with the process, which here goes on."""
+    yield
+    release_locks()
+
+
 def refused(result, *words: str) -> None:
     """Checks that a run ended with a readable error that has all the words."""
     assert result.returncode not in (0, None), result.stdout
