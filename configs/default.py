@@ -50,7 +50,7 @@ def get_config() -> ml_collections.ConfigDict:
     data.pair_keys = ('image', 'image')  # which picture of an example feeds view 1 and view 2
     data.tile_size = 0  # cut pictures into square tiles of this many pixels; 0: whole pictures
     data.tile_stride = 0  # pixels from one tile to the next; 0: tile_size
-    data.held_out_fraction = 0.0  # share of the examples kept from training, for evaluation
+    data.held_out_fraction = 0.0  # share kept from training: of examples, or of tiles' area
     data.held_out_seed = 0  # which examples are held out; not the run's seed, so runs compare
     data.cache_gib = 2.0  # memory for the decoded pictures that tiles are cut from, GiB
     data.max_megapixels = 200.0  # larger pictures (by their header) are refused, not decoded

@@ -25,7 +25,7 @@ def nearest(gallery: np.ndarray, queries: np.ndarray, k: int, block: int = 1024)
     Args:
       gallery: float [N, D]. queries: float [Q, D].
       k: at most N; of equal cosines the lower index comes first.
-      block: queries compared at a time; bounds the memory to block x N floats.
+      block: queries compared at a time; bounds the memory to about 16 bytes x block x N.
     """
     gallery, queries = _unit(gallery), _unit(queries)
     k = min(k, len(gallery))

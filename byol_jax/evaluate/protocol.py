@@ -12,8 +12,8 @@ from byol_jax.evaluate.features import Encode, encode_source
 from byol_jax.evaluate.knn import Neighbours, classify, nearest
 from byol_jax.evaluate.spectrum import unit_std
 
-# Query pictures shown when nothing is held out.
-_SHOWN = 8
+# Query pictures shown when nothing is held out, and pictures searched when nothing is measured.
+_SHOWN, _SHOWN_GALLERY = 8, 2000
 
 
 class Evaluation(NamedTuple):
@@ -51,10 +51,11 @@ def evaluate(encode: Encode, data: Data, config: Any) -> Evaluation:
         gallery = Subset(gallery, np.setdiff1d(np.arange(len(gallery)), spaced))
         if not len(gallery):
             gallery = queries
-    gallery, queries = (
-        _at_most(gallery, options.max_gallery),
-        _at_most(queries, options.max_queries),
-    )
+    most = options.max_gallery
+    if not (held_out and gallery.label_names):
+        # Nothing is measured, a few neighbours are shown: not worth a pass over all pictures.
+        most = min(most, _SHOWN_GALLERY)
+    gallery, queries = _at_most(gallery, most), _at_most(queries, options.max_queries)
     gallery_features, query_features = (
         encode_source(
             encode,

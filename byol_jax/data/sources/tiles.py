@@ -33,23 +33,29 @@ class Tiles(Source):
         self.tile_size = tile_size
         self._key = key or source.keys[0]
         stride = stride or tile_size
-        boxes = []
-        for picture in range(len(source)):
-            height, width = source.size(picture, self._key)
-            if min(height, width) < tile_size:
-                raise UserError(
-                    f'{source.name(picture)} is {width}x{height} pixels, smaller than '
-                    f'data.tile_size={tile_size}. Use smaller tiles.'
-                )
-            boxes += [
-                (picture, top, left)
-                for top in _starts(height, tile_size, stride)
-                for left in _starts(width, tile_size, stride)
-            ]
+        sizes = [source.size(picture, self._key) for picture in range(len(source))]
+        self._check_sizes(sizes)
+        boxes = [
+            (picture, top, left)
+            for picture, (height, width) in enumerate(sizes)
+            for top in _starts(height, tile_size, stride)
+            for left in _starts(width, tile_size, stride)
+        ]
         # [N, 3]: picture, top, left.
         self.boxes = np.array(boxes, np.int32)
         self.labels = self.boxes[:, 0].astype(np.int64)
         self.label_names = [source.name(i) for i in range(len(source))]
+
+    def _check_sizes(self, sizes: list[tuple[int, int]]) -> None:
+        small = [i for i, size in enumerate(sizes) if min(size) < self.tile_size]
+        if small:
+            least = min(small, key=lambda i: min(sizes[i]))
+            height, width = sizes[least]
+            raise UserError(
+                f'{self.source.name(least)} is {width}x{height} pixels, smaller than '
+                f'data.tile_size={self.tile_size}; so are {len(small)} of {len(sizes)} pictures. '
+                'Use smaller tiles, or take these pictures out.'
+            )
 
     def __len__(self) -> int:
         return len(self.boxes)
