@@ -68,24 +68,40 @@ def test_flags(main_py, tmp_path, arguments, words):
             ('--config.data.source=folder', '--config.data.path=/nowhere/at/all'),
             ('data.path=/nowhere/at/all', 'does not exist'),
         ),
-        (('--config.data.source=folder',), ("data.source='folder' needs the folder",)),
         (('--config.encoder.hidden_layer=avgpol',), ("Did you mean 'avgpool'?", 'stage1/block1')),
         (('--config.encoder.name=resnet5O',), ("Did you mean 'resnet50'?", 'resnet200')),
-        (('--config.encoder.kwargs.widht=2',), ("Did you mean 'width'?",)),
         (
             ('--config.views.image_size=2',),
             ('views.image_size=2 is too small', 'use at least 4', 'small_images'),
         ),
-        (('--config.total_epochs=3',), ('Exactly one of total_epochs and total_steps', 'both')),
-        (('--config.warmup_steps=8',), ('warm-up (8 steps) must be shorter',)),
-        (('--config.views.view1.flip=2',), ('views.view1.flip=2', 'probability')),
         (('--config.data.tile_size=-64',), ('data.tile_size=-64 must be at least 0',)),
-        (('--config.data.tile_size=5000',), ('smaller than data.tile_size=5000',)),
     ],
     ids=' '.join,
 )
 def test_values(main_py, tmp_path, arguments, words):
     """A value that cannot be used is named, with what would do, before anything is written."""
+    check_value(main_py, tmp_path, arguments, words)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ('arguments', 'words'),
+    [
+        (('--config.data.source=folder',), ("data.source='folder' needs the folder",)),
+        (('--config.encoder.kwargs.widht=2',), ("Did you mean 'width'?",)),
+        (('--config.total_epochs=3',), ('Exactly one of total_epochs and total_steps', 'both')),
+        (('--config.warmup_steps=8',), ('warm-up (8 steps) must be shorter',)),
+        (('--config.views.view1.flip=2',), ('views.view1.flip=2', 'probability')),
+        (('--config.data.tile_size=5000',), ('smaller than data.tile_size=5000',)),
+    ],
+    ids=' '.join,
+)
+def test_more_values(main_py, tmp_path, arguments, words):
+    """The same for values whose messages have tests of their own without a process."""
+    check_value(main_py, tmp_path, arguments, words)
+
+
+def check_value(main_py, tmp_path, arguments, words):
     workdir = tmp_path / 'w'
     refused(main_py(SAMPLE, *TINY, *arguments, f'--workdir={workdir}', devices=2), *words)
     assert not workdir.exists()
