@@ -41,7 +41,7 @@ from byol_jax.cli import checked_flags, load_config
 from byol_jax.errors import UserError
 from byol_jax.plan import Plan, make_plan
 from byol_jax.train.setup import Training, build_byol, build_training
-from byol_jax.train.step import make_train_step, pmap_step, replicate, shard_batch
+from byol_jax.train.step import AXIS, make_train_step, pmap_step, replicate, shard_batch
 
 _CONFIG = config_flags.DEFINE_config_file('config', None, 'Config file with an optional :ARG.')
 _STEPS = flags.DEFINE_integer('steps', 10, 'Timed steps; 0 to count only.', lower_bound=0)
@@ -56,22 +56,16 @@ def forward_flops(byol: Any, config: Any, batch: int) -> tuple[float, float]:
     params, stats = jax.eval_shape(lambda: byol.init(jax.random.key(0), size))
     images = jax.ShapeDtypeStruct((1, batch, size, size, 3), jnp.uint8)
 
-    def count(forward: Any, argnames: str) -> float:
-        def mapped(params: Any, stats: Any, images: Any) -> Any:
-            return forward(params, stats, images)
-
-        compiled = (
-            jax.pmap(
-                mapped, axis_name=argnames, in_axes=(None, None, 0), devices=jax.local_devices()[:1]
-            )
-            .lower(params, stats, images)
-            .compile()
+    def count(forward: Any) -> float:
+        mapped = jax.pmap(
+            lambda *arguments: forward(*arguments)[0],
+            axis_name=AXIS,
+            in_axes=(None, None, 0),
+            devices=jax.local_devices()[:1],
         )
-        return compiled.cost_analysis()['flops']
+        return mapped.lower(params, stats, images).compile().cost_analysis()['flops']
 
-    online = count(lambda p, s, x: byol.online(p, s, x)[0], 'devices')
-    target = count(lambda p, s, x: byol.target(p, s, x)[0], 'devices')
-    return online, target
+    return count(byol.online), count(byol.target)
 
 
 def one_pass(byol: Any, config: Any, plan: Plan, training: Training) -> Any:
@@ -136,7 +130,10 @@ def main(_: list[str]) -> None:
             seconds.append(time.perf_counter() - begin)
     # XLA counts the body of the loop over passes once, so the passes are counted one by one.
     pairs = plan.device_batch_size // plan.accumulate_steps
-    flops = one_pass(byol, config, plan, training).cost_analysis()['flops'] / pairs
+    single = compiled
+    if plan.accumulate_steps > 1:
+        single = one_pass(byol, config, plan, training)
+    flops = single.cost_analysis()['flops'] / pairs
     online, target = (f / pairs for f in forward_flops(byol, config, pairs))
     least = 2 * 3 * online + 2 * target
     timing = {}

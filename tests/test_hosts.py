@@ -11,10 +11,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 from conftest import ROOT, TINY, process_environment
-from PIL import Image
-from test_run import SAMPLE, final_state, wait_for
+from test_run import SAMPLE, final_state, make_damaged_folder, wait_for
 
-from byol_jax.data.pipeline import epoch_order
 from byol_jax.errors import UserError
 from byol_jax.train.hosts import join_hosts
 
@@ -136,12 +134,7 @@ def test_half_given_flags_are_refused():
 def test_damaged_picture_ends_both(tmp_path):
     """A picture that one process cannot decode ends both, named by the one that read it."""
     folder = tmp_path / 'pictures'
-    folder.mkdir()
-    rng = np.random.default_rng(0)
-    for i in range(40):
-        Image.fromarray(rng.integers(0, 256, (48, 48, 3), np.uint8)).save(folder / f'{i:02}.png')
-    damaged = folder / f'{epoch_order(0, 0, 40)[29]:02}.png'
-    damaged.write_bytes(damaged.read_bytes()[:200])
+    damaged = make_damaged_folder(folder)
     processes = start_two(
         tmp_path / 'w',
         '--config.data.source=folder',

@@ -22,6 +22,7 @@ ORDER = (
     'data',
     'plan',
     'cli',
+    'files',
     'errors',
 )
 # Within train/, where everything meets.

@@ -305,18 +305,24 @@ def test_official_div2k_folders(tmp_path, main_py):
     assert (tmp_path / 'w' / 'encoder' / 'encoder.json').exists()
 
 
-def test_damaged_picture_loses_no_step(tmp_path, main_py):
-    """A picture that cannot be decoded is named, and the steps made before it are saved."""
-    folder = tmp_path / 'pictures'
+def make_damaged_folder(folder: Path) -> Path:
+    """Makes 40 pictures, of which the 30th of the first epoch is cut off; returns that one."""
+    from byol_jax.data.pipeline import epoch_order
+
     folder.mkdir()
     rng = np.random.default_rng(0)
     for i in range(40):
         Image.fromarray(rng.integers(0, 256, (48, 48, 3), np.uint8)).save(folder / f'{i:02}.png')
-    from byol_jax.data.pipeline import epoch_order
-
-    # The 30th picture of the first epoch, in batches of 8: the fourth step needs it.
+    # In batches of 8 the fourth step needs it.
     damaged = folder / f'{epoch_order(0, 0, 40)[29]:02}.png'
     damaged.write_bytes(damaged.read_bytes()[:200])
+    return damaged
+
+
+def test_damaged_picture_loses_no_step(tmp_path, main_py):
+    """A picture that cannot be decoded is named, and the steps made before it are saved."""
+    folder = tmp_path / 'pictures'
+    damaged = make_damaged_folder(folder)
     result = main_py(
         SAMPLE,
         *TINY,

@@ -6,6 +6,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from byol_jax.evaluate.spectrum import unit_rows
+
 
 class Neighbours(NamedTuple):
     """The gallery pictures most alike each query.
@@ -27,7 +29,7 @@ def nearest(gallery: np.ndarray, queries: np.ndarray, k: int, block: int = 1024)
       k: at most N; of equal cosines the lower index comes first.
       block: queries compared at a time; bounds the memory to about 16 bytes x block x N.
     """
-    gallery, queries = _unit(gallery), _unit(queries)
+    gallery, queries = (unit_rows(np.asarray(x, np.float32)) for x in (gallery, queries))
     k = min(k, len(gallery))
     indices, cosines = [], []
     for start in range(0, len(queries), block):
@@ -60,8 +62,3 @@ def classify(
     for column in range(labels.shape[1]):
         np.add.at(votes, (np.arange(len(labels)), labels[:, column]), weights[:, column])
     return votes.argmax(axis=1)
-
-
-def _unit(x: np.ndarray) -> np.ndarray:
-    x = np.asarray(x, np.float32)
-    return x / np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-12)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ import numpy as np
 import safetensors.numpy
 
 from byol_jax.errors import UserError
+from byol_jax.files import write_whole
 from byol_jax.models.registry import build_encoder
 from byol_jax.models.tap import TappedEncoder, path_name
 
@@ -137,10 +137,8 @@ def save_encoder(encoder: Encoder, folder: str | Path) -> None:
     weights = safetensors.numpy.save(flat)
     described = {**encoder.description, 'sha256': hashlib.sha256(weights).hexdigest()}
     description = json.dumps(described, indent=2, sort_keys=True) + '\n'
-    for name, data in ((_WEIGHTS, weights), (_DESCRIPTION, description.encode())):
-        partial = folder / f'{name}.partial'
-        partial.write_bytes(data)
-        os.replace(partial, folder / name)
+    write_whole(folder / _WEIGHTS, lambda partial: partial.write_bytes(weights))
+    write_whole(folder / _DESCRIPTION, lambda partial: partial.write_text(description))
 
 
 def load_encoder(path: str | Path) -> Encoder:

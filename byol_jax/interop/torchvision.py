@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -21,6 +20,7 @@ import numpy as np
 import safetensors.numpy
 
 from byol_jax.errors import UserError
+from byol_jax.files import write_whole
 from byol_jax.interop.export import Encoder, make_encoder
 from byol_jax.interop.state_dict import Weights, read_state_dict
 from byol_jax.interop.which_resnet import find_architecture, get_weight, plain_names
@@ -139,9 +139,7 @@ def save_torchvision(encoder: Encoder, path: str | Path) -> None:
     # 'format' is what PyTorch's loaders look for.
     data = safetensors.numpy.save(tensors, {'format': 'pt', _METADATA: json.dumps(kept)})
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f'{path.name}.partial')
-    partial.write_bytes(data)
-    os.replace(partial, path)
+    write_whole(path, lambda partial: partial.write_bytes(data))
 
 
 def _check_expressible(encoder: Encoder) -> None:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import tensorboardX
+
+from byol_jax.files import write_whole
 
 
 class MetricsLog:
@@ -23,9 +24,8 @@ class MetricsLog:
         """
         self._path = workdir / 'metrics.jsonl'
         kept = [r for r in read_metrics(workdir) if r['step'] <= start_step]
-        partial = self._path.with_suffix('.partial')
-        partial.write_text(''.join(json.dumps(r) + '\n' for r in kept))
-        os.replace(partial, self._path)
+        text = ''.join(json.dumps(r) + '\n' for r in kept)
+        write_whole(self._path, lambda partial: partial.write_text(text))
         self._events = None
         if tensorboard:
             # purge_step hides what an earlier, killed run logged beyond this step.

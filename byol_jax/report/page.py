@@ -10,7 +10,8 @@ from typing import Any, NamedTuple
 
 from PIL import Image
 
-from byol_jax.report.pictures import CURVES, curve_svg, data_uri, write_whole
+from byol_jax.files import write_whole
+from byol_jax.report.pictures import CURVES, curve_svg, data_uri
 
 _STYLE = """
 :root { color-scheme: light; }

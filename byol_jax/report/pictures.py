@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,8 @@ import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
 from PIL import Image, ImageDraw
+
+from byol_jax.files import write_whole
 
 _GAP = 6
 _HEADER = 16
@@ -95,10 +97,3 @@ def curve_svg(
 def save_picture(image: Image.Image, path: Path) -> None:
     """Writes a PNG, replacing an old one as a whole."""
     write_whole(path, lambda partial: image.save(partial, 'PNG'))
-
-
-def write_whole(path: Path, write: Callable[[Path], Any]) -> None:
-    """Lets `write` fill a file beside `path` and moves it there when it is complete."""
-    partial = path.with_name(path.name + '.partial')
-    write(partial)
-    partial.replace(path)

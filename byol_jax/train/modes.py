@@ -14,9 +14,9 @@ from byol_jax.data.sources.build import build_data
 from byol_jax.errors import UserError
 from byol_jax.evaluate.features import encode_source
 from byol_jax.evaluate.protocol import describe, evaluate
+from byol_jax.files import write_whole
 from byol_jax.interop.export import load_encoder, save_encoder
 from byol_jax.report.page import Result, results_text
-from byol_jax.report.pictures import write_whole
 from byol_jax.train.checkpoint import Checkpoints
 from byol_jax.train.finish import draw_views
 from byol_jax.train.loop import train

@@ -11,11 +11,10 @@ from typing import IO, Any
 
 from byol_jax.data.sources.build import Data
 from byol_jax.errors import UserError
-from byol_jax.report.pictures import write_whole
+from byol_jax.files import write_whole
 
 # Keys that change nothing about the trained weights and may differ when a run goes on.
 _FREE = ('log.', 'checkpoint.', 'evaluate.', 'data.workers', 'data.prefetch', 'data.cache_gib')
-
 
 # The locks this process holds; they end with it, however it ends.
 _locks: list[IO[str]] = []

@@ -55,10 +55,10 @@ def build_data(config: Any) -> Data:
         # DIV2K's tiles are counted in high-resolution pixels, whichever view those feed.
         counted = 'hr' if 'hr' in source.keys else source.keys[0]
         tiles = Tiles(source, data.tile_size, data.tile_stride, counted)
-        train, held_out = tiles.split(data.held_out_fraction, config.data.held_out_seed)
+        train, held_out = tiles.split(data.held_out_fraction, data.held_out_seed)
         source = tiles
     else:
-        train, held_out = _split(source, data.held_out_fraction, config.data.held_out_seed)
+        train, held_out = _split(source, data.held_out_fraction, data.held_out_seed)
     return Data(Subset(source, train), Subset(source, held_out))
 
 
