@@ -1,0 +1,56 @@
+"""What `vit.py` and `convnext.py` share: LayerNorm, dropout and stochastic depth."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import flax.linen as nn
+import jax
+import numpy as np
+
+
+def layer_norm(name: str) -> nn.LayerNorm:
+    """LayerNorm over channels with epsilon 1e-6 (MoCo v3 vits.py; ConvNeXt models/convnext.py).
+
+    The variance is the mean of squared deviations: Flax's faster E[x^2] - E[x]^2 cancels where the
+    mean is far from 0, as it is in residual streams.
+    """
+    return nn.LayerNorm(epsilon=1e-6, use_fast_variance=False, name=name)
+
+
+def drop_path_rates(last: float, depth: int) -> tuple[float, ...]:
+    """Stochastic depth's rate of each block: linear from 0 at the first to `last` at the last.
+
+    The linear rule is that of arXiv:1603.09382, Section 3; that the first block's rate is 0, that
+    of timm, DeiT and ConvNeXt (models/convnext.py, dp_rates).
+
+    Raises:
+      ValueError: `last` is not in [0, 1).
+    """
+    if not 0 <= last < 1:
+        raise ValueError(f'drop_path={last} must lie in [0, 1).')
+    return tuple(float(rate) for rate in np.linspace(0, last, depth))
+
+
+def drop_path(branch: jax.Array, rate: float, train: bool, name: str) -> jax.Array:
+    """Stochastic depth: `dropout` of a whole residual branch [B, ..., D], example by example."""
+    return dropout(branch, rate, train, name, broadcast_dims=range(1, branch.ndim))
+
+
+def dropout(
+    x: jax.Array, rate: float, train: bool, name: str, broadcast_dims: Sequence[int] = ()
+) -> jax.Array:
+    """Dropout, to be called in a compact method; with rate 0 there is not even a layer.
+
+    Args:
+      x: float [B, ..., D].
+      rate: in training a value becomes 0 with this probability and is divided by 1 - rate
+        otherwise, by the 'dropout' stream of random numbers.
+      train: False leaves `x` alone.
+      name: of the layer.
+      broadcast_dims: axes along which all values share one fate.
+    """
+    if not rate:
+        return x
+    drop = nn.Dropout(rate, broadcast_dims=tuple(broadcast_dims), name=name)
+    return drop(x, deterministic=not train)
