@@ -1,17 +1,19 @@
-"""LARS with the paper's exclusions, and the learning-rate schedule."""
+"""LARS and AdamW with the paper's exclusions, the frozen start, and the learning-rate schedule."""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 
-from byol_jax.errors import UserError
+from byol_jax.errors import UserError, did_you_mean
 from byol_jax.models.tap import path_name
 
 Tree = Any
+
+OPTIMIZERS = ('lars', 'adamw')
 
 
 def learning_rate_schedule(peak: float, warmup_steps: int, total_steps: int) -> optax.Schedule:
@@ -27,6 +29,49 @@ def learning_rate_schedule(peak: float, warmup_steps: int, total_steps: int) -> 
         return peak * jnp.where(step < warmup_steps, warm, (1 + jnp.cos(jnp.pi * t)) / 2)
 
     return schedule
+
+
+def make_optimizer(
+    options: Any, schedule: optax.Schedule, adapted: Tree, freeze_steps: int
+) -> optax.GradientTransformation:
+    """The optimizer a config asks for; in every one the learning rate comes last.
+
+    Args:
+      options: the config's `optimizer`: `name`, one of OPTIMIZERS, `weight_decay`, and `momentum`
+        and `trust_coefficient` for LARS, `b1`, `b2` and `epsilon` for AdamW.
+      schedule: learning rate by optimizer step; the frozen start does not delay it.
+      adapted: tree of bools like the parameters, from `adapted_params`; the top level is a dict
+        with a part 'encoder'.
+      freeze_steps: for this many optimizer steps the part 'encoder' stays as it is, and so does
+        its share of the optimizer's state (`hold`); the other parts train from the first step.
+
+    Raises:
+      UserError: there is no optimizer of this name.
+    """
+    if options.name == 'lars':
+        stages = _lars_stages(
+            adapted, options.weight_decay, options.momentum, options.trust_coefficient
+        )
+    elif options.name == 'adamw':
+        stages = _adamw_stages(
+            adapted, options.weight_decay, options.b1, options.b2, options.epsilon
+        )
+    else:
+        known = ', '.join(f"'{name}'" for name in OPTIMIZERS)
+        raise UserError(
+            f"optimizer.name='{options.name}': there is no such optimizer."
+            f'{did_you_mean(options.name, OPTIMIZERS)} There are: {known}.'
+        )
+    if freeze_steps:
+        # Each side has a state of its own: AdamW counts the steps that its moments have seen.
+        inner = optax.chain(*stages)
+        sides = {'encoder': hold(inner, freeze_steps), 'heads': inner}
+        labels = {
+            part: jax.tree.map(lambda _, side=part if part in sides else 'heads': side, flags)
+            for part, flags in adapted.items()
+        }
+        stages = (optax.partition(sides, labels),)
+    return optax.chain(*stages, optax.scale_by_learning_rate(schedule))
 
 
 def lars(
@@ -50,24 +95,98 @@ def lars(
       momentum: paper, Appendix J: 0.9.
       trust_coefficient: eta; DeepMind byol/configs/byol.py: 1e-3.
     """
-    return optax.chain(
+    stages = _lars_stages(adapted, weight_decay, momentum, trust_coefficient)
+    return optax.chain(*stages, optax.scale_by_learning_rate(schedule))
+
+
+def adamw(
+    schedule: optax.Schedule,
+    adapted: Tree,
+    *,
+    weight_decay: float,
+    b1: float = 0.9,
+    b2: float = 0.999,
+    epsilon: float = 1e-8,
+) -> optax.GradientTransformation:
+    """Adam with bias correction and decoupled weight decay (arXiv:1711.05101, Algorithm 2).
+
+    As in torch.optim.AdamW the decay is multiplied by the learning rate, and by nothing else.
+
+    Args:
+      schedule: learning rate by optimizer step.
+      adapted: tree of bools like the parameters: True for those that decay (`adapted_params`).
+      weight_decay: share of a parameter taken off in a step, per unit of learning rate.
+      b1, b2: decay of the means of the gradients and of their squares; epsilon: added to the root
+        of the latter. Defaults: arXiv:1412.6980, Algorithm 1.
+    """
+    stages = _adamw_stages(adapted, weight_decay, b1, b2, epsilon)
+    return optax.chain(*stages, optax.scale_by_learning_rate(schedule))
+
+
+class HoldState(NamedTuple):
+    """State of `hold`.
+
+    Attributes:
+      made: int32 [], updates made, up to the number held.
+      inner: state of the transformation that is held.
+    """
+
+    made: jax.Array
+    inner: Tree
+
+
+def hold(inner: optax.GradientTransformation, steps: int) -> optax.GradientTransformation:
+    """Keeps a transformation as it starts for `steps` updates, during which updates are zero.
+
+    Its state does not move either, so it then begins like a fresh one: no momentum or moments of
+    gradients from before, and a bias correction that starts at its first step.
+    """
+
+    def init(params: Tree) -> HoldState:
+        return HoldState(jnp.zeros((), jnp.int32), inner.init(params))
+
+    def update(
+        updates: Tree, state: HoldState, params: Tree | None = None
+    ) -> tuple[Tree, HoldState]:
+        moving = state.made >= steps
+        updates, new = inner.update(updates, state.inner, params)
+        updates = jax.tree.map(lambda u: jnp.where(moving, u, jnp.zeros_like(u)), updates)
+        new = jax.tree.map(lambda n, old: jnp.where(moving, n, old), new, state.inner)
+        return updates, HoldState(jnp.minimum(state.made + 1, steps), new)
+
+    return optax.GradientTransformation(init, update)
+
+
+def _lars_stages(
+    adapted: Tree, weight_decay: float, momentum: float, trust_coefficient: float
+) -> tuple[optax.GradientTransformation, ...]:
+    return (
         optax.masked(optax.add_decayed_weights(weight_decay), adapted),
         optax.masked(optax.scale_by_trust_ratio(trust_coefficient=trust_coefficient), adapted),
         optax.trace(momentum),
-        optax.scale_by_learning_rate(schedule),
     )
 
 
-def adapted_params(params: Tree, behind: frozenset[str] = frozenset()) -> Tree:
-    """Which parameters LARS decays and adapts: all but biases, norm parameters and dead ones.
+def _adamw_stages(
+    adapted: Tree, weight_decay: float, b1: float, b2: float, epsilon: float
+) -> tuple[optax.GradientTransformation, ...]:
+    return (
+        optax.scale_by_adam(b1, b2, epsilon),
+        optax.masked(optax.add_decayed_weights(weight_decay), adapted),
+    )
+
+
+def adapted_params(params: Tree, untrained: frozenset[str] = frozenset()) -> Tree:
+    """Which parameters decay, and LARS adapts: all but biases, norm parameters and untrained ones.
 
     The paper (Section 3.3) excludes biases and batch normalisation parameters. Told by structure:
     a leaf called 'bias' or 'scale', or one with at most one axis longer than 1 that is no
-    'kernel'. Parameters behind the tap have no gradient and must not decay.
+    'kernel'. Parameters that get no gradient must not decay either.
 
     Args:
       params: tree of arrays.
-      behind: paths of the parameters behind the tap, such as 'encoder/head/kernel'.
+      untrained: paths of the parameters behind the tap or frozen by the config's
+        `encoder.frozen`, such as 'encoder/head/kernel'.
 
     Raises:
       UserError: nothing is excluded, or nothing is left, which means the network's parameters
@@ -78,7 +197,7 @@ def adapted_params(params: Tree, behind: frozenset[str] = frozenset()) -> Tree:
         full = path_name(path)
         name = full.split('/')[-1]
         vector = sum(side > 1 for side in leaf.shape) <= 1 and name != 'kernel'
-        return not (vector or name in ('bias', 'scale') or full in behind)
+        return not (vector or name in ('bias', 'scale') or full in untrained)
 
     adapted = jax.tree_util.tree_map_with_path(rule, params)
     flags = jax.tree.leaves(adapted)
@@ -86,14 +205,19 @@ def adapted_params(params: Tree, behind: frozenset[str] = frozenset()) -> Tree:
         what = 'excluded from' if all(flags) else 'left for'
         names = ', '.join(path_name(path) for path, _ in jax.tree.leaves_with_path(params))
         raise UserError(
-            f'No parameter is {what} weight decay and LARS adaptation. Biases and norm parameters '
-            f"are told by the names 'bias' and 'scale' or by being vectors. Parameters: {names}"
+            f'No parameter is {what} weight decay (and, in LARS, adaptation). Biases and norm '
+            "parameters are told by the names 'bias' and 'scale' or by being vectors. "
+            f'Parameters: {names}'
         )
     return adapted
 
 
-def describe_excluded(params: Tree, adapted: Tree) -> str:
-    """One line a run prints: how many parameters are excluded, and which kinds of leaf they are."""
+def describe_excluded(params: Tree, adapted: Tree, optimizer: str = 'lars') -> str:
+    """One line a run prints: how many parameters are excluded, and which kinds of leaf they are.
+
+    Args:
+      params, adapted: as of `adapted_params`. optimizer: its name, which says excluded from what.
+    """
     kinds: dict[str, int] = {}
     excluded = total = 0
     for (path, leaf), flag in zip(
@@ -105,7 +229,5 @@ def describe_excluded(params: Tree, adapted: Tree) -> str:
             kind = '/'.join(path_name(path).split('/')[-2:])
             kinds[kind] = kinds.get(kind, 0) + 1
     listing = ', '.join(f'{kind} x{count}' for kind, count in sorted(kinds.items()))
-    return (
-        f'{excluded:,} of {total:,} parameters get no weight decay and no LARS adaptation: '
-        f'{listing}'
-    )
+    what = 'no weight decay' + (' and no LARS adaptation' if optimizer == 'lars' else '')
+    return f'{excluded:,} of {total:,} parameters get {what}: {listing}'

@@ -1,8 +1,9 @@
-"""LARS, its exclusions and the learning-rate schedule."""
+"""LARS, AdamW, the frozen start and the learning-rate schedule."""
 
 from __future__ import annotations
 
 import math
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +12,13 @@ import optax
 import pytest
 
 from byol_jax.errors import UserError
-from byol_jax.optim import adapted_params, describe_excluded, lars, learning_rate_schedule
+from byol_jax.models.tap import path_name
+from byol_jax.optim import (
+    adamw,
+    lars,
+    learning_rate_schedule,
+    make_optimizer,
+)
 
 MOMENTUM, ETA = 0.9, 1e-3
 STEPS = 6
@@ -131,6 +138,184 @@ def test_lars_differs_from_optax_when_the_rate_changes():
     assert moved[0] < 0.7 * moved[1]
 
 
+B1, B2, EPSILON = 0.8, 0.95, 1e-3
+
+
+def reference_adamw(weight_decay, rate):
+    """Parameters after every step: arXiv:1711.05101, Algorithm 2, decay times the rate, float64."""
+    params, gradients = start_and_gradients()
+    mean = {name: np.zeros(shape) for name, shape in SHAPES.items()}
+    square = {name: np.zeros(shape) for name, shape in SHAPES.items()}
+    history = []
+    for step in range(STEPS):
+        for name, g in gradients[step].items():
+            mean[name] = B1 * mean[name] + (1 - B1) * g
+            square[name] = B2 * square[name] + (1 - B2) * g**2
+            unbiased = mean[name] / (1 - B1 ** (step + 1))
+            root = np.sqrt(square[name] / (1 - B2 ** (step + 1)))
+            decay = weight_decay * params[name] * ADAPTED[name]
+            params[name] = params[name] - rate(step) * (unbiased / (root + EPSILON) + decay)
+        history.append(dict(params))
+    return history
+
+
+def torch_adamw(weight_decay, rate):
+    """The same by torch.optim.AdamW in float64."""
+    torch = pytest.importorskip('torch')
+    params, gradients = start_and_gradients()
+    tensors = {name: torch.tensor(value, requires_grad=True) for name, value in params.items()}
+    options = [
+        {'params': [tensor], 'weight_decay': weight_decay * ADAPTED[name]}
+        for name, tensor in tensors.items()
+    ]
+    optimizer = torch.optim.AdamW(options, lr=1.0, betas=(B1, B2), eps=EPSILON)
+    history = []
+    for step, g in enumerate(gradients):
+        for group in optimizer.param_groups:
+            group['lr'] = rate(step)
+        for name, tensor in tensors.items():
+            tensor.grad = torch.tensor(g[name])
+        optimizer.step()
+        history.append({name: x.detach().numpy().copy() for name, x in tensors.items()})
+    return history
+
+
+@pytest.mark.parametrize('weight_decay', [0.3, 0.0])
+@pytest.mark.parametrize('reference', [reference_adamw, torch_adamw])
+def test_adamw_matches(reference, weight_decay):
+    """Six steps with a changing rate equal float64 NumPy and PyTorch, decay on kernels only."""
+    actual = run(
+        adamw(changing_rate, ADAPTED, weight_decay=weight_decay, b1=B1, b2=B2, epsilon=EPSILON)
+    )
+    for step, expected in enumerate(reference(weight_decay, changing_rate)):
+        for name in SHAPES:
+            np.testing.assert_allclose(
+                actual[step][name], expected[name], rtol=1e-5, atol=1e-6, err_msg=f'{name} {step}'
+            )
+
+
+def test_adamw_leaves_untrained_parameters():
+    """A leaf without gradient that does not decay keeps its bits: 0 / epsilon, not 0 / 0."""
+    untrained = ADAPTED | {'still': False}
+    last = run(adamw(changing_rate, untrained, weight_decay=0.3))[-1]
+    start = start_and_gradients()[0]['still'].astype(np.float32)
+    np.testing.assert_array_equal(last['still'], start)
+
+
+PARTS = ('encoder', 'projector', 'predictor')
+FROZEN = 3
+
+
+def options(name, **more):
+    given = {'weight_decay': 0.05, 'momentum': MOMENTUM, 'trust_coefficient': ETA}
+    return SimpleNamespace(name=name, b1=B1, b2=B2, epsilon=EPSILON, **given, **more)
+
+
+def run_parts(name, freeze_steps, rate=changing_rate, skip=0):
+    """Parameters of a whole network after every step, and the last state; `skip` leaves out steps.
+
+    The first `skip` gradients are left out, and the schedule goes on as if they had been there.
+    """
+    params, gradients = jax.tree.map(jnp.float32, start_and_gradients())
+    params = {part: jax.tree.map(lambda x, i=i: x + i, params) for i, part in enumerate(PARTS)}
+    optimizer = make_optimizer(
+        options(name), lambda step: rate(step + skip), dict.fromkeys(PARTS, ADAPTED), freeze_steps
+    )
+    state, update = optimizer.init(params), jax.jit(optimizer.update)
+    history = [params]
+    for g in gradients[skip:]:
+        updates, state = update(dict.fromkeys(PARTS, g), state, params)
+        params = optax.apply_updates(params, updates)
+        history.append(params)
+    return history, state
+
+
+def assert_same(actual, expected, rtol=1e-6):
+    """Equal trees, up to how two programs round; with rtol=0 bit for bit."""
+    assert jax.tree.structure(actual) == jax.tree.structure(expected)
+    for a, e in zip(jax.tree.leaves(actual), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_allclose(a, e, rtol=rtol, atol=rtol)
+
+
+@pytest.mark.parametrize('name', ['lars', 'adamw'])
+def test_frozen_start(name):
+    """For freeze_steps the encoder keeps its bits; then it starts as under a fresh optimizer.
+
+    Fresh are LARS's momentum, AdamW's moments and its bias correction; the learning rate is the
+    schedule's own for that step.
+    """
+    history, _ = run_parts(name, FROZEN)
+    for params in history[: FROZEN + 1]:
+        assert_same(params['encoder'], history[0]['encoder'], rtol=0)
+    fresh, _ = run_parts(name, 0, skip=FROZEN)
+    for params, expected in zip(history[FROZEN:], fresh, strict=True):
+        assert_same(params['encoder'], expected['encoder'])
+    moved = history[FROZEN + 1]['encoder']['kernel'] != history[0]['encoder']['kernel']
+    assert moved.all()
+
+
+@pytest.mark.parametrize('name', ['lars', 'adamw'])
+def test_frozen_start_leaves_the_heads_alone(name):
+    """Projector and predictor train from the first step as if nothing were frozen."""
+    frozen, free = run_parts(name, FROZEN)[0], run_parts(name, 0)[0]
+    for params, expected in zip(frozen, free, strict=True):
+        for part in ('projector', 'predictor'):
+            assert_same(params[part], expected[part])
+
+
+def test_frozen_start_withstands_gradients_that_are_not_finite():
+    """What the encoder's gradients are while it is held does not matter at all."""
+    params = {part: {'kernel': jnp.ones((2, 2))} for part in PARTS}
+    optimizer = make_optimizer(
+        options('adamw'), changing_rate, {part: {'kernel': True} for part in PARTS}, 1
+    )
+    start = optimizer.init(params)
+    bad = {**params, 'encoder': {'kernel': jnp.full((2, 2), jnp.nan)}}
+    updates, state = optimizer.update(bad, start, params)
+    assert not np.any(updates['encoder']['kernel'])
+    updates, _ = optimizer.update(params, state, params)
+    assert np.isfinite(updates['encoder']['kernel']).all()
+
+
+@pytest.mark.parametrize(
+    ('name', 'expected'),
+    [
+        ('lars', ['[2]/trace', '[3]/count']),
+        ('adamw', ['[0]/count', '[0]/mu', '[0]/nu', '[2]/count']),
+    ],
+)
+def test_state_without_a_frozen_start(name, expected):
+    """With freeze_steps=0 the state has the paths that checkpoints were saved under."""
+    _, state = run_parts(name, 0)
+    paths = [path_name(path) for path, _ in jax.tree.leaves_with_path(state)]
+    assert sorted({'/'.join(path.split('/')[:2]) for path in paths}) == expected
+
+
+def test_make_optimizer_hands_the_options_on():
+    """The config's keys reach LARS and AdamW under their names."""
+    given = {'weight_decay': 0.05}
+    whole = {'encoder': ADAPTED}
+    for name, made in (
+        ('lars', lars(changing_rate, whole, **given, momentum=MOMENTUM, trust_coefficient=ETA)),
+        ('adamw', adamw(changing_rate, whole, **given, b1=B1, b2=B2, epsilon=EPSILON)),
+    ):
+        params, gradients = jax.tree.map(jnp.float32, start_and_gradients())
+        asked = make_optimizer(options(name), changing_rate, whole, 0)
+        results = []
+        for optimizer in (asked, made):
+            state = optimizer.init({'encoder': params})
+            for g in gradients[:2]:
+                updates, state = optimizer.update({'encoder': g}, state, {'encoder': params})
+            results.append((updates, state))
+        assert_same(*results)
+
+
+def test_unknown_optimizer():
+    """A name that is not known is answered with the nearest one and with all."""
+    with pytest.raises(UserError, match=r"'adam': .*Did you mean 'adamw'\? There are: 'lars', 'ad"):
+        make_optimizer(options('adam'), changing_rate, ADAPTED, 0)
+
+
 @pytest.mark.parametrize(
     ('warmup', 'step', 'expected'),
     [
@@ -158,67 +343,3 @@ def test_learning_rate_schedule(warmup, step, expected):
 def test_learning_rate_stays_at_zero_behind_the_end():
     """A step behind the last one does not go up the cosine again."""
     assert float(learning_rate_schedule(3.2, 10, 110)(150)) == pytest.approx(0, abs=1e-6)
-
-
-def shaped(*shape):
-    return jax.ShapeDtypeStruct(shape, jnp.float32)
-
-
-PARAMS = {
-    'conv': {'kernel': shaped(3, 3, 4, 8)},
-    'bn': {'scale': shaped(8), 'bias': shaped(8)},
-    'group_norm': {'gamma': shaped(1, 1, 1, 8), 'beta': shaped(1, 1, 1, 8)},
-    'attention': {'query': {'kernel': shaped(8, 2, 4), 'bias': shaped(2, 4)}},
-    'positions': shaped(1, 16, 8),
-    'temperature': shaped(),
-    'layer_scale': shaped(8),
-    'score': {'kernel': shaped(8, 1), 'bias': shaped(1)},
-    'head': {'kernel': shaped(8, 10), 'bias': shaped(10)},
-}
-
-
-def test_adapted_params_by_structure():
-    """Biases, scales and vectors of any layout are excluded; every kernel is kept, even [D, 1]."""
-    assert adapted_params(PARAMS) == {
-        'conv': {'kernel': True},
-        'bn': {'scale': False, 'bias': False},
-        'group_norm': {'gamma': False, 'beta': False},
-        'attention': {'query': {'kernel': True, 'bias': False}},
-        'positions': True,
-        'temperature': False,
-        'layer_scale': False,
-        'score': {'kernel': True, 'bias': False},
-        'head': {'kernel': True, 'bias': False},
-    }
-
-
-def test_adapted_params_behind_the_tap():
-    """A parameter behind the tap is excluded although it is a kernel."""
-    adapted = adapted_params(PARAMS, frozenset({'head/kernel', 'head/bias'}))
-    assert adapted['head'] == {'kernel': False, 'bias': False}
-    assert adapted['conv']['kernel']
-
-
-def test_nothing_excluded_is_an_error():
-    """A network in which no bias or norm is recognised is refused, naming its parameters."""
-    params = {'dense': {'kernel': shaped(3, 4), 'offset': shaped(2, 2)}}
-    with pytest.raises(UserError, match=r'(?s)excluded from.*dense/kernel, dense/offset'):
-        adapted_params(params)
-
-
-def test_nothing_left_is_an_error():
-    """A network in which everything would be excluded is refused, naming its parameters."""
-    with pytest.raises(UserError, match=r'(?s)left for.*dense/bias, dense/w'):
-        adapted_params({'dense': {'w': shaped(3), 'bias': shaped(3)}})
-
-
-def test_describe_excluded_counts():
-    """The line a run prints counts parameters exactly and leaves by kind."""
-    params = {
-        'a': {'bn': {'scale': shaped(8), 'bias': shaped(8)}, 'conv': {'kernel': shaped(10, 100)}},
-        'b': {'bn': {'scale': shaped(4), 'bias': shaped(4)}, 'conv': {'bias': shaped(1000)}},
-    }
-    assert describe_excluded(params, adapted_params(params)) == (
-        '1,024 of 2,024 parameters get no weight decay and no LARS adaptation: '
-        'bn/bias x2, bn/scale x2, conv/bias x1'
-    )
