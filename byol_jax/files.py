@@ -8,7 +8,16 @@ from typing import Any
 
 
 def write_whole(path: Path, write: Callable[[Path], Any]) -> None:
-    """Lets `write` fill a file beside `path` and moves it there when it is complete."""
+    """Lets `write` fill a file beside `path` and moves it there when it is complete.
+
+    Raises:
+      OSError: it could not be written (a full disk, say), naming `path`; what was there still is.
+    """
     partial = path.with_name(path.name + '.partial')
-    write(partial)
-    partial.replace(path)
+    try:
+        write(partial)
+        partial.replace(path)
+    except OSError as error:
+        # It can fill what is left of a disk, and nothing will read it.
+        partial.unlink(missing_ok=True)
+        raise OSError(error.errno, error.strerror or str(error), str(path)) from error
