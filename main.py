@@ -6,6 +6,7 @@ import errno
 import shlex
 import sys
 from pathlib import Path
+from typing import Any
 
 from absl import app, flags, logging
 from ml_collections import config_flags
@@ -23,13 +24,31 @@ _MODE = flags.DEFINE_enum('mode', 'train', MODES, 'What to do.')
 _FROM = flags.DEFINE_string(
     'from', None, 'With --mode=export: weights made elsewhere, PREFIX:FILE.'
 )
+_ENCODER = flags.DEFINE_string(
+    'encoder', None, 'Folder of an exported encoder; by default <workdir>/encoder.'
+)
+_OUTPUT = flags.DEFINE_string('output', None, 'Where to write the embeddings, .npz or .parquet.')
 _COORDINATOR = flags.DEFINE_string('coordinator', None, 'host:port of process 0 of several.')
 _PROCESS_COUNT = flags.DEFINE_integer('process_count', None, 'Processes of the run.')
 _PROCESS_INDEX = flags.DEFINE_integer('process_index', None, 'This process, from 0.')
 
+# Flags that only some modes take.
+_ONLY_WITH = ((_ENCODER, ('evaluate', 'embed')), (_OUTPUT, ('embed',)))
+
+
+def _optional_path(flag: Any) -> Path | None:
+    # A shell leaves a ~ behind --flag= as it is.
+    return None if flag.value is None else Path(flag.value).expanduser()
+
 
 def main(_: list[str]) -> None:
     logging.set_verbosity(logging.WARNING)
+    for flag, modes in _ONLY_WITH:
+        if flag.value is not None and _MODE.value not in modes:
+            right = ' and '.join(f'--mode={mode}' for mode in modes)
+            raise UserError(
+                f'--{flag.name}={flag.value} goes with {right}, not with --mode={_MODE.value}.'
+            )
     if _FROM.value is not None:
         # Needs neither a config nor TensorFlow.
         from byol_jax.interop.imports import export_from
@@ -42,10 +61,15 @@ def main(_: list[str]) -> None:
     from byol_jax.train.hosts import join_hosts, leave, say
     from byol_jax.train.loop import Interrupted
     from byol_jax.train.modes import MODES as RUN
+    from byol_jax.train.modes import Request
 
     join_hosts(_COORDINATOR.value, _PROCESS_COUNT.value, _PROCESS_INDEX.value)
     try:
-        RUN[_MODE.value](config, workdir, shlex.join(['python', *sys.orig_argv[1:]]))
+        command = shlex.join(['python', *sys.orig_argv[1:]])
+        request = Request(
+            config, workdir, command, _optional_path(_ENCODER), _optional_path(_OUTPUT)
+        )
+        RUN[_MODE.value](request)
     except Interrupted as stop:
         say(f'stopped by {stop}; the same command goes on from here')
         leave(128 + stop.signal_number)

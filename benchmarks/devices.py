@@ -54,7 +54,9 @@ def weights_after(byol: Byol, config: Any, devices: int) -> dict[int, np.ndarray
     plan = make_plan(config, examples=1000, device_count=devices)
     training = build_training(config, plan, byol)
     step = jax.pmap(
-        make_train_step(byol, training.optimizer, training.schedule, plan, config.target.base_ema),
+        make_train_step(
+            byol, training.optimizer, training.schedule, plan, config.target.base_ema, config.seed
+        ),
         axis_name=AXIS,
         in_axes=(None, 0),
         out_axes=(None, None),

@@ -58,7 +58,7 @@ def forward_flops(byol: Any, config: Any, batch: int) -> tuple[float, float]:
 
     def count(forward: Any) -> float:
         mapped = jax.pmap(
-            lambda *arguments: forward(*arguments)[0],
+            lambda *arguments: forward(*arguments, jax.random.key(0))[0],
             axis_name=AXIS,
             in_axes=(None, None, 0),
             devices=jax.local_devices()[:1],
@@ -78,7 +78,7 @@ def one_pass(byol: Any, config: Any, plan: Plan, training: Training) -> Any:
         accumulate_steps=1,
     )
     step = make_train_step(
-        byol, training.optimizer, training.schedule, single, config.target.base_ema
+        byol, training.optimizer, training.schedule, single, config.target.base_ema, config.seed
     )
     size = config.views.image_size
     shape = (jax.local_device_count(), single.device_batch_size, size, size, 3)
@@ -107,7 +107,9 @@ def main(_: list[str]) -> None:
     byol = build_byol(config)
     training = build_training(config, plan, byol)
     step = pmap_step(
-        make_train_step(byol, training.optimizer, training.schedule, plan, config.target.base_ema)
+        make_train_step(
+            byol, training.optimizer, training.schedule, plan, config.target.base_ema, config.seed
+        )
     )
     size, rng = config.views.image_size, np.random.default_rng(0)
     batch = shard_batch(

@@ -46,7 +46,7 @@ class Byol:
         images = jnp.zeros((2, image_size, image_size, 3), jnp.float32)
         encoder_rng, projector_rng, predictor_rng = jax.random.split(rng, 3)
         encoder = jax.jit(self.encoder.init)(encoder_rng, images)
-        shape = jax.eval_shape(lambda v: self.encoder.apply(v, images, False)[0], encoder)
+        shape = jax.eval_shape(lambda v: self.encoder.apply(v, images, train=False)[0], encoder)
         y = jnp.zeros(shape.shape, jnp.float32)
         z = jnp.zeros((2, self.projector.output_size), jnp.float32)
         variables = {
@@ -68,42 +68,51 @@ class Byol:
         return x.astype(self.dtype)
 
     def represent(
-        self, params: Tree, stats: Tree, images: jax.Array, train: bool
+        self,
+        params: Tree,
+        stats: Tree,
+        images: jax.Array,
+        train: bool,
+        rng: jax.Array | None = None,
     ) -> tuple[jax.Array, Tree]:
         """The representation y = f(images): uint8 [B, H, W, 3] -> float [B, D], and f's stats."""
         variables = {'params': self._cast(params['encoder']), **stats['encoder']}
-        return self.encoder.apply(variables, self.normalize(images), train)
+        return self.encoder.apply(variables, self.normalize(images), train, rng)
 
     def online(
-        self, params: Tree, stats: Tree, images: jax.Array
+        self, params: Tree, stats: Tree, images: jax.Array, rng: jax.Array | None = None
     ) -> tuple[jax.Array, jax.Array, Tree]:
         """The online network on one view, in training mode: y -> z = g(y) -> q(z).
 
         Args:
           params, stats: theta and its batch statistics.
           images: uint8 [B, H, W, 3].
+          rng: a key for what the encoder draws (dropout, stochastic depth); None if nothing.
 
         Returns:
           Prediction q(z) and projection z, float32 [B, P], and the updated stats.
         """
-        projection, stats = self._project(params, stats, images)
+        projection, stats = self._project(params, stats, images, rng)
         prediction, predictor_stats = self._head(
             self.predictor, params['predictor'], stats['predictor'], projection
         )
         stats = {**stats, 'predictor': predictor_stats}
         return prediction.astype(jnp.float32), projection.astype(jnp.float32), stats
 
-    def target(self, params: Tree, stats: Tree, images: jax.Array) -> tuple[jax.Array, Tree]:
+    def target(
+        self, params: Tree, stats: Tree, images: jax.Array, rng: jax.Array | None = None
+    ) -> tuple[jax.Array, Tree]:
         """The target network on one view, in training mode: y' -> z' = g(y').
 
         Args:
           params, stats: xi and its batch statistics.
           images: uint8 [B, H, W, 3].
+          rng: as for `online`; the target draws for itself.
 
         Returns:
           Projection z', float32 [B, P], and the updated stats.
         """
-        projection, stats = self._project(params, stats, images)
+        projection, stats = self._project(params, stats, images, rng)
         return projection.astype(jnp.float32), stats
 
     def loss(
@@ -114,6 +123,7 @@ class Byol:
         target_stats: Tree,
         view1: jax.Array,
         view2: jax.Array,
+        rng: jax.Array | None = None,
     ) -> tuple[jax.Array, tuple[Tree, Tree, jax.Array]]:
         """The symmetric loss (paper, Equation 2 and the sentence after it).
 
@@ -122,23 +132,31 @@ class Byol:
 
         Args:
           view1, view2: uint8 [B, H, W, 3].
+          rng: a key, of which each of the four passes gets one of its own; None as for `online`.
 
         Returns:
           The loss, float32 in [0, 8], and (online stats, target stats, online projections of
           both views [2B, P]).
         """
-        prediction1, projection1, online_stats = self.online(online_params, online_stats, view1)
-        prediction2, projection2, online_stats = self.online(online_params, online_stats, view2)
-        target1, target_stats = self.target(target_params, target_stats, view1)
-        target2, target_stats = self.target(target_params, target_stats, view2)
+        rngs = [None] * 4 if rng is None else list(jax.random.split(rng, 4))
+        prediction1, projection1, online_stats = self.online(
+            online_params, online_stats, view1, rngs[0]
+        )
+        prediction2, projection2, online_stats = self.online(
+            online_params, online_stats, view2, rngs[1]
+        )
+        target1, target_stats = self.target(target_params, target_stats, view1, rngs[2])
+        target2, target_stats = self.target(target_params, target_stats, view2, rngs[3])
         per_example = regression_loss(
             prediction1, jax.lax.stop_gradient(target2)
         ) + regression_loss(prediction2, jax.lax.stop_gradient(target1))
         projections = jnp.concatenate([projection1, projection2])
         return jnp.mean(per_example), (online_stats, target_stats, projections)
 
-    def _project(self, params: Tree, stats: Tree, images: jax.Array) -> tuple[jax.Array, Tree]:
-        y, encoder_stats = self.represent(params, stats, images, train=True)
+    def _project(
+        self, params: Tree, stats: Tree, images: jax.Array, rng: jax.Array | None = None
+    ) -> tuple[jax.Array, Tree]:
+        y, encoder_stats = self.represent(params, stats, images, True, rng)
         z, projector_stats = self._head(self.projector, params['projector'], stats['projector'], y)
         return z, {**stats, 'encoder': encoder_stats, 'projector': projector_stats}
 

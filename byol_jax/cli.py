@@ -35,7 +35,10 @@ def checked_flags(argv: Sequence[str]) -> list[str]:
     name = _config_argument(argv)
     if name is not None:
         known = _keys(_run_config_file(name))
-        argv = [argument for argument in argv if not _is_encoder_argument(argument, known)]
+        # With another encoder, the types of the arguments of the config's own mean nothing.
+        another = any(argument.lstrip('-').startswith('config.encoder.name') for argument in argv)
+        typed = [key for key in known if not (another and key.startswith(_KWARGS))]
+        argv = [argument for argument in argv if not _is_encoder_argument(argument, typed)]
         for argument in argv:
             match = _OVERRIDE.fullmatch(argument)
             if not match:
@@ -73,8 +76,7 @@ def load_config(holder: Any) -> Any:
     config = holder.value.copy_and_resolve_references().unlock()
     if 'encoder.name' in _overridden:
         # The config's own arguments are for the encoder it names.
-        kept = {k: v for k, v in config.encoder.kwargs.items() if _KWARGS + k in _overridden}
-        config.encoder.kwargs = kept
+        config.encoder.kwargs = {}
         config.encoder.kwargs.unlock()
     for key, value in _encoder_kwargs.items():
         config.encoder.kwargs[key] = value
@@ -117,7 +119,7 @@ def _run_config_file(name: str) -> Any:
 
 
 def _is_encoder_argument(argument: str, known: Sequence[str]) -> bool:
-    """Notes --config.encoder.kwargs.NAME=VALUE for an argument that the config does not have."""
+    """Notes --config.encoder.kwargs.NAME=VALUE for an argument whose type `known` does not give."""
     match = _OVERRIDE.fullmatch(argument)
     if not match or match[1] in known or not match[1].startswith(_KWARGS):
         return False

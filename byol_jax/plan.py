@@ -31,6 +31,7 @@ class Plan:
       learning_rate: peak learning rate, base x batch_size / 256 (paper, Appendix J).
       checkpoint_steps: optimizer steps between two checkpoints.
       log_steps: optimizer steps between two log lines.
+      freeze_steps: optimizer steps at the start that leave the encoder's parameters alone.
     """
 
     examples: int
@@ -45,6 +46,7 @@ class Plan:
     learning_rate: float
     checkpoint_steps: int
     log_steps: int
+    freeze_steps: int
 
     def epoch(self, step: int) -> float:
         """Epochs of data seen after `step` optimizer steps; the data set is one endless stream."""
@@ -91,6 +93,12 @@ def make_plan(config: Any, examples: int, device_count: int, process_count: int 
             f'The warm-up ({warmup} steps) must be shorter than the run ({total} steps): lower '
             'warmup_epochs/warmup_steps or raise total_epochs/total_steps.'
         )
+    freeze = config.encoder.freeze_steps
+    if freeze >= total:
+        raise UserError(
+            f'encoder.freeze_steps={freeze} leaves no step to train the encoder in: the run has '
+            f'{total}. Lower it, or raise total_epochs/total_steps.'
+        )
     return Plan(
         examples=examples,
         batch_size=batch,
@@ -104,6 +112,7 @@ def make_plan(config: Any, examples: int, device_count: int, process_count: int 
         learning_rate=config.optimizer.base_learning_rate * batch / REFERENCE_BATCH,
         checkpoint_steps=max(1, _steps(config.checkpoint, 'every', batch, examples, 'checkpoint.')),
         log_steps=config.log.every_steps,
+        freeze_steps=freeze,
     )
 
 
@@ -139,6 +148,7 @@ _RANGES: dict[str, tuple[float, float]] = {
     'data.workers': (0, 4096),
     'data.prefetch': (1, 4096),
     'views.image_size': (2, 8192),
+    'encoder.freeze_steps': (0, math.inf),
     'projector.hidden_size': (1, math.inf),
     'projector.output_size': (1, math.inf),
     'predictor.hidden_size': (1, math.inf),
@@ -146,6 +156,9 @@ _RANGES: dict[str, tuple[float, float]] = {
     'optimizer.weight_decay': (0, math.inf),
     'optimizer.momentum': (0, 1),
     'optimizer.trust_coefficient': (0, math.inf),
+    'optimizer.b1': (0, 0.999999),
+    'optimizer.b2': (0, 0.999999),
+    'optimizer.epsilon': (0, 1),
     'checkpoint.keep': (1, math.inf),
     'log.every_steps': (1, math.inf),
     'evaluate.knn_k': (1, math.inf),

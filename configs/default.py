@@ -69,6 +69,10 @@ def get_config() -> ml_collections.ConfigDict:
     encoder.kwargs = ml_collections.ConfigDict()  # arguments of the encoder's constructor
     encoder.kwargs.lock()
     encoder.hidden_layer = 'avgpool'  # the layer whose output is the representation
+    encoder.pool = 'mean'  # of a layer [B, tokens, D]: 'mean', 'cls' (the first) or 'flatten'
+    encoder.frozen = ()  # layers whose parameters stay as they start, such as ('patch_embed',)
+    encoder.init_from = ''  # start from these weights: an encoder/, a workdir, or torchvision:FILE
+    encoder.freeze_steps = 0  # train projector and predictor alone for this many steps
 
     config.projector = ml_collections.ConfigDict()
     config.projector.hidden_size = 4096  # width of the hidden layer
@@ -77,10 +81,14 @@ def get_config() -> ml_collections.ConfigDict:
     config.predictor.hidden_size = 4096  # width of the hidden layer
 
     optimizer = config.optimizer = ml_collections.ConfigDict()
+    optimizer.name = 'lars'  # 'lars', as in the paper, or 'adamw' for transformers and ConvNeXt
     optimizer.base_learning_rate = 0.3  # at batch 256; the peak is base x batch_size / 256
     optimizer.weight_decay = 1e-6  # on kernels only, never on biases and norms
-    optimizer.momentum = 0.9  # heavy-ball momentum
-    optimizer.trust_coefficient = 1e-3  # eta of LARS
+    optimizer.momentum = 0.9  # LARS: heavy-ball momentum
+    optimizer.trust_coefficient = 1e-3  # LARS: eta
+    optimizer.b1 = 0.9  # AdamW: decay of the mean of gradients (arXiv:1412.6980, Section 2)
+    optimizer.b2 = 0.999  # AdamW: decay of the mean of squared gradients (same source)
+    optimizer.epsilon = 1e-8  # AdamW: added to the root of the latter (same source)
 
     config.target = ml_collections.ConfigDict()
     config.target.base_ema = 0.99  # tau at step 0; rises to 1 at the last step

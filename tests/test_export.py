@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import subprocess
@@ -16,7 +15,8 @@ import safetensors.numpy
 
 from byol_jax import UserError, load_encoder
 from byol_jax.byol import Byol
-from byol_jax.interop.export import make_encoder, save_encoder
+from byol_jax.interop.encoder import make_encoder
+from byol_jax.interop.export import save_encoder
 from byol_jax.models.mlp import MLP
 from byol_jax.models.registry import build_encoder
 from byol_jax.models.tap import TappedEncoder
@@ -105,22 +105,23 @@ def test_loaded_network_can_be_fine_tuned(folder, images, expected):
     np.testing.assert_allclose(features, expected, rtol=1e-5, atol=1e-6)
 
 
-def test_the_folder_holds_json_and_safetensors_only(folder):
+def test_the_folder_holds_json_and_safetensors_only(folder, exported):
     """An export is two plain files: no pickle, no code, nothing left over."""
     assert sorted(p.name for p in folder.iterdir()) == ['encoder.json', 'encoder.safetensors']
     description = json.loads((folder / 'encoder.json').read_text())
     assert description == {
-        'format': 'byol_jax encoder 1',
+        'format': 'byol_jax encoder 2',
         'name': 'resnet',
         'kwargs': KWARGS,
         'hidden_layer': 'avgpool',
+        'pool': 'mean',
         'image_size': SIZE,
         'mean': list(MEAN),
         'std': list(STD),
         'feature_size': 6,
         'step': 123,
         'versions': description['versions'],
-        'sha256': hashlib.sha256((folder / 'encoder.safetensors').read_bytes()).hexdigest(),
+        'weights_sha256': exported.weights_sha256,
     }
     assert set(description['versions']) == {'jax', 'flax'}
     names = safetensors.numpy.load_file(folder / 'encoder.safetensors')
@@ -133,7 +134,7 @@ import sys
 
 class Blocker:
     def find_spec(self, name, path=None, target=None):
-        if name.split('.')[0] in {'tensorflow', 'optax', 'orbax', 'ml_collections', 'cv2', 'PIL'}:
+        if name.split('.')[0] in {'tensorflow', 'orbax', 'ml_collections', 'cv2', 'PIL'}:
             raise ModuleNotFoundError(f'{name} is not installed', name=name)
 
 sys.meta_path.insert(0, Blocker())
@@ -146,7 +147,7 @@ np.save(features, load_encoder(folder)(np.load(images)))
 
 
 def test_loading_needs_no_training_libraries(folder, images, expected, tmp_path):
-    """Without TensorFlow, optax, orbax, ml_collections, OpenCV and Pillow features are the same."""
+    """Without TensorFlow, orbax, ml_collections, OpenCV and Pillow features are the same."""
     np.save(tmp_path / 'images.npy', images)
     paths = [folder, tmp_path / 'images.npy', tmp_path / 'features.npy']
     done = subprocess.run(
@@ -256,8 +257,8 @@ def test_weights_of_another_network_are_refused(folder):
 def test_another_format_is_refused(folder):
     """A file of a later format is refused, naming both formats."""
     path = folder / 'encoder.json'
-    path.write_text(path.read_text().replace('encoder 1', 'encoder 2'))
-    with pytest.raises(UserError, match=r"'byol_jax encoder 2', not 'byol_jax encoder 1'"):
+    path.write_text(path.read_text().replace('encoder 2', 'encoder 3'))
+    with pytest.raises(UserError, match=r"'byol_jax encoder 3', not 'byol_jax encoder 2'"):
         load_encoder(folder)
 
 

@@ -31,6 +31,8 @@ TRAIN_ORDER = (
     'loop',
     'finish',
     'setup',
+    'pretrained',
+    'networks',
     'workdir',
     'checkpoint',
     'hosts',

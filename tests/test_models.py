@@ -100,7 +100,7 @@ def test_layer_names():
     layers = {layer.path: layer.shape for layer in tapped.layers((2, 64, 64, 3))}
     top = [path for path in layers if '/' not in path]
     stages = ['stage1', 'stage2', 'stage3', 'stage4']
-    assert top == ['conv1', 'bn1', 'maxpool', *stages, 'avgpool', 'head']
+    assert top == ['conv1', 'bn1', 'maxpool', *stages, 'avgpool', 'head', 'output']
     assert layers['conv1'] == (2, 32, 32, 64)
     assert layers['maxpool'] == (2, 16, 16, 64)
     assert [layers[stage] for stage in stages] == [

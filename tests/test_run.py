@@ -163,12 +163,65 @@ def test_modes(run, main_py, mode):
         with np.load(workdir / 'embeddings.npz') as arrays:
             assert arrays['features'].dtype == np.float32
             assert len(arrays['features']) == len(arrays['names']) == len(arrays['labels'])
+            assert str(arrays['encoder_sha256']) in result.stdout
         (workdir / 'embeddings.npz').unlink()
     if mode == 'summary':
         assert 'avgpool' in result.stdout
         assert '<- tapped' in result.stdout
     if mode == 'evaluate':
         assert '%' in result.stdout
+
+
+def test_embed_with_any_encoder_to_parquet(run, main_py, tmp_path):
+    """--encoder and --output take the place of the workdir, which is then not even made."""
+    from byol_jax import load_encoder
+
+    parquet = pytest.importorskip('pyarrow.parquet')
+    folder, output = run[0] / 'encoder', tmp_path / 'new' / 'features.parquet'
+    where = (f'--encoder={folder}', f'--output={output}', f'--workdir={tmp_path / "w"}')
+    result = main_py(SAMPLE, *TINY, '--mode=embed', *where)
+    assert result.returncode == 0, result.stderr
+    encoder, table = load_encoder(folder), parquet.read_table(output)
+    size = encoder.description['feature_size']
+    digest = encoder.weights_sha256
+    assert table.schema.metadata[b'byol_jax.encoder_sha256'] == digest.encode()
+    assert table.schema.field('features').type.list_size == size
+    for part in (
+        f'{len(table):,} x {size} features: {output}',
+        f'{folder}, weights sha256 {digest}',
+    ):
+        assert part in result.stdout
+    assert [p.name for p in tmp_path.iterdir()] == ['new']
+
+
+def test_evaluate_takes_any_encoder(run, main_py, tmp_path):
+    """--encoder is measured as at the end of its own run, at its size, whatever the config's."""
+    where = (f'--encoder={run[0] / "encoder"}', f'--workdir={tmp_path / "w"}')
+    result = main_py(SAMPLE, *TINY, '--config.views.image_size=64', '--mode=evaluate', *where)
+    assert result.returncode == 0, result.stderr
+    in_the_run = next(x for x in run[1].stdout.splitlines() if x.startswith('trained 8 steps'))
+    alone = next(x for x in result.stdout.splitlines() if x.startswith(str(run[0] / 'encoder')))
+    assert alone.split()[-2:] == in_the_run.split()[-2:]
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ('arguments', 'words'),
+    [
+        (('--encoder=x',), '--encoder=x goes with --mode=evaluate and --mode=embed, not with'),
+        (('--output=x.npz', '--mode=evaluate'), '--output=x.npz goes with --mode=embed, not with'),
+        (('--output=x.csv', '--mode=embed'), 'x.csv: embeddings are written to a file that ends'),
+    ],
+    ids=['encoder', 'output', 'suffix'],
+)
+def test_flags_of_modes(main_py, tmp_path, arguments, words):
+    """A flag that the mode does not take, or whose value is of no use, is named in one line."""
+    result = main_py(SAMPLE, *arguments, f'--workdir={tmp_path / "w"}')
+    assert result.returncode != 0
+    assert result.stderr.startswith('error: ')
+    assert words in result.stderr
+    assert len(result.stderr.splitlines()) == 1
+    assert not list(tmp_path.iterdir())
 
 
 def test_resume_onto_a_logged_step(tmp_path, main_py):

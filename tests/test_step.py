@@ -71,7 +71,7 @@ def make_case(byol, devices=1, accumulate_steps=1):
     config.views.image_size = SIZE
     plan = make_plan(config, examples=100, device_count=devices)
     training = build_training(config, plan, byol)
-    step = make_train_step(byol, training.optimizer, training.schedule, plan, BASE_EMA)
+    step = make_train_step(byol, training.optimizer, training.schedule, plan, BASE_EMA, seed=0)
     return Case(training.initial, pmap_step(step))
 
 

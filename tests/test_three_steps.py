@@ -193,7 +193,7 @@ def make_case(devices):
     byol = Byol(TappedEncoder(Net(AXIS), 'out'), *heads, tuple(MEAN), tuple(STD))
     plan = make_plan(config, examples=100, device_count=devices)
     training = build_training(config, plan, byol)
-    step = make_train_step(byol, training.optimizer, training.schedule, plan, BASE_EMA)
+    step = make_train_step(byol, training.optimizer, training.schedule, plan, BASE_EMA, seed=0)
     return training.initial, pmap_step(step)
 
 

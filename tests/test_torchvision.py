@@ -28,7 +28,7 @@ from torchvision_reference import (
     write,
 )
 
-from byol_jax.interop.export import Encoder
+from byol_jax.interop.encoder import Encoder
 from byol_jax.interop.torchvision import load_torchvision, save_torchvision
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -12,7 +12,7 @@ import pytest
 from torchvision_reference import our_encoder, random_weights, torchvision_shapes, write
 
 from byol_jax import UserError
-from byol_jax.interop.export import Encoder
+from byol_jax.interop.encoder import Encoder
 from byol_jax.interop.torchvision import load_torchvision, save_torchvision
 
 

@@ -6,7 +6,7 @@ import jax
 import numpy as np
 import safetensors.numpy
 
-from byol_jax.interop.export import make_encoder
+from byol_jax.interop.encoder import make_encoder
 from byol_jax.models.registry import build_encoder
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)

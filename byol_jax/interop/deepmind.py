@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from byol_jax.errors import UserError
-from byol_jax.interop.export import Encoder, make_encoder
+from byol_jax.interop.encoder import Encoder, make_encoder
 from byol_jax.interop.unpickle import Array, Record, read_pickle
 from byol_jax.models.registry import ENCODERS, build_encoder
 

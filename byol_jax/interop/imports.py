@@ -7,7 +7,8 @@ from pathlib import Path
 
 from byol_jax.errors import UserError, did_you_mean
 from byol_jax.interop.deepmind import load_deepmind
-from byol_jax.interop.export import Encoder, save_encoder
+from byol_jax.interop.encoder import Encoder
+from byol_jax.interop.export import save_encoder
 from byol_jax.interop.torchvision import load_torchvision
 
 # PREFIX of --from=PREFIX:FILE -> loader.

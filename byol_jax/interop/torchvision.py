@@ -21,12 +21,12 @@ import safetensors.numpy
 
 from byol_jax.errors import UserError
 from byol_jax.files import write_whole
-from byol_jax.interop.export import Encoder, make_encoder
+from byol_jax.interop.encoder import Encoder, make_encoder
 from byol_jax.interop.state_dict import Weights, read_state_dict
 from byol_jax.interop.which_resnet import find_architecture, get_weight, plain_names
+from byol_jax.models.network import path_name
 from byol_jax.models.registry import build_encoder
 from byol_jax.models.resnet import ResNet
-from byol_jax.models.tap import path_name
 
 # torchvision/transforms/_presets.py, ImageClassification.
 _MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -143,7 +143,7 @@ def save_torchvision(encoder: Encoder, path: str | Path) -> None:
 
 
 def _check_expressible(encoder: Encoder) -> None:
-    module, tap = encoder.module, encoder.description['hidden_layer']
+    module, tap = encoder.network, encoder.description['hidden_layer']
     if type(module) is not ResNet:
         raise UserError(
             f"'{encoder.description['name']}' is no ResNet of byol_jax.models.resnet: torchvision "

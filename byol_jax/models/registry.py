@@ -1,17 +1,24 @@
-"""Encoder names -> Linen modules."""
+"""Encoder names -> networks."""
 
 from __future__ import annotations
 
 import functools
 import importlib
-import inspect
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import flax.linen as nn
+import jax
+from flax import nnx
+from flax.core import FrozenDict
+from flax.errors import FlaxError
 
 from byol_jax.errors import UserError, did_you_mean
+from byol_jax.models.convnext import ConvNeXt
+from byol_jax.models.network import constructor_parameters
+from byol_jax.models.nnx_network import NnxNetwork
 from byol_jax.models.resnet import ResNet
+from byol_jax.models.vit import ViT
 
 # Stage sizes: He et al. 2015, Table 1; ResNet-200: He et al. 2016 (arXiv:1603.05027).
 ENCODERS: Mapping[str, Callable[..., nn.Module]] = {
@@ -22,43 +29,56 @@ ENCODERS: Mapping[str, Callable[..., nn.Module]] = {
     'resnet101': functools.partial(ResNet, (3, 4, 23, 3), bottleneck=True),
     'resnet152': functools.partial(ResNet, (3, 8, 36, 3), bottleneck=True),
     'resnet200': functools.partial(ResNet, (3, 24, 36, 3), bottleneck=True),
+    # DeiT, arXiv:2012.12877, Table 1.
+    'vit': ViT,
+    'vit_ti': functools.partial(ViT, width=192, heads=3),
+    'vit_s': functools.partial(ViT, width=384, heads=6),
+    'vit_b': functools.partial(ViT, width=768, heads=12),
+    # arXiv:2201.03545, Section 3.
+    'convnext': ConvNeXt,
+    'convnext_t': functools.partial(ConvNeXt, (3, 3, 9, 3), (96, 192, 384, 768)),
 }
 
 
-def build_encoder(name: str, kwargs: Mapping[str, Any], axis_name: str | None = None) -> nn.Module:
+def build_encoder(
+    name: str, kwargs: Mapping[str, Any], axis_name: str | None = None
+) -> nn.Module | NnxNetwork:
     """Builds an encoder.
 
     Args:
-      name: a key of ENCODERS, or 'package.module:Class' for any importable Linen module.
+      name: a key of ENCODERS, or 'package.module:Class' for any importable Linen or NNX module
+        class, or functools.partial of one.
       kwargs: arguments of its constructor.
-      axis_name: passed on to constructors that have an `axis_name` argument, for BatchNorm
-        synchronised over devices.
+      axis_name: passed on to constructors that have an `axis_name` argument.
+
+    Returns:
+      A Linen module, or the recipe of an NNX one.
 
     Raises:
       UserError: the name does not exist or the arguments do not fit, saying which do.
     """
     constructor = _constructor(name)
-    known = inspect.signature(constructor).parameters
+    known = constructor_parameters(constructor)
     given = {key: _hashable(value) for key, value in kwargs.items()}
     free = any(p.kind is p.VAR_KEYWORD for p in known.values())
     for key in given:
         if key not in known and not free:
-            names = [k for k in known if k not in ('parent', 'name', 'axis_name')]
+            names = [k for k in known if k not in ('parent', 'name', 'axis_name', 'rngs')]
             raise UserError(
                 f"encoder.kwargs: '{name}' takes no argument '{key}'."
-                f'{did_you_mean(key, names)} It takes: {", ".join(names)}.'
+                f'{did_you_mean(key, names)} It takes: {", ".join(names) or "none"}.'
             )
     if 'axis_name' in known:
         given['axis_name'] = axis_name
     try:
-        encoder = constructor(**given)
-    except TypeError as error:
+        if _is_a(constructor, nnx.Module):
+            network = NnxNetwork(constructor, tuple(sorted(given.items())))
+            # Its constructor runs here once for nothing but its errors.
+            jax.eval_shape(network.init, jax.random.key(0), None)
+            return network
+        return constructor(**given)
+    except (TypeError, ValueError, AttributeError, FlaxError) as error:
         raise UserError(f"encoder.kwargs do not fit '{name}': {error}") from error
-    if not isinstance(encoder, nn.Module):
-        raise UserError(
-            f"encoder.name='{name}' made a {type(encoder).__name__}, not a flax.linen.Module."
-        )
-    return encoder
 
 
 def _constructor(name: str) -> Callable[..., Any]:
@@ -86,11 +106,22 @@ def _constructor(name: str) -> Callable[..., Any]:
         )
     found = getattr(module, attribute)
     # Checked before it is called: the name may come from an encoder.json made by somebody else.
-    if not (isinstance(found, type) and issubclass(found, nn.Module)):
-        raise UserError(f"encoder.name='{name}' is no class derived from flax.linen.Module.")
+    if not _is_a(found, nn.Module, nnx.Module):
+        raise UserError(
+            f"encoder.name='{name}' is no class derived from flax.linen.Module or flax.nnx.Module."
+        )
     return found
 
 
+def _is_a(constructor: Any, *kinds: type) -> bool:
+    """Whether something is a class of one of these kinds, or a functools.partial of one."""
+    if isinstance(constructor, functools.partial):
+        constructor = constructor.func
+    return isinstance(constructor, type) and issubclass(constructor, kinds)
+
+
 def _hashable(value: Any) -> Any:
-    """Lists (from JSON or a config) as tuples: Linen hashes its attributes."""
+    """Lists and dicts (from JSON or a config) as tuples and FrozenDicts: arguments are hashed."""
+    if isinstance(value, Mapping):
+        return FrozenDict({key: _hashable(inner) for key, inner in value.items()})
     return tuple(_hashable(v) for v in value) if isinstance(value, list | tuple) else value

@@ -3,108 +3,117 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
-import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Sequence
 from typing import Any
 
-import flax
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jax.interpreters import partial_eval
 
 from byol_jax.errors import UserError, did_you_mean
-
-Variables = Mapping[str, Any]
-
-# How networks spell "training": value passed for train=True.
-_TRAIN_ARGUMENTS = {
-    'train': True,
-    'training': True,
-    'is_training': True,
-    'deterministic': False,
-    'use_running_average': False,
-}
-
-
-# What a network raises for arguments or image sizes it cannot work with.
-_ENCODER_ERRORS = (
-    TypeError,
-    ValueError,
-    IndexError,
-    AssertionError,
-    ZeroDivisionError,
-    flax.errors.FlaxError,
+from byol_jax.models.flops import count_flops
+from byol_jax.models.layer_list import (
+    NETWORK_ERRORS,
+    Layer,
+    draws_in_evaluation,
+    fails,
+    may_hold,
+    tappable_layers,
+    too_small,
 )
+from byol_jax.models.linen_network import LinenNetwork
+from byol_jax.models.network import Calls, Network, Variables, path_name
+from byol_jax.models.nnx_network import NnxNetwork
 
-
-@dataclasses.dataclass(frozen=True)
-class Layer:
-    """One tappable layer: its path, the shape of its output and the parameters it holds."""
-
-    path: str
-    kind: str
-    shape: tuple[int, ...]
-    parameters: int
+POOLS = ('mean', 'cls', 'flatten')
 
 
 @dataclasses.dataclass(frozen=True)
 class TappedEncoder:
-    """A Linen network seen as a function from images to the output of one hidden layer.
+    """A network seen as a function from images to the output of one hidden layer.
 
     Attributes:
-      module: the network.
-      hidden_layer: path of the tapped layer, such as 'avgpool' or 'stage4/block2'.
+      module: the network: a Linen module, or the `NnxNetwork` of an NNX class.
+      hidden_layer: path of the tapped layer, such as 'avgpool', 'stage4/block2' or 'output'.
+      pool: how a [B, tokens, D] output becomes features: 'mean' of the tokens, 'cls' for the first
+        one, 'flatten' for all of them. Feature maps [B, H, W, D] are averaged.
+      axis_name: mapped axis over which batch normalisations average in training; None for one
+        device.
       behind: paths of the variables behind the tap ('params/head/kernel'), from `find_behind`;
         they never change and cost no compute.
+      frozen: paths of further parameters that never change, from `find_frozen`.
     """
 
-    module: nn.Module
+    module: nn.Module | NnxNetwork
     hidden_layer: str
+    pool: str = 'mean'
+    axis_name: str | None = None
     behind: frozenset[str] = frozenset()
+    frozen: frozenset[str] = frozenset()
+
+    @property
+    def network(self) -> Network:
+        """The network as pure functions."""
+        return self.module if isinstance(self.module, NnxNetwork) else LinenNetwork(self.module)
 
     def init(self, rng: jax.Array, images: jax.Array) -> Variables:
         """Initialises all variables for normalised float32 images [B, H, W, 3]."""
-        return self.module.init(rng, images, **self._train(False))
+        return self.network.init(rng, images)
 
     def apply(
-        self, variables: Variables, images: jax.Array, train: bool
+        self,
+        variables: Variables,
+        images: jax.Array,
+        train: bool,
+        rng: jax.Array | None = None,
     ) -> tuple[jax.Array, Variables]:
         """Runs the network up to the tap.
 
         Args:
           variables: as made by `init`.
           images: normalised float [B, H, W, 3].
-          train: use and update batch statistics instead of the running ones.
+          train: use and update batch statistics instead of the running ones, drop what is to be
+            dropped.
+          rng: a key for dropout and the like; needed by networks that draw in training.
 
         Returns:
-          Features, float [B, D] (a [B, H, W, C] tap is averaged over H and W, a [B, N, C] tap over
-          N), and the collections other than 'params', updated when `train`.
+          Features, float [B, D], and the collections other than 'params', updated when `train`.
         """
-        mutable = [name for name in variables if name != 'params'] if train else []
-        _, changed = self.module.apply(
-            variables,
+        calls = Calls(lambda path: may_hold(path, self.hidden_layer))
+        changed = self.network.run(
+            self._hold(variables),
             images,
-            **self._train(train),
-            mutable=[*mutable, 'intermediates'],
-            capture_intermediates=lambda module, method: (
-                method == '__call__' and '/'.join(module.path) == self.hidden_layer
-            ),
+            calls,
+            train=train,
+            rng=rng,
+            axis_name=self.axis_name if train else None,
         )
-        features = pooled(_output(changed['intermediates'], self.hidden_layer))
+        features = pooled(calls.elements()[self.hidden_layer], self.pool)
+        if not train:
+            return features, {name: tree for name, tree in variables.items() if name != 'params'}
         state = {
             name: jax.tree_util.tree_map_with_path(
                 lambda path, new, old, name=name: (
                     old if f'{name}/{path_name(path)}' in self.behind else new
                 ),
-                changed.get(name, value),
-                value,
+                tree,
+                variables[name],
             )
-            for name, value in variables.items()
-            if name != 'params'
+            for name, tree in changed.items()
         }
         return features, state
+
+    def _hold(self, variables: Variables) -> Variables:
+        """The variables, with no gradient for the frozen ones."""
+        if not self.frozen:
+            return variables
+        return jax.tree_util.tree_map_with_path(
+            lambda path, leaf: (
+                jax.lax.stop_gradient(leaf) if path_name(path) in self.frozen else leaf
+            ),
+            dict(variables),
+        )
 
     def find_behind(self, variables: Variables, images: Any) -> frozenset[str]:
         """Paths of the variables that the tapped output does not depend on.
@@ -112,67 +121,57 @@ class TappedEncoder:
         Decided on the traced computation, so that no layer behind the tap is ever taken for a
         trained one, whatever it is called.
         """
-        paths, structure = jax.tree.flatten_with_path(variables)
-
-        def features(leaves: list[jax.Array], images: jax.Array) -> jax.Array:
-            return self.apply(jax.tree.unflatten(structure, leaves), images, train=False)[0]
-
-        jaxpr = jax.make_jaxpr(features)([leaf for _, leaf in paths], images).jaxpr
-        _, used = partial_eval.dce_jaxpr(jaxpr, [True])
-        flags = used[: len(paths)]
+        paths = [path_name(path) for path, _ in jax.tree.leaves_with_path(dict(variables))]
+        _, used = self._needed(variables, images)
         return frozenset(
-            path_name(path) for (path, _), flag in zip(paths, flags, strict=True) if not flag
+            path for path, flag in zip(paths, used[: len(paths)], strict=True) if not flag
         )
 
-    def layers(self, image_shape: tuple[int, ...]) -> list[Layer]:
-        """All tappable layers, in the order they run, for images [B, H, W, 3]. Compiles nothing.
+    def flops(self, image_shape: tuple[int, ...]) -> int:
+        """Floating-point operations of the features of images [B, H, W, 3] (`flops.py`)."""
+        images = jax.ShapeDtypeStruct(image_shape, jnp.float32)
+        variables = jax.eval_shape(self.init, jax.random.key(0), images)
+        return count_flops(self._needed(variables, images)[0])['']
+
+    def _needed(self, variables: Variables, images: Any) -> tuple[Any, list[bool]]:
+        """The computation of the features without all they do not need, and the inputs used."""
+        jaxpr = jax.make_jaxpr(lambda v, x: self.apply(v, x, train=False)[0])(
+            dict(variables), images
+        ).jaxpr
+        return partial_eval.dce_jaxpr(jaxpr, [True])
+
+    def find_frozen(self, layers: Sequence[str], variables: Variables) -> frozenset[str]:
+        """Paths of the parameters of the layers named, such as 'params/patch_embed/kernel'.
 
         Raises:
-          UserError: the network cannot take images of this size.
+          UserError: a layer has no parameters or is none.
         """
-        images = jax.ShapeDtypeStruct(image_shape, jnp.float32)
-        kinds: dict[str, str] = {}
-
-        def remember(next_method: Any, args: Any, kwargs: Any, context: Any) -> Any:
-            output = next_method(*args, **kwargs)
-            if context.method_name == '__call__':
-                kinds['/'.join(context.module.path)] = type(context.module).__name__
-            return output
-
-        def run(rng: jax.Array, images: jax.Array) -> tuple[Any, Any]:
-            with nn.intercept_methods(remember):
-                return self.module.init_with_output(
-                    rng,
-                    images,
-                    **self._train(False),
-                    capture_intermediates=True,
-                    mutable=True,
+        paths = [path_name(path) for path, _ in jax.tree.leaves_with_path(variables)]
+        params = [path for path in paths if path.startswith('params/')]
+        found: set[str] = set()
+        for layer in layers:
+            inside = [p for p in params if f'{p}/'.startswith(f'params/{layer}/')]
+            if not inside:
+                known = sorted({p.removeprefix('params/').rpartition('/')[0] for p in params})
+                raise UserError(
+                    f"encoder.frozen: '{layer}' is no layer with parameters."
+                    f'{did_you_mean(layer, known)} --mode=summary lists them.'
                 )
+            found.update(inside)
+        return frozenset(found)
 
-        try:
-            _, variables = jax.eval_shape(run, jax.random.key(0), images)
-        except _ENCODER_ERRORS as error:
-            reason = (str(error).splitlines() or [''])[0]
-            raise UserError(
-                f'The encoder {type(self.module).__name__} fails on images of '
-                f'{image_shape[1]}x{image_shape[2]} pixels: {type(error).__name__}: {reason}'
-            ) from error
-        found = []
-        for path, kind in kinds.items():
-            shape = _output(variables['intermediates'], path, missing_ok=True)
-            if path and hasattr(shape, 'shape'):
-                if 0 in shape.shape:
-                    raise UserError(_too_small(image_shape, f"layer '{path}' would be empty"))
-                inside = _subtree(variables.get('params', {}), path)
-                count = sum(leaf.size for leaf in jax.tree.leaves(inside))
-                found.append(Layer(path, kind, tuple(shape.shape), count))
-        return found
+    def layers(self, image_shape: tuple[int, ...]) -> list[Layer]:
+        """All layers that could be tapped, for images [B, H, W, 3] (`layer_list.py`)."""
+        return tappable_layers(self.network, image_shape)
 
     def check(self, image_shape: tuple[int, ...]) -> Layer:
         """Returns the tapped layer, or raises UserError naming the layers there are."""
         layers = {layer.path: layer for layer in self.layers(image_shape)}
         if self.hidden_layer not in layers:
-            listing = '\n'.join(f'  {n:<32} {list(layer.shape)}' for n, layer in layers.items())
+            width = max(map(len, layers), default=0)
+            listing = '\n'.join(
+                f'  {n:<{width}}  {list(layer.shape)}' for n, layer in layers.items()
+            )
             raise UserError(
                 f"encoder.hidden_layer='{self.hidden_layer}' is not a layer of this encoder."
                 f'{did_you_mean(self.hidden_layer, layers)} Its layers are:\n{listing}'
@@ -181,29 +180,58 @@ class TappedEncoder:
         if not 2 <= len(layer.shape) <= 4:
             raise UserError(
                 f"encoder.hidden_layer='{layer.path}' puts out {list(layer.shape)}; a tap needs "
-                '[B, D], [B, N, D] or [B, H, W, D].'
+                '[B, D], [B, tokens, D] or [B, H, W, D].'
             )
+        self._check_pool(layer)
         self._check_stride(list(layers.values()), image_shape)
-        self._check_training(image_shape)
+        self._check_modes(image_shape)
         return layer
 
-    def _check_training(self, image_shape: tuple[int, ...]) -> None:
-        """Raises UserError if the network cannot run in training mode."""
-        images = jax.ShapeDtypeStruct(image_shape, jnp.float32)
-        # Outside of a mapped step batch statistics cannot be averaged over its axis.
-        unmapped = self.module
-        if getattr(unmapped, 'axis_name', None) is not None:
-            unmapped = unmapped.copy(axis_name=None)
-        tapped = dataclasses.replace(self, module=unmapped)
-        variables = jax.eval_shape(tapped.init, jax.random.key(0), images)
-        try:
-            jax.eval_shape(lambda v, x: tapped.apply(v, x, train=True), variables, images)
-        except flax.errors.InvalidRngError as error:
+    def _check_pool(self, layer: Layer) -> None:
+        if self.pool not in POOLS:
             raise UserError(
-                f'The encoder {type(self.module).__name__} draws random numbers in training '
-                '(dropout, stochastic depth), which training does not give it. Set its rates to 0 '
-                'in encoder.kwargs.'
-            ) from error
+                f"encoder.pool='{self.pool}' is not one of {', '.join(POOLS)}."
+                f'{did_you_mean(self.pool, POOLS)}'
+            )
+        if self.pool != 'mean' and len(layer.shape) != 3:
+            what = 'averaged' if len(layer.shape) == 4 else 'taken as it is'
+            raise UserError(
+                f"encoder.pool='{self.pool}' is for layers that put out tokens, [B, tokens, D]; "
+                f"'{layer.path}' puts out {list(layer.shape)}, which is {what}. Leave "
+                "encoder.pool at 'mean', or tap a layer of tokens (--mode=summary lists them)."
+            )
+
+    def _check_modes(self, image_shape: tuple[int, ...]) -> None:
+        """Raises UserError if the network cannot train, or draws when it does not."""
+        images = jax.ShapeDtypeStruct(image_shape, jnp.float32)
+        variables = jax.eval_shape(self.init, jax.random.key(0), images)
+
+        def evaluate(rng: jax.Array, variables: Variables, images: jax.Array) -> jax.Array:
+            return self.apply(variables, images, train=False, rng=rng)[0]
+
+        jaxpr = jax.make_jaxpr(evaluate)(jax.random.key(0), variables, images).jaxpr
+        if partial_eval.dce_jaxpr(jaxpr, [True])[1][0]:
+            raise UserError(draws_in_evaluation(self.network))
+
+        def train(images: jax.Array, variables: Variables, rng: jax.Array) -> Any:
+            return self.apply(variables, images, train=True, rng=rng)[1]
+
+        # Batch statistics are averaged over an axis, which must be there.
+        axis = self.axis_name or getattr(self.module, 'axis_name', None)
+        mapped = jax.vmap(train, in_axes=(0, None, None), axis_name=axis)
+        try:
+            one = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
+            after = jax.eval_shape(mapped, one, variables, jax.random.key(0))
+        except NETWORK_ERRORS as error:
+            raise UserError(fails(self.network, image_shape, ' in training mode', error)) from error
+        before = {path_name(p): leaf.shape for p, leaf in jax.tree.leaves_with_path(variables)}
+        for path, leaf in jax.tree.leaves_with_path(after):
+            if leaf.shape[1:] != before[path_name(path)]:
+                raise UserError(
+                    f'The encoder {self.network.name} changes the shape of its variable '
+                    f"'{path_name(path)}' in training, from {list(before[path_name(path)])} to "
+                    f'{list(leaf.shape[1:])}.'
+                )
 
     def _check_stride(self, layers: list[Layer], image_shape: tuple[int, ...]) -> None:
         """Raises UserError if the last feature map before the tap would be mostly padding."""
@@ -220,46 +248,21 @@ class TappedEncoder:
         stride = probe // height
         if height > 1 and stride > image_shape[1]:
             reason = f"'{maps[-1].path}' shrinks pictures {stride} times: use at least {stride}"
-            raise UserError(_too_small(image_shape, reason))
-
-    def _train(self, train: bool) -> dict[str, Any]:
-        """The keyword with which this network is told whether it trains."""
-        name = _train_argument(type(self.module).__call__)
-        return {} if name is None else {name: _TRAIN_ARGUMENTS[name] is train}
+            raise UserError(too_small(image_shape, reason))
 
 
-def pooled(output: jax.Array) -> jax.Array:
-    """Averages all axes between the first and the last: [B, ..., D] -> [B, D]."""
+def pooled(output: jax.Array, pool: str = 'mean') -> jax.Array:
+    """A layer's output as features.
+
+    Args:
+      output: [B, D], [B, tokens, D] or [B, H, W, D].
+      pool: one of POOLS, for tokens; maps are averaged.
+
+    Returns:
+      [B, D], or [B, tokens x D] of 'flatten'.
+    """
+    if output.ndim == 3 and pool == 'cls':
+        return output[:, 0]
+    if output.ndim == 3 and pool == 'flatten':
+        return output.reshape(output.shape[0], -1)
     return output if output.ndim == 2 else jnp.mean(output, axis=tuple(range(1, output.ndim - 1)))
-
-
-def _too_small(image_shape: tuple[int, ...], reason: str) -> str:
-    return (
-        f'views.image_size={image_shape[1]} is too small for the encoder: {reason}, or take a '
-        'stem for small images (--config.encoder.kwargs.small_images=True for ResNets).'
-    )
-
-
-def path_name(path: Any) -> str:
-    """A JAX key path as 'stage1/block1/conv1/kernel'."""
-    return '/'.join(str(getattr(key, 'key', getattr(key, 'name', key))) for key in path)
-
-
-@functools.cache
-def _train_argument(call: Callable[..., Any]) -> str | None:
-    parameters = inspect.signature(call).parameters
-    return next((name for name in _TRAIN_ARGUMENTS if name in parameters), None)
-
-
-def _subtree(tree: Any, path: str) -> Any:
-    for name in path.split('/'):
-        tree = tree.get(name, {}) if isinstance(tree, Mapping) else {}
-    return tree
-
-
-def _output(intermediates: Any, path: str, missing_ok: bool = False) -> Any:
-    """The captured output of the layer at `path`; of several calls, the last."""
-    calls = _subtree(intermediates, path).get('__call__')
-    if calls is None and missing_ok:
-        return None
-    return calls[-1]

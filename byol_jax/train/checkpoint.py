@@ -17,7 +17,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from byol_jax.errors import UserError
-from byol_jax.models.tap import path_name
+from byol_jax.models.network import path_name
 from byol_jax.train.hosts import is_main, say, wait_for_all
 
 Tree = Any

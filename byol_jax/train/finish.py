@@ -59,8 +59,9 @@ def finish_report(
     run: Run, workdir: Path, before: Evaluation, after: Evaluation, command: str, seconds: float
 ) -> str:
     """Writes report.html and returns the before/after table for the terminal."""
+    first = 'as loaded' if run.training.origin else 'randomly initialised'
     results = [
-        Result('randomly initialised', before.accuracy, before.feature_std),
+        Result(first, before.accuracy, before.feature_std),
         Result(f'trained {run.plan.total_steps:,} steps', after.accuracy, after.feature_std),
     ]
     protocol = f'{describe(after, run.config)} Both encoders are measured alike.'
@@ -72,6 +73,7 @@ def finish_report(
         title=f'BYOL: {run.config.name}',
         summary={
             'Encoder': f'{run.config.encoder.name}, tapped at {run.config.encoder.hidden_layer}',
+            **({'Start': run.training.origin} if run.training.origin else {}),
             'Training examples': f'{run.plan.examples:,} ({len(run.data.held_out):,} held out)',
             'Steps': f'{run.plan.total_steps:,} of {run.plan.batch_size} pairs '
             f'({run.plan.epoch(run.plan.total_steps):.1f} epochs)',

@@ -28,7 +28,8 @@ from byol_jax.report.progress import Stopwatch, duration, progress_line
 from byol_jax.train.checkpoint import Checkpoints
 from byol_jax.train.finish import draw_views, finish_report
 from byol_jax.train.hosts import is_main, part, say, stop_together, wait_for_all
-from byol_jax.train.setup import Run, build_run, online_encoder
+from byol_jax.train.networks import online_encoder
+from byol_jax.train.setup import Run, build_run
 from byol_jax.train.state import TrainState
 from byol_jax.train.step import make_train_step, pmap_step, replicate, shard_batch
 from byol_jax.train.workdir import claim_workdir, fingerprint
@@ -90,9 +91,13 @@ def _introduce(run: Run, workdir: Path) -> None:
         f'{plan.total_steps:,} steps of {plan.batch_size} pairs '
         f'({plan.epoch(plan.total_steps):.1f} epochs) on {plan.device_count} '
         f'{jax.devices()[0].device_kind} device(s)\n'
-        f'{run.training.excluded}\n'
-        f'view pairs: {workdir / "views.png"}'
+        f'{run.training.excluded}'
     )
+    if run.training.origin:
+        say(run.training.origin)
+    if plan.freeze_steps:
+        say(f'projector and predictor train alone for the first {plan.freeze_steps:,} steps')
+    say(f'view pairs: {workdir / "views.png"}')
 
 
 def _fit(
@@ -106,7 +111,12 @@ def _fit(
         return state
     step_fn = pmap_step(
         make_train_step(
-            run.byol, run.training.optimizer, run.training.schedule, plan, config.target.base_ema
+            run.byol,
+            run.training.optimizer,
+            run.training.schedule,
+            plan,
+            config.target.base_ema,
+            config.seed,
         )
     )
     inputs = _inputs(run, start)
@@ -205,7 +215,7 @@ def _log(
 def _finish(run: Run, state: TrainState, workdir: Path, command: str, seconds: float) -> None:
     trained = online_encoder(run.config, state)
     save_encoder(trained, workdir / 'encoder')
-    say('comparing the random and the trained encoder ...')
+    say('comparing the encoder before and after training ...')
     try:
         before = evaluate(online_encoder(run.config, run.training.initial), run.data, run.config)
         after = evaluate(trained, run.data, run.config)
@@ -215,7 +225,10 @@ def _finish(run: Run, state: TrainState, workdir: Path, command: str, seconds: f
             f'evaluated: {error} Then give the same command again for the report.'
         ) from error
     text = finish_report(run, workdir, before, after, command, seconds)
-    say(f'\n{text}\n\nencoder: {workdir / "encoder"}\nreport:  {workdir / "report.html"}')
+    say(
+        f'\n{text}\n\nencoder: {workdir / "encoder"} (weights sha256 {trained.weights_sha256})\n'
+        f'report:  {workdir / "report.html"}'
+    )
 
 
 @contextmanager

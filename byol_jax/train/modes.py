@@ -2,32 +2,57 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import jax
-import jax.numpy as jnp
-import numpy as np
-
 from byol_jax.data.sources.build import build_data
-from byol_jax.errors import UserError
+from byol_jax.evaluate.embeddings import check_embeddings_path, write_embeddings
 from byol_jax.evaluate.features import encode_source
 from byol_jax.evaluate.protocol import describe, evaluate
-from byol_jax.files import write_whole
 from byol_jax.interop.export import load_encoder, save_encoder
+from byol_jax.report.layer_table import layer_table
 from byol_jax.report.page import Result, results_text
-from byol_jax.train.checkpoint import Checkpoints
 from byol_jax.train.finish import draw_views
 from byol_jax.train.loop import train
-from byol_jax.train.setup import build_byol, build_run, online_encoder
-from byol_jax.train.state import TrainState
+from byol_jax.train.networks import build_byol
+from byol_jax.train.pretrained import encoder_of_run
+from byol_jax.train.setup import build_run
 from byol_jax.train.workdir import check_workdir
 
 
-def views(config: Any, workdir: Path, command: str) -> None:
+@dataclasses.dataclass(frozen=True)
+class Request:
+    """What main.py was asked for.
+
+    Attributes:
+      config: a resolved config.
+      workdir: of the run.
+      command: that was given, for the report.
+      encoder: the folder of the exported encoder to use; None: the workdir's own.
+      output: the file to write; None: one in the workdir.
+    """
+
+    config: Any
+    workdir: Path
+    command: str
+    encoder: Path | None = None
+    output: Path | None = None
+
+    @property
+    def encoder_folder(self) -> Path:
+        return self.encoder or self.workdir / 'encoder'
+
+
+def train_mode(request: Request) -> None:
+    """Trains, or goes on training."""
+    train(request.config, request.workdir, request.command)
+
+
+def views(request: Request) -> None:
     """Writes views.png and nothing else."""
-    del command
+    config, workdir = request.config, request.workdir
     check_workdir(workdir, config)
     run = build_run(config)
     workdir.mkdir(parents=True, exist_ok=True)
@@ -35,48 +60,35 @@ def views(config: Any, workdir: Path, command: str) -> None:
     print(f'view pairs: {workdir / "views.png"}')
 
 
-def summary(config: Any, workdir: Path, command: str) -> None:
+def summary(request: Request) -> None:
     """Prints the encoder's layers; compiles and writes nothing."""
-    del workdir, command
+    config = request.config
     size = config.views.image_size
-    encoder = build_byol(config).encoder
-    layers = encoder.layers((1, size, size, 3))
-    order = [layer.path for layer in layers]
-    width = max(map(len, [*order, 'layer']))
     print(f'{config.encoder.name} on views of {size}x{size} pixels\n')
-    print(f'{"layer":<{width}}  {"module":<12}{"output":<20}{"parameters":>12}')
-    for layer in layers:
-        shape = 'x'.join(map(str, layer.shape[1:]))
-        mark = ''
-        if layer.path == encoder.hidden_layer:
-            mark = '  <- tapped: the representation'
-        elif any(p.startswith(f'params/{layer.path}/') for p in encoder.behind):
-            mark = '  (behind the tap: not trained)'
-        print(f'{layer.path:<{width}}  {layer.kind:<12}{shape:<20}{layer.parameters:>12,}{mark}')
-    variables = jax.eval_shape(
-        encoder.init, jax.random.key(0), jax.ShapeDtypeStruct((1, size, size, 3), jnp.float32)
-    )
-    total = sum(leaf.size for leaf in jax.tree.leaves(variables['params']))
-    print(f'\n{total:,} parameters')
+    print(layer_table(build_byol(config).encoder, size))
 
 
-def evaluate_mode(config: Any, workdir: Path, command: str) -> None:
-    """Measures the exported encoder of the workdir on the config's data."""
-    del command
-    encoder = load_encoder(workdir / 'encoder')
+def evaluate_mode(request: Request) -> None:
+    """Measures an exported encoder on the config's data, at the size it was trained at."""
+    encoder = load_encoder(request.encoder_folder)
+    config = request.config.copy_and_resolve_references()
+    config.views.image_size = encoder.description['image_size']
     result = evaluate(encoder, build_data(config), config)
-    name = f'{workdir / "encoder"} (step {encoder.description["step"]})'
+    name = f'{request.encoder_folder} (step {encoder.description["step"]})'
     print(results_text([Result(name, result.accuracy, result.feature_std)]))
     print(describe(result, config))
 
 
-def embed(config: Any, workdir: Path, command: str) -> None:
-    """Writes embeddings.npz: features, names and labels of all pictures of the config's data."""
-    del command
-    encoder = load_encoder(workdir / 'encoder')
-    config = config.copy_and_resolve_references()
+def embed(request: Request) -> None:
+    """Writes features, names and labels of all pictures of the config's data."""
+    path = request.output or request.workdir / 'embeddings.npz'
+    check_embeddings_path(path)
+    encoder = load_encoder(request.encoder_folder)
+    config = request.config.copy_and_resolve_references()
     config.data.held_out_fraction = 0.0
     source = build_data(config).train
+    # Before the pictures are encoded: it says at once if nothing can be written there.
+    path.parent.mkdir(parents=True, exist_ok=True)
     features = encode_source(
         encoder,
         source,
@@ -85,41 +97,30 @@ def embed(config: Any, workdir: Path, command: str) -> None:
         crop_fraction=config.evaluate.crop_fraction,
         batch_size=config.evaluate.batch_size,
     )
-    arrays: dict[str, Any] = {
-        'features': features,
-        'names': np.array([source.name(i) for i in range(len(source))]),
-    }
-    if source.labels is not None:
-        arrays['labels'] = source.labels
-        arrays['label_names'] = np.array(source.label_names)
-    path = workdir / 'embeddings.npz'
-
-    def write(partial: Path) -> None:
-        with partial.open('wb') as file:
-            np.savez(file, **arrays)
-
-    write_whole(path, write)
+    write_embeddings(
+        path,
+        features=features,
+        names=[source.name(i) for i in range(len(source))],
+        labels=source.labels,
+        label_names=source.label_names,
+        encoder_sha256=encoder.weights_sha256,
+    )
     print(f'{len(features):,} x {features.shape[1]} features: {path}')
+    print(f'encoder: {request.encoder_folder}, weights sha256 {encoder.weights_sha256}')
 
 
-def export(config: Any, workdir: Path, command: str) -> None:
+def export(request: Request) -> None:
     """Writes the encoder of the newest good checkpoint to workdir/encoder."""
-    del command
-    if not (workdir / 'checkpoints').is_dir():
-        raise UserError(f'{workdir} holds no checkpoints to export.')
+    config, workdir = request.config, request.workdir
     check_workdir(workdir, config)
-    run = build_run(config)
-    checkpoints = Checkpoints(workdir, config.checkpoint.keep, read_only=True)
-    restored = checkpoints.restore(run.training.initial)
-    checkpoints.close()
-    if restored is None:
-        raise UserError(f'{workdir / "checkpoints"} is empty: there is nothing to export.')
-    save_encoder(online_encoder(config, TrainState(*restored[1])), workdir / 'encoder')
-    print(f'encoder of step {restored[0]}: {workdir / "encoder"}')
+    encoder = encoder_of_run(workdir)
+    save_encoder(encoder, workdir / 'encoder')
+    print(f'encoder of step {encoder.description["step"]}: {workdir / "encoder"}')
+    print(f'weights sha256 {encoder.weights_sha256}')
 
 
-MODES: dict[str, Callable[[Any, Path, str], None]] = {
-    'train': train,
+MODES: dict[str, Callable[[Request], None]] = {
+    'train': train_mode,
     'views': views,
     'summary': summary,
     'evaluate': evaluate_mode,

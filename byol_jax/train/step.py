@@ -27,6 +27,7 @@ def make_train_step(
     schedule: optax.Schedule,
     plan: Plan,
     base_ema: float,
+    seed: int,
 ) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
     """Returns the pure step `(state, batch) -> (state, metrics)` of one device.
 
@@ -35,34 +36,53 @@ def make_train_step(
     scalars, equal on all devices.
 
     With accumulation the gradients of the passes are averaged and batch statistics move with
-    every pass; the optimizer, the target and the schedules move once.
+    every pass; the optimizer, the target and the schedules move once. For the first
+    `plan.freeze_steps` steps no gradient of the encoder is computed.
+
+    What the encoder draws is a function of (seed, step, device, pass): nothing of it is saved.
     """
-    value_and_grad = jax.value_and_grad(byol.loss, has_aux=True)
+    everything = jax.value_and_grad(byol.loss, has_aux=True)
+
+    def heads_alone(online_params: Any, *rest: Any) -> Any:
+        held = jax.lax.stop_gradient(online_params['encoder'])
+        return byol.loss({**online_params, 'encoder': held}, *rest)
+
+    def value_and_grad(step: jax.Array, *arguments: Any) -> Any:
+        if not plan.freeze_steps:
+            return everything(*arguments)
+        heads = jax.value_and_grad(heads_alone, has_aux=True)
+        return jax.lax.cond(step < plan.freeze_steps, heads, everything, *arguments)
 
     def passes(state: TrainState, batch: Batch) -> Any:
         """Loss, gradients, stats and projections of the whole batch of this device."""
+        rng = jax.random.fold_in(jax.random.key(seed), state.step)
+        rng = jax.random.fold_in(rng, jax.lax.axis_index(AXIS))
 
-        def one(carry: Any, views: Batch) -> Any:
+        def one(carry: Any, inputs: tuple[Batch, jax.Array]) -> Any:
             grads, online_stats, target_stats = carry
+            views, number = inputs
             (loss, (online_stats, target_stats, projections)), new = value_and_grad(
+                state.step,
                 state.online_params,
                 state.target_params,
                 online_stats,
                 target_stats,
                 views['view1'],
                 views['view2'],
+                jax.random.fold_in(rng, number),
             )
             grads = new if grads is None else jax.tree.map(jnp.add, grads, new)
             return (grads, online_stats, target_stats), (loss, projections)
 
         n = plan.accumulate_steps
         if n == 1:
-            carry, (loss, projections) = one((None, state.online_stats, state.target_stats), batch)
+            start = (None, state.online_stats, state.target_stats)
+            carry, (loss, projections) = one(start, (batch, jnp.zeros((), jnp.int32)))
             return loss, *carry, projections
         zeros = jax.tree.map(jnp.zeros_like, state.online_params)
         split = {key: x.reshape(n, -1, *x.shape[1:]) for key, x in batch.items()}
         (grads, *stats), (losses, projections) = jax.lax.scan(
-            one, (zeros, state.online_stats, state.target_stats), split
+            one, (zeros, state.online_stats, state.target_stats), (split, jnp.arange(n))
         )
         grads = jax.tree.map(lambda g: g / n, grads)
         return losses.mean(), grads, *stats, projections.reshape(-1, projections.shape[-1])
@@ -70,6 +90,7 @@ def make_train_step(
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         loss, grads, online_stats, target_stats, projections = passes(state, batch)
         loss, grads = jax.lax.pmean((loss, grads), AXIS)
+        online_stats, target_stats = average_stats((online_stats, target_stats))
         updates, optimizer_state = optimizer.update(grads, state.optimizer, state.online_params)
         online_params = optax.apply_updates(state.online_params, updates)
         tau = target_tau(state.step, plan.total_steps, base_ema)
@@ -92,6 +113,17 @@ def make_train_step(
         return state, {key: jnp.asarray(value, jnp.float32) for key, value in metrics.items()}
 
     return train_step
+
+
+def average_stats(stats: Any) -> Any:
+    """Floating-point statistics averaged over devices, so that the state is the same on all.
+
+    Batch normalisation is synchronised as it runs and stays as it is; this is for networks that
+    keep statistics in ways of their own.
+    """
+    return jax.tree.map(
+        lambda x: jax.lax.pmean(x, AXIS) if jnp.issubdtype(x.dtype, jnp.floating) else x, stats
+    )
 
 
 def global_norm(tree: Any) -> jax.Array:

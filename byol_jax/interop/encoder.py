@@ -1,0 +1,200 @@
+"""A pretrained encoder as a thing to call."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import hashlib
+import importlib.metadata
+import json
+from collections.abc import Mapping
+from typing import Any
+
+import flax
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from byol_jax.errors import UserError
+from byol_jax.models.network import path_name
+from byol_jax.models.nnx_network import NnxNetwork
+from byol_jax.models.registry import build_encoder
+from byol_jax.models.tap import TappedEncoder
+
+FORMAT = 'byol_jax encoder 2'
+
+
+@dataclasses.dataclass(frozen=True)
+class Encoder:
+    """A pretrained encoder: `features = encoder(images)`.
+
+    Attributes:
+      network: a Linen module, or the recipe of an NNX one.
+      variables: its variables: 'params' and, for most, 'batch_stats'.
+      description: the contents of encoder.json.
+    """
+
+    network: nn.Module | NnxNetwork
+    variables: Mapping[str, Any]
+    description: Mapping[str, Any]
+
+    def __call__(self, images: Any) -> np.ndarray:
+        """uint8 [B, H, W, 3] -> float32 [B, D], deterministic, batch normalisation frozen.
+
+        Pictures of the size trained on, `description['image_size']`, give the best features;
+        networks that pool take any size.
+
+        Raises:
+          UserError: the images are not uint8 [B, H, W, 3].
+        """
+        _check_images(images)
+        return np.asarray(_compiled(self._tapped, self._normalisation)(self.variables, images))
+
+    @functools.cached_property
+    def module(self) -> nn.Module | nnx.Module:
+        """The Flax network itself, for fine-tuning.
+
+        A Linen module, to be applied to `variables`; or a live NNX module that holds a copy of
+        them and is the caller's to train: it does not change what `encoder(images)` gives.
+        """
+        if isinstance(self.network, NnxNetwork):
+            return self.network.build(self.variables)
+        return self.network
+
+    @functools.cached_property
+    def weights_sha256(self) -> str:
+        """A digest of the weights, hexadecimal: names, types, shapes and bytes, sorted by name.
+
+        The same weights have the same digest whenever, wherever and by whatever version of this
+        package they were exported.
+        """
+        return weights_sha256(self.variables)
+
+    def apply(
+        self,
+        variables: Mapping[str, Any],
+        images: jax.Array,
+        train: bool = False,
+        rng: jax.Array | None = None,
+    ) -> tuple[jax.Array, dict[str, Any]]:
+        """The features of any variables, differentiable, for fine-tuning.
+
+        Args:
+          variables: like `self.variables`.
+          images: uint8 [B, H, W, 3]; normalised here as in pretraining.
+          train: use batch statistics and dropout.
+          rng: a key, for networks that draw random numbers in training.
+
+        Returns:
+          Features, float32 [B, D], and the collections other than 'params', updated when `train`.
+        """
+        _check_images(images)
+        features, state = self._tapped.apply(
+            variables, _normalise(images, self._normalisation), train, rng
+        )
+        return features.astype(jnp.float32), dict(state)
+
+    def behind(self) -> frozenset[str]:
+        """Paths of the variables that the features do not depend on ('params/head/kernel')."""
+        size = self.description['image_size']
+        images = jax.ShapeDtypeStruct((1, size, size, 3), jnp.float32)
+        return self._tapped.find_behind(self.variables, images)
+
+    @property
+    def _tapped(self) -> TappedEncoder:
+        about = self.description
+        return TappedEncoder(self.network, about['hidden_layer'], about['pool'])
+
+    @property
+    def _normalisation(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
+        return tuple(self.description['mean']), tuple(self.description['std'])
+
+
+@functools.lru_cache(maxsize=16)
+def _compiled(tapped: TappedEncoder, normalisation: Any) -> Any:
+    """The jitted features function; one for equal networks, however often they are loaded."""
+
+    @jax.jit
+    def features(variables: Any, images: jax.Array) -> jax.Array:
+        x = _normalise(images, normalisation)
+        return tapped.apply(variables, x, train=False)[0].astype(jnp.float32)
+
+    return features
+
+
+def _normalise(images: jax.Array, normalisation: Any) -> jax.Array:
+    mean, std = normalisation
+    return (jnp.asarray(images).astype(jnp.float32) / 255 - jnp.array(mean)) / jnp.array(std)
+
+
+def _check_images(images: Any) -> None:
+    shape, dtype = np.shape(images), getattr(images, 'dtype', type(images).__name__)
+    if len(shape) != 4 or shape[3] != 3 or dtype != np.uint8:
+        raise UserError(
+            f'The encoder takes uint8 images [B, H, W, 3], values 0 to 255; given {dtype} '
+            f'{list(shape)}.'
+        )
+
+
+def make_encoder(
+    *,
+    name: str,
+    kwargs: Mapping[str, Any],
+    hidden_layer: str,
+    pool: str = 'mean',
+    variables: Any,
+    image_size: int,
+    mean: tuple[float, ...],
+    std: tuple[float, ...],
+    step: int,
+) -> Encoder:
+    """Builds an Encoder from a network's name and arguments and its variables.
+
+    Args:
+      name, kwargs, hidden_layer, pool: as in the config's `encoder`.
+      variables: 'params' and the other collections; copied to the host.
+      image_size: side of the views it was trained on, pixels.
+      mean, std: of the RGB channels in [0, 1] it was trained with.
+      step: optimizer steps it was trained for.
+    """
+    network = build_encoder(name, kwargs)
+    variables = jax.tree.map(np.asarray, jax.device_get(dict(variables)))
+    images = jax.ShapeDtypeStruct((1, image_size, image_size, 3), jnp.float32)
+    tapped = TappedEncoder(network, hidden_layer, pool)
+    features = jax.eval_shape(lambda v, x: tapped.apply(v, x, train=False)[0], variables, images)
+    description = {
+        'format': FORMAT,
+        'name': name,
+        'kwargs': dict(kwargs),
+        'hidden_layer': hidden_layer,
+        'pool': pool,
+        'image_size': image_size,
+        'mean': list(mean),
+        'std': list(std),
+        'feature_size': features.shape[-1],
+        'step': step,
+        'versions': {'jax': jax.__version__, 'flax': flax.__version__, **_provider(name)},
+    }
+    return Encoder(network, variables, description)
+
+
+def _provider(name: str) -> dict[str, str]:
+    """The installed distribution, and its version, that a class of the user's own is from."""
+    top = name.partition(':')[0].partition('.')[0]
+    found = importlib.metadata.packages_distributions().get(top, []) if ':' in name else []
+    return {distribution: importlib.metadata.version(distribution) for distribution in found}
+
+
+def weights_sha256(variables: Any) -> str:
+    """A digest of named arrays that does not depend on how a file lays them out."""
+    digest = hashlib.sha256()
+    leaves = {
+        path_name(path): np.asarray(leaf) for path, leaf in jax.tree.leaves_with_path(variables)
+    }
+    for name in sorted(leaves):
+        leaf = np.asarray(leaves[name], order='C')
+        digest.update(json.dumps([name, str(leaf.dtype), list(leaf.shape)]).encode())
+        digest.update(leaf.tobytes())
+    return digest.hexdigest()

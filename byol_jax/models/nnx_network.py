@@ -1,0 +1,189 @@
+"""NNX module classes as pure functions of their variables."""
+
+from __future__ import annotations
+
+import contextvars
+import dataclasses
+import functools
+import re
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from byol_jax.errors import UserError
+from byol_jax.models.flops import layer_scope
+from byol_jax.models.network import (
+    Calls,
+    Network,
+    Variables,
+    constructor_parameters,
+    subtree,
+    train_keywords,
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class NnxNetwork(Network):
+    """An NNX module class with its arguments: what a Linen module is before it has variables.
+
+    NNX modules are made with their variables inside. Here one is made anew within every pure
+    function, from a template and the variables given, and thrown away.
+
+    Attributes:
+      constructor: the class, or a functools.partial of one.
+      kwargs: arguments as (name, value) pairs; `rngs` is added if the constructor takes it.
+    """
+
+    constructor: Callable[..., nnx.Module]
+    kwargs: tuple[tuple[str, Any], ...] = ()
+
+    @property
+    def name(self) -> str:
+        return self._class.__name__
+
+    def init(self, rng: jax.Array, images: jax.Array) -> dict[str, Any]:
+        return _by_collection(nnx.to_flat_state(nnx.state(self._make(rng))))
+
+    def build(self, variables: Variables) -> nnx.Module:
+        """A live module with these variables, in evaluation mode; its own to change."""
+        model = self._merge(jax.tree.map(jnp.asarray, dict(variables)), None)
+        model.eval()
+        return model
+
+    def run(
+        self,
+        variables: Variables,
+        images: jax.Array,
+        calls: Calls,
+        *,
+        train: bool,
+        rng: jax.Array | None,
+        axis_name: str | None,
+    ) -> dict[str, Any]:
+        if train and rng is None and self._draws:
+            raise UserError(
+                f'{self.name} holds random streams (dropout and the like): training needs a key, '
+                'rng=jax.random.key(..), a new one for each step.'
+            )
+        model: Any = self._merge(variables, rng)
+        if train:
+            model.train()
+        else:
+            model.eval()
+        paths = {}
+        for keys, layer in nnx.iter_modules(model):
+            if train and isinstance(layer, nnx.BatchNorm) and layer.axis_name is None:
+                layer.axis_name = axis_name
+            if '__call__' in dir(type(layer)):
+                paths[id(layer)] = ('/'.join(map(str, keys)), type(layer).__name__)
+                object.__setattr__(layer, '__class__', _noting(type(layer)))
+        keywords = train_keywords(self._class.__call__, train)
+        token = _under_way.set((paths, calls))
+        try:
+            model(images, **keywords)
+        finally:
+            _under_way.reset(token)
+        state = _by_collection(nnx.to_flat_state(nnx.state(model)), like=variables)
+        return {name: tree for name, tree in state.items() if name != 'params'}
+
+    @property
+    def _class(self) -> Any:
+        return getattr(self.constructor, 'func', self.constructor)
+
+    @property
+    def _draws(self) -> bool:
+        return any(isinstance(variable, nnx.RngKey) for _, variable in _template(self)[1])
+
+    def _make(self, rng: jax.Array) -> nnx.Module:
+        kwargs = dict(self.kwargs)
+        if 'rngs' in constructor_parameters(self.constructor):
+            kwargs['rngs'] = nnx.Rngs(rng)
+        return self.constructor(**kwargs)
+
+    def _merge(self, variables: Variables, rng: jax.Array | None) -> nnx.Module:
+        """A module with these variables, whose random streams start from `rng`."""
+        graph, template = _template(self)
+        filled = []
+        for number, (keys, variable) in enumerate(template):
+            collection = _collection(variable)
+            if isinstance(variable, nnx.RngKey):
+                stream = jax.random.fold_in(jax.random.key(0) if rng is None else rng, number)
+                shape = variable.shape
+                value = jax.random.split(stream, shape) if shape else stream
+            elif collection is None:
+                value = jnp.zeros(variable.shape, variable.dtype)
+            else:
+                *parents, leaf = (collection, *map(str, keys))
+                value = subtree(variables, '/'.join(parents))[leaf]
+            filled.append((keys, variable.replace(value)))
+        return nnx.merge(graph, nnx.from_flat_state(filled))
+
+
+@functools.lru_cache(maxsize=64)
+def _template(network: NnxNetwork) -> tuple[Any, tuple[Any, ...]]:
+    """The graph of a network's modules, and its variables as shapes."""
+    graph, state = nnx.split(nnx.eval_shape(lambda: network._make(jax.random.key(0))))
+    return graph, tuple(nnx.to_flat_state(state))
+
+
+def _by_collection(flat: Any, like: Variables | None = None) -> dict[str, Any]:
+    """Variables as nested dicts of arrays under their collections' names.
+
+    With `like`, only those that are there too: modules may make reports as they run.
+    """
+    result: dict[str, Any] = {'params': {}}
+    for keys, variable in flat:
+        collection = _collection(variable)
+        *parents, leaf = map(str, keys)
+        if collection is None:
+            continue
+        if like is not None and leaf not in subtree(like, '/'.join([collection, *parents])):
+            continue
+        node = result.setdefault(collection, {})
+        for parent in parents:
+            node = node.setdefault(parent, {})
+        node[leaf] = variable.get_value()
+    return result
+
+
+def _collection(variable: Any) -> str | None:
+    """Linen's word for the kind of a variable; None for random streams and reports."""
+    kind = type(variable)
+    if issubclass(kind, (nnx.RngState, nnx.Intermediate)):
+        return None
+    if issubclass(kind, nnx.Param):
+        return 'params'
+    if issubclass(kind, nnx.BatchStat):
+        return 'batch_stats'
+    return re.sub(r'(?<=[a-z0-9])(?=[A-Z])', '_', kind.__name__).lower()
+
+
+# Paths and kinds of the modules of the pass under way, by identity, and where outputs are noted.
+_under_way: contextvars.ContextVar[tuple[dict[int, tuple[str, str]], Calls] | None] = (
+    contextvars.ContextVar('under_way', default=None)
+)
+
+
+@functools.cache
+def _noting(kind: type) -> Any:
+    """A subclass of a module class whose calls note their output."""
+
+    def __call__(self: Any, *args: Any, **kwargs: Any) -> Any:
+        under_way = _under_way.get()
+        # Copies that NNX makes inside of its transformations are not layers of the pass.
+        if under_way is None or id(self) not in under_way[0]:
+            return kind.__call__(self, *args, **kwargs)
+        (path, name), calls = under_way[0][id(self)], under_way[1]
+        with jax.named_scope(layer_scope(path)):
+            output = kind.__call__(self, *args, **kwargs)
+        calls.kinds.pop(path, None)
+        calls.kinds[path] = name
+        if calls.wanted(path):
+            calls.outputs.pop(path, None)
+            calls.outputs[path] = output
+        return output
+
+    return type(kind)(kind.__name__, (kind,), {'__call__': __call__, '__module__': kind.__module__})

@@ -1,0 +1,104 @@
+"""The table of an encoder's layers, from which a user chooses the one to tap."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+
+import jax
+import jax.numpy as jnp
+
+from byol_jax.models.layer_list import Layer
+from byol_jax.models.network import OUTPUT, path_name
+from byol_jax.models.tap import TappedEncoder
+
+
+def layer_table(encoder: TappedEncoder, image_size: int) -> str:
+    """A line a layer: path, class, output shape, parameters, FLOPs; then the sums.
+
+    Args:
+      encoder: tapped, its `behind` and `frozen` found.
+      image_size: side of the square pictures, pixels.
+    """
+    shape = (1, image_size, image_size, 3)
+    layers, sizes = encoder.layers(shape), _parameter_sizes(encoder, shape)
+    rows = [
+        (
+            layer.path,
+            layer.kind,
+            'x'.join(map(str, layer.shape[1:])),
+            f'{layer.parameters:,}',
+            _short(layer.flops),
+            _remark(layer, layers, encoder, sizes.keys()),
+        )
+        for layer in layers
+    ]
+    head = ('layer', 'module', 'output', 'parameters', 'FLOPs', '')
+    widths = [max(len(row[i]) for row in [head, *rows]) for i in range(5)]
+    lines = []
+    for row in [head, *rows]:
+        left = [f'{cell:<{width}}' for cell, width in zip(row[:3], widths[:3], strict=True)]
+        right = [f'{cell:>{width}}' for cell, width in zip(row[3:5], widths[3:], strict=True)]
+        lines.append('  '.join([*left, *right, row[5]]).rstrip())
+    return '\n'.join([*lines, '', _sums(encoder, shape, sizes)])
+
+
+def _remark(
+    layer: Layer, layers: Sequence[Layer], encoder: TappedEncoder, params: Collection[str]
+) -> str:
+    if layer.path == encoder.hidden_layer:
+        return '<- tapped: the representation'
+    order = [other.path for other in layers]
+    inside = {path for path in params if path.startswith(f'params/{layer.path}/')}
+    # What starts after the tapped layer has ended cannot have a part in it; what encloses it ends
+    # after it too.
+    encloses = layer.path.split('.')[0] == OUTPUT or f'{encoder.hidden_layer}/'.startswith(
+        f'{layer.path}/'
+    )
+    later = order.index(layer.path) > order.index(encoder.hidden_layer) and not encloses
+    if later or (inside and inside <= encoder.behind):
+        return '(behind the tap: not trained)'
+    if inside and inside <= encoder.behind | encoder.frozen:
+        return '(frozen: not trained)'
+    parts = ' and '.join(
+        what
+        for what, paths in (('frozen', encoder.frozen), ('behind the tap', encoder.behind))
+        if inside & paths
+    )
+    return f'(partly {parts})' if parts else ''
+
+
+def _parameter_sizes(encoder: TappedEncoder, shape: tuple[int, ...]) -> dict[str, int]:
+    variables = jax.eval_shape(
+        encoder.init, jax.random.key(0), jax.ShapeDtypeStruct(shape, jnp.float32)
+    )
+    return {
+        f'params/{path_name(path)}': leaf.size
+        for path, leaf in jax.tree.leaves_with_path(variables['params'])
+    }
+
+
+def _sums(encoder: TappedEncoder, shape: tuple[int, ...], sizes: Mapping[str, int]) -> str:
+    behind = sum(size for path, size in sizes.items() if path in encoder.behind)
+    frozen = sum(size for path, size in sizes.items() if path in encoder.frozen - encoder.behind)
+    total = sum(sizes.values())
+    text = f'{total:,} parameters: {total - behind - frozen:,} trained'
+    text += f', {behind:,} behind the tap' if behind else ''
+    text += f', {frozen:,} frozen' if frozen else ''
+    images = jax.ShapeDtypeStruct(shape, jnp.float32)
+    features = jax.eval_shape(
+        lambda rng, x: encoder.apply(encoder.init(rng, x), x, train=False)[0],
+        jax.random.key(0),
+        images,
+    )
+    return (
+        f'{text}\n{features.shape[-1]:,} features, {_short(encoder.flops(shape))} FLOPs a picture '
+        'up to the tap (a multiply-add counts 2, padding nothing)'
+    )
+
+
+def _short(count: int) -> str:
+    """1234567 -> '1.23 M'."""
+    for factor, unit in ((1e12, ' T'), (1e9, ' G'), (1e6, ' M'), (1e3, ' k')):
+        if count >= factor:
+            return f'{count / factor:.3g}{unit}'
+    return str(count)
