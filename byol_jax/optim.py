@@ -181,7 +181,8 @@ def adapted_params(params: Tree, untrained: frozenset[str] = frozenset()) -> Tre
 
     The paper (Section 3.3) excludes biases and batch normalisation parameters. Told by structure:
     a leaf called 'bias' or 'scale', or one with at most one axis longer than 1 that is no
-    'kernel'. Parameters that get no gradient must not decay either.
+    'kernel'; also learned positions, 'pos_embed..', as DeiT does (models.py, no_weight_decay).
+    Parameters that get no gradient must not decay either.
 
     Args:
       params: tree of arrays.
@@ -197,7 +198,8 @@ def adapted_params(params: Tree, untrained: frozenset[str] = frozenset()) -> Tre
         full = path_name(path)
         name = full.split('/')[-1]
         vector = sum(side > 1 for side in leaf.shape) <= 1 and name != 'kernel'
-        return not (vector or name in ('bias', 'scale') or full in untrained)
+        told = name in ('bias', 'scale') or name.startswith('pos_embed')
+        return not (vector or told or full in untrained)
 
     adapted = jax.tree_util.tree_map_with_path(rule, params)
     flags = jax.tree.leaves(adapted)

@@ -101,6 +101,17 @@ def test_more_values(main_py, tmp_path, arguments, words):
     check_value(main_py, tmp_path, arguments, words)
 
 
+def test_arguments_of_another_encoder(main_py):
+    """Arguments given with another encoder have their own types, whatever the config's has."""
+    kwargs = {'width': 16, 'heads': 2, 'depth': 1, 'patch_size': 8}  # The config's width is 0.5.
+    arguments = [f'--config.encoder.kwargs.{name}={value}' for name, value in kwargs.items()]
+    own = ('--config.encoder.name=vit', '--config.encoder.hidden_layer=norm', '--mode=summary')
+    done = main_py(SAMPLE, *own, *arguments, '--config.encoder.pool=cls')
+    assert done.returncode == 0, done.stderr
+    assert 'patch_embed' in done.stdout
+    assert '6x6x16' in done.stdout
+
+
 def check_value(main_py, tmp_path, arguments, words):
     workdir = tmp_path / 'w'
     refused(main_py(SAMPLE, *TINY, *arguments, f'--workdir={workdir}', devices=2), *words)

@@ -34,7 +34,7 @@ def images(batch, height=16, width=24):
 
 
 def test_parameter_count():
-    """ConvNeXt-T with a head has torchvision's parameters, the 28M or 29M of its README."""
+    """ConvNeXt-T with a head has torchvision's parameters (28M or 29M in the paper's README)."""
     output, variables = shapes(build_encoder('convnext_t', {'num_classes': 1000}), 224, 224)
     assert output.shape == (1, 1000)
     assert count(variables) == 28_589_128
@@ -157,7 +157,7 @@ def test_initial_values():
 
 
 def test_config():
-    """The config has the numbers of configs/imagenet_vit.py and builds, here a small network."""
+    """The config has the numbers of configs/imagenet_vit.py, and a network with that layer."""
     config = imagenet_convnext.get_config()
     assert config.name == 'imagenet_convnext'
     assert (config.data.source, config.data.name) == ('tfds', 'imagenet2012')
@@ -167,6 +167,6 @@ def test_config():
     assert config.target.base_ema == 0.99
     assert config.views.image_size == 224
     assert tuple(config.encoder.frozen) == ()
-    module = build_encoder(config.encoder.name, TINY)
-    tap = TappedEncoder(module, config.encoder.hidden_layer).check((2, 16, 24, 3))
-    assert tap.shape == (2, 6)
+    module = build_encoder(config.encoder.name, config.encoder.kwargs)
+    tap = TappedEncoder(module, config.encoder.hidden_layer).check((2, 224, 224, 3))
+    assert tap.shape == (2, 768)

@@ -20,6 +20,7 @@ PARAMS = {
     'group_norm': {'gamma': shaped(1, 1, 1, 8), 'beta': shaped(1, 1, 1, 8)},
     'attention': {'query': {'kernel': shaped(8, 2, 4), 'bias': shaped(2, 4)}},
     'positions': shaped(1, 16, 8),
+    'pos_embedding': shaped(1, 16, 8),
     'temperature': shaped(),
     'layer_scale': shaped(8),
     'score': {'kernel': shaped(8, 1), 'bias': shaped(1)},
@@ -28,13 +29,14 @@ PARAMS = {
 
 
 def test_adapted_params_by_structure():
-    """Biases, scales and vectors of any layout are excluded; every kernel is kept, even [D, 1]."""
+    """Biases, scales, positions and vectors are excluded; every kernel is kept, even [D, 1]."""
     assert adapted_params(PARAMS) == {
         'conv': {'kernel': True},
         'bn': {'scale': False, 'bias': False},
         'group_norm': {'gamma': False, 'beta': False},
         'attention': {'query': {'kernel': True, 'bias': False}},
         'positions': True,
+        'pos_embedding': False,
         'temperature': False,
         'layer_scale': False,
         'score': {'kernel': True, 'bias': False},
