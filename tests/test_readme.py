@@ -1,11 +1,18 @@
-"""The README's section for people who bring their own network, followed to the letter."""
+"""What the README tells people who bring their own network or take one away, to the letter."""
 
 from __future__ import annotations
 
 import shlex
 from pathlib import Path
 
+import jax
+import jax.numpy as jnp
+import numpy as np
 import pytest
+
+from byol_jax.interop.encoder import make_encoder
+from byol_jax.models.registry import build_encoder
+from byol_jax.models.tap import TappedEncoder
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -52,6 +59,35 @@ def test_own_model_config(tmp_path, main_py):
     )
     assert done.returncode == 0, done.stderr
     assert 'conv1   Conv       32x32x64' in done.stdout
+
+
+def test_fine_tuning(tmp_path):
+    """The fine-tuning snippet runs as it stands and learns to tell two kinds of pictures apart."""
+    network = build_encoder('resnet', {'stage_sizes': (1,), 'width': 0.125})
+    variables = TappedEncoder(network, 'avgpool').init(jax.random.key(0), jnp.zeros((1, 16, 16, 3)))
+    encoder = make_encoder(
+        name='resnet',
+        kwargs={'stage_sizes': (1,), 'width': 0.125},
+        hidden_layer='avgpool',
+        variables=variables,
+        image_size=16,
+        mean=(0.5, 0.5, 0.5),
+        std=(0.25, 0.25, 0.25),
+        step=0,
+    )
+    names = {'encoder': encoder}
+    exec(blocks('Use the encoder', 'python')[1], names)
+    labels = np.arange(16) % 2
+    noise = np.random.default_rng(0).integers(0, 200, (16, 16, 16, 3))
+    images = (noise + 40 * labels[:, None, None, None]).astype(np.uint8)
+    carry, losses = (names['params'], names['state'], names['moments']), []
+    for step in range(150):
+        *carry, loss = names['train_step'](*carry, images, labels, jax.random.key(step))
+        losses.append(float(loss))
+    assert losses[0] == pytest.approx(np.log(10))
+    assert losses[-1] < 0.3 * losses[0]
+    moved = jax.tree.map(lambda a, b: bool(np.any(a != b)), carry[1], names['state'])
+    assert all(jax.tree.leaves(moved))
 
 
 @pytest.mark.slow

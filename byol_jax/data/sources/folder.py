@@ -19,15 +19,19 @@ class Folder(Source):
     two of them, as in `train/cat/1.jpg`; else there are none.
     """
 
-    def __init__(self, root: str | Path, max_megapixels: float = 200):
+    def __init__(self, root: str | Path, max_megapixels: float = 200, given_as: str = 'data.path'):
         """Lists the files; decodes none.
+
+        Args:
+          root: the folder. max_megapixels: larger pictures are refused.
+          given_as: what the user named the folder with, for messages.
 
         Raises:
           UserError: the folder does not exist, is no folder, or holds no image.
         """
         self.root = Path(root).expanduser()
         self.max_megapixels = max_megapixels
-        self._files = _list_images(self.root)
+        self._files = _list_images(self.root, given_as)
         tops = [file.split('/')[0] if '/' in file else None for file in self._files]
         classes = sorted({top for top in tops if top is not None})
         if len(classes) > 1 and None not in tops:
@@ -58,11 +62,11 @@ def existing_folder(root: Path, key: str = 'data.path') -> Path:
     raise UserError(f'{key}={root} does not exist.{did_you_mean(root.name, beside)}')
 
 
-def _list_images(root: Path) -> list[str]:
+def _list_images(root: Path, given_as: str) -> list[str]:
     """Paths of all images below `root`, relative with '/', sorted."""
     files, others = [], 0
     seen: set[str] = set()
-    for folder, subfolders, names in os.walk(existing_folder(root), followlinks=True):
+    for folder, subfolders, names in os.walk(existing_folder(root, given_as), followlinks=True):
         # A link may lead back to a folder above it.
         real = os.path.realpath(folder)
         if real in seen:
@@ -78,7 +82,7 @@ def _list_images(root: Path) -> list[str]:
                 others += 1
     if not files:
         raise UserError(
-            f'data.path={root} holds no image: of its {others} file(s), none ends in '
+            f'{given_as}={root} holds no image: of its {others} file(s), none ends in '
             f'{", ".join(EXTENSIONS)}.'
         )
     return sorted(files)

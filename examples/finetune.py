@@ -1,0 +1,218 @@
+"""Fine-tunes a pretrained encoder on pictures in class folders, or trains a linear head on it.
+
+    python examples/finetune.py --encoder=runs/div2k/encoder --train=DIR --test=DIR [--linear]
+
+Both folders hold one folder of pictures per class, by the same names. `finetune` is the part to
+copy; the rest feeds it. It keeps nothing on disk: its result is `params` and `state`. To keep the
+encoder, make one of them and give it to `byol_jax.interop.export.save_encoder`:
+
+    variables = {'params': params['encoder'], **state}
+    save_encoder(dataclasses.replace(encoder, variables=variables), 'finetuned')
+
+`Encoder.apply` is the same for Linen and NNX networks. `encoder.module` of an NNX network is also
+a live `nnx.Module` for `nnx.Optimizer`; it takes pictures that are already normalised.
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import os
+import sys
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from byol_jax import Encoder, UserError, load_encoder
+from byol_jax.data.augment import ViewParams, draw_crop, make_view
+from byol_jax.data.sources.base import Cached, Source
+from byol_jax.data.sources.folder import Folder
+from byol_jax.evaluate.features import encode_source
+from byol_jax.optim import adapted_params
+
+# Of the random crops: share of the picture's area, and width / height.
+CROP_AREA, CROP_RATIO = (0.35, 1.0), (3 / 4, 4 / 3)
+# Of the centre crop for the test: share of the shorter side, 224 / 256 as in the paper.
+CROP_FRACTION = 0.875
+# Memory for decoded pictures, for each of the two folders.
+CACHE_BYTES = 2**30
+
+
+def finetune(
+    encoder: Encoder,
+    train: Source,
+    test: Source,
+    *,
+    epochs: int,
+    batch: int,
+    learning_rate: float,
+    linear: bool,
+    seed: int,
+) -> tuple[Any, Any]:
+    """Trains encoder and head, or with `linear` the head alone, and prints the accuracy.
+
+    Args:
+      encoder: pretrained; stays as it is.
+      train, test: labelled pictures of the same classes.
+      epochs: passes over `train`. batch: pictures a step.
+      learning_rate: AdamW's peak; warmed up over a tenth of the steps, then a cosine to 0.
+      linear: the encoder's parameters and batch statistics stay as they were pretrained.
+      seed: of the order, the crops and flips, and dropout.
+
+    Returns:
+      `params`, {'encoder': .., 'head': ..}, and `state`, the encoder's other collections.
+    """
+    features, classes = encoder.description['feature_size'], len(train.label_names)
+    head = {'kernel': jnp.zeros((features, classes)), 'bias': jnp.zeros(classes)}
+    params = {'encoder': encoder.variables['params'], 'head': head}
+    state = {name: tree for name, tree in encoder.variables.items() if name != 'params'}
+
+    batch = min(batch, len(train))
+    steps = epochs * (len(train) // batch)
+    schedule = optax.warmup_cosine_decay_schedule(0, learning_rate, steps // 10, steps)
+    # No weight decay for biases and norm parameters.
+    optimizer = optax.adamw(schedule, weight_decay=1e-4, mask=adapted_params)
+    if linear:
+        parts = {'encoder': optax.set_to_zero(), 'head': optimizer}
+        optimizer = optax.partition(parts, {part: part for part in parts})
+    moments = optimizer.init(params)
+
+    def classify(params: Any, state: Any, images: Any, train: bool, rng: Any) -> Any:
+        variables = {'params': params['encoder'], **state}
+        features, state = encoder.apply(variables, images, train=train, rng=rng)
+        return features @ params['head']['kernel'] + params['head']['bias'], state
+
+    def loss_of(params: Any, state: Any, images: Any, labels: Any, rng: Any) -> Any:
+        # Training mode would move the batch statistics, also those of a frozen encoder.
+        logits, state = classify(params, state, images, train=not linear, rng=rng)
+        return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean(), state
+
+    @jax.jit
+    def train_step(params: Any, state: Any, moments: Any, *inputs: Any) -> Any:
+        gradient = jax.value_and_grad(loss_of, has_aux=True)
+        (loss, state), grads = gradient(params, state, *inputs)
+        updates, moments = optimizer.update(grads, moments, params)
+        return optax.apply_updates(params, updates), state, moments, loss
+
+    @jax.jit
+    def predict(params: Any, state: Any, images: Any) -> Any:
+        return classify(params, state, images, train=False, rng=None)[0]
+
+    size, key = encoder.description['image_size'], jax.random.key(seed)
+
+    def report(when: str) -> None:
+        share = accuracy(functools.partial(predict, params, state), test, size, batch)
+        print(f'{when}  test accuracy {100 * share:.1f} %', flush=True)
+
+    report('before')
+    for epoch in range(epochs):
+        losses = []
+        for images, labels in training_batches(train, size, batch, seed, epoch):
+            key, rng = jax.random.split(key)
+            params, state, moments, loss = train_step(params, state, moments, images, labels, rng)
+            losses.append(loss)  # Not a number yet: the next batch is read while this one trains.
+        report(f'epoch {epoch + 1}/{epochs}  loss {np.mean(losses):.4f}')
+    return params, state
+
+
+def training_batches(
+    source: Source, size: int, batch: int, seed: int, epoch: int
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """One epoch in random order: uint8 [B, size, size, 3] and int [B]; a remainder is left out.
+
+    Every random choice is a function of seed, epoch and example, whichever thread makes it.
+    """
+
+    def view(index: int) -> np.ndarray:
+        rng = np.random.default_rng([seed, epoch, index])
+        picture = source.load(index, 'image')
+        crop = draw_crop(CROP_AREA, CROP_RATIO, *picture.shape[:2], rng.random(4))
+        return make_view(picture, ViewParams(crop, flip=rng.random() < 0.5), size)
+
+    # No example has this number, so the order is drawn from a stream of its own.
+    order = np.random.default_rng([seed, epoch, len(source)]).permutation(len(source))
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        for start in range(0, len(order) - batch + 1, batch):
+            chosen = order[start : start + batch]
+            yield np.stack(list(pool.map(view, chosen))), source.labels[chosen]
+
+
+def accuracy(predict: Any, source: Source, size: int, batch: int) -> float:
+    """Share of the pictures of a source, in [0, 1], that `predict`, uint8 -> logits, gets right."""
+    logits = encode_source(
+        predict,
+        source,
+        'image',
+        image_size=size,
+        crop_fraction=CROP_FRACTION,
+        batch_size=batch,
+    )
+    return float(np.mean(logits.argmax(axis=1) == source.labels))
+
+
+def open_folders(train: str, test: str) -> tuple[Source, Source]:
+    """The two folders as sources.
+
+    Raises:
+      UserError: one of them holds no pictures or no classes, or their classes differ.
+    """
+    folders = {}
+    for flag, path in (('--train', train), ('--test', test)):
+        folders[flag] = folder = Folder(path, given_as=flag)
+        if folder.labels is None:
+            raise UserError(
+                f'{flag}={path} has no class folders: put every picture into the folder of its '
+                f'class, as in {Path(path) / "cat" / "1.jpg"}; it takes at least two classes.'
+            )
+    one, other = (set(folder.label_names) for folder in folders.values())
+    if one != other:
+        differing = sorted(one ^ other)
+        shown = ', '.join(differing[:5]) + (', ..' if len(differing) > 5 else '')
+        raise UserError(
+            f'--train={train} and --test={test} must hold the same classes; only one of them has: '
+            f'{shown}.'
+        )
+    return Cached(folders['--train'], CACHE_BYTES), Cached(folders['--test'], CACHE_BYTES)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument('--encoder', required=True, help='folder of the exported encoder')
+    parser.add_argument('--train', required=True, help='folder of class folders to learn from')
+    parser.add_argument('--test', required=True, help='the same classes, other pictures')
+    parser.add_argument('--epochs', type=int, default=5)
+    parser.add_argument('--batch', type=int, default=64, help='pictures a step')
+    parser.add_argument('--learning_rate', type=float, default=1e-3, help="AdamW's peak")
+    parser.add_argument(
+        '--linear', action='store_true', help='train the head alone; it takes a higher rate, 1e-2'
+    )
+    parser.add_argument('--seed', type=int, default=0)
+    options = vars(parser.parse_args())
+    for name, least in (('epochs', 1), ('batch', 1), ('seed', 0)):
+        if options[name] < least:
+            parser.error(f'--{name}={options[name]} must be at least {least}')
+
+    train, test = open_folders(options.pop('train'), options.pop('test'))
+    encoder = load_encoder(options.pop('encoder'))
+    chance = np.bincount(test.labels).max() / len(test)
+    print(
+        f'{len(train):,} pictures of {len(train.label_names)} classes, {len(test):,} to test on; '
+        f'the most frequent class is {100 * chance:.1f} % of them',
+        flush=True,
+    )
+    finetune(encoder, train, test, **options)
+
+
+if __name__ == '__main__':
+    try:
+        main()
+    except UserError as error:
+        sys.exit(f'error: {error}')
