@@ -12,7 +12,7 @@ import pytest
 
 from byol_jax.errors import UserError
 from byol_jax.evaluate import embeddings
-from byol_jax.evaluate.embeddings import check_embeddings_path, write_embeddings
+from byol_jax.evaluate.embeddings import Embeddings, check_embeddings_path, write_embeddings
 
 N, D = 11, 6
 SUFFIXES = ('.npz', '.parquet')
@@ -38,7 +38,7 @@ def write(path, **changed):
         'label_names': LABEL_NAMES,
         'encoder_sha256': SHA256,
     } | changed
-    write_embeddings(path, **given)
+    write_embeddings(path, Embeddings(**given))
     return given['features']
 
 

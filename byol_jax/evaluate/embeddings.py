@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -35,15 +35,26 @@ def check_embeddings_path(path: Path) -> None:
         _pyarrow()
 
 
-def write_embeddings(
-    path: Path,
-    *,
-    features: np.ndarray,
-    names: Sequence[str],
-    labels: np.ndarray | None,
-    label_names: Sequence[str],
-    encoder_sha256: str,
-) -> None:
+class Embeddings(NamedTuple):
+    """Features and whose they are.
+
+    Attributes:
+      features: float32 [N, D].
+      names: of the N pictures.
+      labels: int [N], indices into label_names, or None. One that is no index has no name: in a
+        .parquet its `label` is null.
+      label_names: of the labels.
+      encoder_sha256: hexadecimal digest of the weights that made the features.
+    """
+
+    features: np.ndarray
+    names: Sequence[str]
+    labels: np.ndarray | None
+    label_names: Sequence[str]
+    encoder_sha256: str
+
+
+def write_embeddings(path: Path, embeddings: Embeddings) -> None:
     """Writes features with the names and labels of their pictures; the file is replaced as a whole.
 
     A .npz holds the arrays `features`, `names`, `encoder_sha256` and, where there are labels,
@@ -54,12 +65,7 @@ def write_embeddings(
 
     Args:
       path: what to write, in a folder that exists; the suffix says which of the two.
-      features: float32 [N, D].
-      names: of the N pictures.
-      labels: int [N], indices into label_names, or None. One that is no index has no name: in a
-        .parquet its `label` is null.
-      label_names: of the labels.
-      encoder_sha256: hexadecimal digest of the weights that made the features.
+      embeddings: what to write.
 
     Raises:
       UserError: what `check_embeddings_path` raises.
@@ -67,23 +73,15 @@ def write_embeddings(
       OSError: the file could not be written; what was there before still is.
     """
     check_embeddings_path(path)
-    if len(names) != len(features) or (labels is not None and len(labels) != len(features)):
+    columns = [embeddings.names] + ([] if embeddings.labels is None else [embeddings.labels])
+    if any(len(column) != len(embeddings.features) for column in columns):
         raise ValueError('names and labels must be as many as the features')
     write = _WRITERS[path.suffix]
-    write_whole(
-        path,
-        lambda partial: write(partial, features, names, labels, label_names, encoder_sha256),
-    )
+    write_whole(path, lambda partial: write(partial, embeddings))
 
 
-def _write_npz(
-    path: Path,
-    features: np.ndarray,
-    names: Sequence[str],
-    labels: np.ndarray | None,
-    label_names: Sequence[str],
-    encoder_sha256: str,
-) -> None:
+def _write_npz(path: Path, embeddings: Embeddings) -> None:
+    features, names, labels, label_names, encoder_sha256 = embeddings
     arrays: dict[str, Any] = {
         'features': features,
         'names': np.array(names, str),
@@ -96,14 +94,8 @@ def _write_npz(
         np.savez(file, **arrays)
 
 
-def _write_parquet(
-    path: Path,
-    features: np.ndarray,
-    names: Sequence[str],
-    labels: np.ndarray | None,
-    label_names: Sequence[str],
-    encoder_sha256: str,
-) -> None:
+def _write_parquet(path: Path, embeddings: Embeddings) -> None:
+    features, names, labels, label_names, encoder_sha256 = embeddings
     pa = _pyarrow()
     size = features.shape[1]
     fields = [('name', pa.string()), ('features', pa.list_(pa.float32(), size))]

@@ -13,7 +13,10 @@ from jax.interpreters import partial_eval
 
 from byol_jax.errors import UserError, did_you_mean
 from byol_jax.models.flops import count_flops
-from byol_jax.models.layer_list import (
+from byol_jax.models.linen_network import LinenNetwork
+from byol_jax.models.network import Calls, Network, Variables, path_name
+from byol_jax.models.nnx_network import NnxNetwork
+from byol_jax.models.tappable import (
     NETWORK_ERRORS,
     Layer,
     draws_in_evaluation,
@@ -22,9 +25,6 @@ from byol_jax.models.layer_list import (
     tappable_layers,
     too_small,
 )
-from byol_jax.models.linen_network import LinenNetwork
-from byol_jax.models.network import Calls, Network, Variables, path_name
-from byol_jax.models.nnx_network import NnxNetwork
 
 POOLS = ('mean', 'cls', 'flatten')
 
@@ -161,7 +161,7 @@ class TappedEncoder:
         return frozenset(found)
 
     def layers(self, image_shape: tuple[int, ...]) -> list[Layer]:
-        """All layers that could be tapped, for images [B, H, W, 3] (`layer_list.py`)."""
+        """All layers that could be tapped, for images [B, H, W, 3] (`tappable.py`)."""
         return tappable_layers(self.network, image_shape)
 
     def check(self, image_shape: tuple[int, ...]) -> Layer:

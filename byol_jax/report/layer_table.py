@@ -7,9 +7,9 @@ from collections.abc import Collection, Mapping, Sequence
 import jax
 import jax.numpy as jnp
 
-from byol_jax.models.layer_list import Layer
 from byol_jax.models.network import OUTPUT, path_name
 from byol_jax.models.tap import TappedEncoder
+from byol_jax.models.tappable import Layer
 
 
 def layer_table(encoder: TappedEncoder, image_size: int) -> str:

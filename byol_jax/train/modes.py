@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from byol_jax.data.sources.build import build_data
-from byol_jax.evaluate.embeddings import check_embeddings_path, write_embeddings
+from byol_jax.evaluate.embeddings import Embeddings, check_embeddings_path, write_embeddings
 from byol_jax.evaluate.features import encode_source
 from byol_jax.evaluate.protocol import describe, evaluate
 from byol_jax.interop.export import load_encoder, save_encoder
@@ -97,16 +97,11 @@ def embed(request: Request) -> None:
         crop_fraction=config.evaluate.crop_fraction,
         batch_size=config.evaluate.batch_size,
     )
-    write_embeddings(
-        path,
-        features=features,
-        names=[source.name(i) for i in range(len(source))],
-        labels=source.labels,
-        label_names=source.label_names,
-        encoder_sha256=encoder.weights_sha256,
-    )
+    names = [source.name(i) for i in range(len(source))]
+    sha256 = encoder.weights_sha256
+    write_embeddings(path, Embeddings(features, names, source.labels, source.label_names, sha256))
     print(f'{len(features):,} x {features.shape[1]} features: {path}')
-    print(f'encoder: {request.encoder_folder}, weights sha256 {encoder.weights_sha256}')
+    print(f'encoder: {request.encoder_folder}, weights sha256 {sha256}')
 
 
 def export(request: Request) -> None:
