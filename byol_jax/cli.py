@@ -34,7 +34,8 @@ def checked_flags(argv: Sequence[str]) -> list[str]:
     """
     name = _config_argument(argv)
     if name is not None:
-        known = _keys(_run_config_file(name))
+        config = _run_config_file(name)
+        known = _keys(config)
         # With another encoder, the types of the arguments of the config's own mean nothing.
         another = any(argument.lstrip('-').startswith('config.encoder.name') for argument in argv)
         typed = [key for key in known if not (another and key.startswith(_KWARGS))]
@@ -49,6 +50,7 @@ def checked_flags(argv: Sequence[str]) -> list[str]:
                     'configs/default.py lists them.'
                 )
             _overridden.add(match[1])
+        _check_optimizer(config, argv)
         # ml_collections reads the overrides from here, not from what it is given.
         sys.argv = list(argv)
     try:
@@ -85,6 +87,21 @@ def load_config(holder: Any) -> Any:
             if f'{name}_{given}' in _overridden and f'{name}_{other}' not in _overridden:
                 config.update_from_flattened_dict({f'{name}_{other}': None})
     return config.lock()
+
+
+def _check_optimizer(config: Any, argv: Sequence[str]) -> None:
+    """Raises UserError if another optimizer would run with this one's learning rate."""
+    given = [
+        a.partition('=')[2] for a in argv if a.lstrip('-').startswith('config.optimizer.name=')
+    ]
+    key = 'optimizer.base_learning_rate'
+    if given and given[-1] != config.optimizer.name and key not in _overridden:
+        raise UserError(
+            f"--config.optimizer.name={given[-1]} needs a learning rate of its own: the config's "
+            f'{config.optimizer.base_learning_rate:g} is for {config.optimizer.name}. Add '
+            f'--config.{key}=RATE and --config.optimizer.weight_decay=DECAY (for adamw 1.5e-4 and '
+            '0.1 as in configs/imagenet_vit.py; small networks take more, 4e-3 on the sample).'
+        )
 
 
 def _config_argument(argv: Sequence[str]) -> str | None:

@@ -26,6 +26,9 @@ from byol_jax.models.tap import TappedEncoder
 FORMAT = 'byol_jax encoder 2'
 
 
+_COMPILED: dict[Any, Any] = {}
+
+
 @dataclasses.dataclass(frozen=True)
 class Encoder:
     """A pretrained encoder: `features = encoder(images)`.
@@ -50,7 +53,7 @@ class Encoder:
           UserError: the images are not uint8 [B, H, W, 3].
         """
         _check_images(images)
-        return np.asarray(_compiled(self._tapped, self._normalisation)(self.variables, images))
+        return np.asarray(self._compiled(self.variables, images))
 
     @functools.cached_property
     def module(self) -> nn.Module | nnx.Module:
@@ -103,6 +106,27 @@ class Encoder:
         return self._tapped.find_behind(self.variables, images)
 
     @property
+    def _compiled(self) -> Any:
+        """The jitted features function; one for equal networks, however often they are loaded."""
+        about = self.description
+        architecture = ('name', 'kwargs', 'hidden_layer', 'pool', 'mean', 'std')
+        # As text: modules need not be hashable, and 1, 1.0 and True are equal but not alike.
+        made_by: Any = type(self.network)
+        if isinstance(self.network, NnxNetwork):
+            made_by = self.network.constructor
+        key = (made_by, json.dumps([about[name] for name in architecture]))
+        if key not in _COMPILED:
+            tapped, normalisation = self._tapped, self._normalisation
+
+            @jax.jit
+            def features(variables: Any, images: jax.Array) -> jax.Array:
+                x = _normalise(images, normalisation)
+                return tapped.apply(variables, x, train=False)[0].astype(jnp.float32)
+
+            _COMPILED[key] = features
+        return _COMPILED[key]
+
+    @property
     def _tapped(self) -> TappedEncoder:
         about = self.description
         return TappedEncoder(self.network, about['hidden_layer'], about['pool'])
@@ -110,18 +134,6 @@ class Encoder:
     @property
     def _normalisation(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
         return tuple(self.description['mean']), tuple(self.description['std'])
-
-
-@functools.lru_cache(maxsize=16)
-def _compiled(tapped: TappedEncoder, normalisation: Any) -> Any:
-    """The jitted features function; one for equal networks, however often they are loaded."""
-
-    @jax.jit
-    def features(variables: Any, images: jax.Array) -> jax.Array:
-        x = _normalise(images, normalisation)
-        return tapped.apply(variables, x, train=False)[0].astype(jnp.float32)
-
-    return features
 
 
 def _normalise(images: jax.Array, normalisation: Any) -> jax.Array:
@@ -190,9 +202,10 @@ def _provider(name: str) -> dict[str, str]:
 def weights_sha256(variables: Any) -> str:
     """A digest of named arrays that does not depend on how a file lays them out."""
     digest = hashlib.sha256()
-    leaves = {
-        path_name(path): np.asarray(leaf) for path, leaf in jax.tree.leaves_with_path(variables)
-    }
+    named = jax.tree.leaves_with_path(variables)
+    leaves = {path_name(path): np.asarray(leaf) for path, leaf in named}
+    if len(leaves) != len(named):
+        raise UserError('Two variables of the encoder have one name: it cannot be exported.')
     for name in sorted(leaves):
         leaf = np.asarray(leaves[name], order='C')
         digest.update(json.dumps([name, str(leaf.dtype), list(leaf.shape)]).encode())

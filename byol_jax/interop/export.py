@@ -21,17 +21,18 @@ from byol_jax.models.nnx_network import NnxNetwork
 from byol_jax.models.registry import build_encoder
 from byol_jax.models.tap import TappedEncoder
 
-_KEYS = {
-    'name',
-    'kwargs',
-    'hidden_layer',
-    'pool',
-    'image_size',
-    'mean',
-    'std',
-    'feature_size',
-    'weights_sha256',
-    'versions',
+# What encoder.json must hold.
+_KINDS: dict[str, type] = {
+    'name': str,
+    'kwargs': dict,
+    'hidden_layer': str,
+    'pool': str,
+    'image_size': int,
+    'mean': list,
+    'std': list,
+    'feature_size': int,
+    'weights_sha256': str,
+    'versions': dict,
 }
 _DESCRIPTION, _WEIGHTS = 'encoder.json', 'encoder.safetensors'
 
@@ -73,8 +74,8 @@ def load_encoder(path: str | Path) -> Encoder:
                 'it to <workdir>/encoder at its end, --mode=export at any time.'
             )
     description = _read_description(folder / _DESCRIPTION)
-    variables = _read_weights(folder / _WEIGHTS)
-    if weights_sha256(variables) != description['weights_sha256']:
+    flat = _read_weights(folder / _WEIGHTS)
+    if weights_sha256(flat) != description['weights_sha256']:
         raise UserError(
             f'{folder / _WEIGHTS} is damaged, or writing it was interrupted: the digest of its '
             f'weights is not the one in {_DESCRIPTION}. Export it again.'
@@ -87,48 +88,54 @@ def load_encoder(path: str | Path) -> Encoder:
             f'{folder} is an encoder of a class that cannot be built here. {error} It was '
             f'exported with {versions}.'
         ) from error
-    check_variables(network, description, variables, str(folder))
-    return Encoder(network, variables, description)
+    return Encoder(network, _arrange(network, description, flat, str(folder)), description)
 
 
-def _read_weights(path: Path) -> dict[str, Any]:
+def _read_weights(path: Path) -> dict[str, np.ndarray]:
+    """Arrays by flat name."""
     try:
-        flat = safetensors.numpy.load(path.read_bytes())
+        return safetensors.numpy.load(path.read_bytes())
     except (safetensors.SafetensorError, ValueError, KeyError, TypeError) as error:
         raise UserError(
             f'{path} is damaged, or writing it was interrupted ({error}). Export it again.'
         ) from error
-    variables: dict[str, Any] = {}
-    for name, array in flat.items():
-        *parents, leaf = name.split('/')
-        node = variables
-        for parent in parents:
-            node = node.setdefault(parent, {})
-        node[leaf] = array
-    return variables
 
 
-def check_variables(
-    network: nn.Module | NnxNetwork, description: Mapping[str, Any], variables: Any, where: str
-) -> None:
-    """Raises UserError if variables are not those of a network, naming the first that is odd.
+def _arrange(
+    network: nn.Module | NnxNetwork,
+    description: Mapping[str, Any],
+    flat: Mapping[str, np.ndarray],
+    where: str,
+) -> Any:
+    """The variables of a network from arrays by flat name.
 
-    Args:
-      network: the network. description: whose hidden layer and image size are used.
-      variables: to check. where: they come from, for the message.
+    A name of the network's own may hold a '/', so the network says where the arrays go.
+
+    Raises:
+      UserError: they are not those of the network; names the first that is odd.
     """
     size = description['image_size']
     images = jax.ShapeDtypeStruct((1, size, size, 3), jnp.float32)
-    tapped = TappedEncoder(network, description['hidden_layer'])
+    tapped = TappedEncoder(network, description['hidden_layer'], description['pool'])
     expected = jax.eval_shape(tapped.init, jax.random.key(0), images)
-    wanted = {path_name(p): (v.shape, str(v.dtype)) for p, v in jax.tree.leaves_with_path(expected)}
-    found = {path_name(p): (v.shape, str(v.dtype)) for p, v in jax.tree.leaves_with_path(variables)}
+    named, structure = jax.tree.flatten_with_path(expected)
+    wanted = {path_name(path): (leaf.shape, str(leaf.dtype)) for path, leaf in named}
+    found = {name: (array.shape, str(array.dtype)) for name, array in flat.items()}
     for name in sorted(wanted.keys() | found.keys()):
         if wanted.get(name) != found.get(name):
             raise UserError(
                 f"{where} does not fit the encoder '{description['name']}': '{name}' should be "
                 f'{wanted.get(name, "absent")} and is {found.get(name, "absent")}.'
             )
+    variables = jax.tree.unflatten(structure, [flat[path_name(path)] for path, _ in named])
+    try:
+        jax.eval_shape(lambda v, x: tapped.apply(v, x, train=False)[0], variables, images)
+    except (KeyError, ValueError) as error:
+        raise UserError(
+            f"{where} is damaged: its encoder has no layer '{description['hidden_layer']}' that "
+            f"can be pooled by '{description['pool']}'."
+        ) from error
+    return variables
 
 
 def _read_description(path: Path) -> dict[str, Any]:
@@ -140,7 +147,15 @@ def _read_description(path: Path) -> dict[str, Any]:
         raise UserError(f'{path} is damaged: it holds a {type(description).__name__}.')
     if description.get('format') != FORMAT:
         raise UserError(f"{path} is of format '{description.get('format')}', not '{FORMAT}'.")
-    missing = sorted(_KEYS - description.keys())
+    missing = sorted(_KINDS.keys() - description.keys())
     if missing:
         raise UserError(f'{path} is damaged: it lacks {", ".join(missing)}.')
+    for key, kind in _KINDS.items():
+        value = description[key]
+        if not isinstance(value, kind) or isinstance(value, bool):
+            raise UserError(f"{path} is damaged: its '{key}' is {value!r}.")
+    for key in ('mean', 'std'):
+        value = description[key]
+        if len(value) != 3 or not all(isinstance(v, float | int) for v in value):
+            raise UserError(f"{path} is damaged: its '{key}' is {value!r}.")
     return description

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
@@ -32,6 +33,9 @@ class LinenNetwork(Network):
     @property
     def name(self) -> str:
         return type(self.module).__name__
+
+    def call(self) -> Callable[..., Any]:
+        return type(self.module).__call__
 
     def init(self, rng: jax.Array, images: jax.Array) -> dict[str, Any]:
         module, keywords = self._mode(train=False)
@@ -94,9 +98,11 @@ class LinenNetwork(Network):
 
     def _mode(self, train: bool) -> tuple[nn.Module, dict[str, Any]]:
         """The module and the keywords of its call in this mode."""
-        keywords = train_keywords(type(self.module).__call__, train)
+        keywords = train_keywords(self.call(), train)
         fields = {field.name: None for field in dataclasses.fields(self.module)}
-        attributes: dict[str, Any] = {} if keywords else train_fields(fields, train)
+        # An argument of the same name comes before an attribute (nn.merge_param takes one only).
+        known = train_fields(fields, train)
+        attributes: dict[str, Any] = {k: v for k, v in known.items() if k not in keywords}
         return self.module.clone(**attributes) if attributes else self.module, keywords
 
 

@@ -19,7 +19,7 @@ Variables = Mapping[str, Any]
 OUTPUT = 'output'
 
 # How networks spell "training": value passed for train=True.
-_TRAIN_ARGUMENTS = {
+TRAIN_ARGUMENTS = {
     'train': True,
     'training': True,
     'is_training': True,
@@ -67,6 +67,20 @@ class Network(abc.ABC):
         """The name of its class, for messages."""
 
     @abc.abstractmethod
+    def call(self) -> Callable[..., Any]:
+        """Its `__call__`, of which the arguments are looked at."""
+
+    def unknown_switches(self) -> list[str]:
+        """Arguments of its call that are true or false and may say in other words that it trains.
+
+        Empty if one of TRAIN_ARGUMENTS is among them.
+        """
+        arguments = inspect.signature(self.call()).parameters
+        if any(name in TRAIN_ARGUMENTS for name in arguments):
+            return []
+        return [name for name, given in arguments.items() if isinstance(given.default, bool)]
+
+    @abc.abstractmethod
     def init(self, rng: jax.Array, images: jax.Array) -> dict[str, Any]:
         """Variables by collection ('params', 'batch_stats', ..), nested dicts of arrays.
 
@@ -103,17 +117,17 @@ class Network(abc.ABC):
 
 def train_keywords(call: Callable[..., Any], train: bool) -> dict[str, bool]:
     """The keywords with which a network's `__call__` is told whether it trains; may be none."""
-    return {name: _TRAIN_ARGUMENTS[name] is train for name in _train_names(call)}
+    return {name: TRAIN_ARGUMENTS[name] is train for name in _train_names(call)}
 
 
 @functools.cache
 def _train_names(call: Callable[..., Any]) -> tuple[str, ...]:
-    return tuple(n for n in inspect.signature(call).parameters if n in _TRAIN_ARGUMENTS)
+    return tuple(n for n in inspect.signature(call).parameters if n in TRAIN_ARGUMENTS)
 
 
 def train_fields(fields: Mapping[str, Any], train: bool) -> dict[str, bool]:
     """The same for networks that are told by attributes: those of `fields` that say so."""
-    return {name: on is train for name, on in _TRAIN_ARGUMENTS.items() if name in fields}
+    return {name: on is train for name, on in TRAIN_ARGUMENTS.items() if name in fields}
 
 
 def constructor_parameters(constructor: Any) -> dict[str, inspect.Parameter]:

@@ -44,6 +44,9 @@ class NnxNetwork(Network):
     def name(self) -> str:
         return self._class.__name__
 
+    def call(self) -> Callable[..., Any]:
+        return self._class.__call__
+
     def init(self, rng: jax.Array, images: jax.Array) -> dict[str, Any]:
         return _by_collection(nnx.to_flat_state(nnx.state(self._make(rng))))
 
@@ -80,7 +83,7 @@ class NnxNetwork(Network):
             if '__call__' in dir(type(layer)):
                 paths[id(layer)] = ('/'.join(map(str, keys)), type(layer).__name__)
                 object.__setattr__(layer, '__class__', _noting(type(layer)))
-        keywords = train_keywords(self._class.__call__, train)
+        keywords = train_keywords(self.call(), train)
         token = _under_way.set((paths, calls))
         try:
             model(images, **keywords)
@@ -89,13 +92,19 @@ class NnxNetwork(Network):
         state = _by_collection(nnx.to_flat_state(nnx.state(model)), like=variables)
         return {name: tree for name, tree in state.items() if name != 'params'}
 
+    @functools.cached_property
+    def _template(self) -> tuple[Any, tuple[Any, ...]]:
+        """The graph of the network's modules, and its variables as shapes."""
+        graph, state = nnx.split(nnx.eval_shape(lambda: self._make(jax.random.key(0))))
+        return graph, tuple(nnx.to_flat_state(state))
+
     @property
     def _class(self) -> Any:
         return getattr(self.constructor, 'func', self.constructor)
 
     @property
     def _draws(self) -> bool:
-        return any(isinstance(variable, nnx.RngKey) for _, variable in _template(self)[1])
+        return any(isinstance(variable, nnx.RngKey) for _, variable in self._template[1])
 
     def _make(self, rng: jax.Array) -> nnx.Module:
         kwargs = dict(self.kwargs)
@@ -105,7 +114,7 @@ class NnxNetwork(Network):
 
     def _merge(self, variables: Variables, rng: jax.Array | None) -> nnx.Module:
         """A module with these variables, whose random streams start from `rng`."""
-        graph, template = _template(self)
+        graph, template = self._template
         filled = []
         for number, (keys, variable) in enumerate(template):
             collection = _collection(variable)
@@ -122,13 +131,6 @@ class NnxNetwork(Network):
         return nnx.merge(graph, nnx.from_flat_state(filled))
 
 
-@functools.lru_cache(maxsize=64)
-def _template(network: NnxNetwork) -> tuple[Any, tuple[Any, ...]]:
-    """The graph of a network's modules, and its variables as shapes."""
-    graph, state = nnx.split(nnx.eval_shape(lambda: network._make(jax.random.key(0))))
-    return graph, tuple(nnx.to_flat_state(state))
-
-
 def _by_collection(flat: Any, like: Variables | None = None) -> dict[str, Any]:
     """Variables as nested dicts of arrays under their collections' names.
 
@@ -136,6 +138,12 @@ def _by_collection(flat: Any, like: Variables | None = None) -> dict[str, Any]:
     """
     result: dict[str, Any] = {'params': {}}
     for keys, variable in flat:
+        if not isinstance(variable, nnx.Variable):
+            path = '.'.join(map(str, keys))
+            raise UserError(
+                f"The NNX module keeps a plain array as its attribute '{path}'. Wrap it: "
+                'nnx.Variable(array) is carried along and never trained, nnx.Param(array) is.'
+            )
         collection = _collection(variable)
         *parents, leaf = map(str, keys)
         if collection is None:

@@ -16,17 +16,12 @@ from byol_jax.models.flops import count_flops
 from byol_jax.models.linen_network import LinenNetwork
 from byol_jax.models.network import Calls, Network, Variables, path_name
 from byol_jax.models.nnx_network import NnxNetwork
+from byol_jax.models.tap_check import POOLS, check_tap
 from byol_jax.models.tappable import (
-    NETWORK_ERRORS,
     Layer,
-    draws_in_evaluation,
-    fails,
     may_hold,
     tappable_layers,
-    too_small,
 )
-
-POOLS = ('mean', 'cls', 'flatten')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -116,29 +111,52 @@ class TappedEncoder:
         )
 
     def find_behind(self, variables: Variables, images: Any) -> frozenset[str]:
-        """Paths of the variables that the tapped output does not depend on.
+        """Paths of the variables that the tapped output never depends on.
 
-        Decided on the traced computation, so that no layer behind the tap is ever taken for a
-        trained one, whatever it is called.
+        Neither in evaluation, nor in training, nor by way of statistics that training keeps for a
+        later step. Decided on the traced computation, so that no layer behind the tap is ever taken
+        for a trained one, whatever it is called.
         """
         paths = [path_name(path) for path, _ in jax.tree.leaves_with_path(dict(variables))]
-        _, used = self._needed(variables, images)
-        return frozenset(
-            path for path, flag in zip(paths, used[: len(paths)], strict=True) if not flag
-        )
+        needed = _used(self._trace(variables, images), paths, [True])
+        training, kept = self.trace_training(variables, images)
+        while True:
+            # A statistic is needed if the features are made of it, now or later.
+            outputs = [True, *(name in needed for name in kept)]
+            found = needed | _used(training, paths, outputs)
+            if found == needed:
+                return frozenset(set(paths) - needed)
+            needed = found
 
     def flops(self, image_shape: tuple[int, ...]) -> int:
         """Floating-point operations of the features of images [B, H, W, 3] (`flops.py`)."""
         images = jax.ShapeDtypeStruct(image_shape, jnp.float32)
         variables = jax.eval_shape(self.init, jax.random.key(0), images)
-        return count_flops(self._needed(variables, images)[0])['']
+        return count_flops(partial_eval.dce_jaxpr(self._trace(variables, images), [True])[0])['']
 
-    def _needed(self, variables: Variables, images: Any) -> tuple[Any, list[bool]]:
-        """The computation of the features without all they do not need, and the inputs used."""
-        jaxpr = jax.make_jaxpr(lambda v, x: self.apply(v, x, train=False)[0])(
+    def _trace(self, variables: Variables, images: Any) -> Any:
+        """The computation of the features in evaluation."""
+        return jax.make_jaxpr(lambda v, x: self.apply(v, x, train=False)[0])(
             dict(variables), images
         ).jaxpr
-        return partial_eval.dce_jaxpr(jaxpr, [True])
+
+    def trace_training(self, variables: Variables, images: Any) -> tuple[Any, list[str]]:
+        """The computation in training, and the names of its outputs after the features.
+
+        Its inputs are the variables, the images and a key. It runs under the axis that batch
+        statistics are averaged over, of which outputs have one more.
+        """
+        kept: list[str] = []
+
+        def train(variables: Variables, images: jax.Array, rng: jax.Array) -> list[jax.Array]:
+            features, state = self.apply(variables, images, train=True, rng=rng)
+            kept[:] = [path_name(path) for path, _ in jax.tree.leaves_with_path(state)]
+            return [features, *jax.tree.leaves(state)]
+
+        axis = self.axis_name or getattr(self.module, 'axis_name', None)
+        mapped = jax.vmap(train, in_axes=(None, 0, None), axis_name=axis)
+        one = jax.ShapeDtypeStruct((1, *images.shape), images.dtype)
+        return jax.make_jaxpr(mapped)(dict(variables), one, jax.random.key(0)).jaxpr, kept
 
     def find_frozen(self, layers: Sequence[str], variables: Variables) -> frozenset[str]:
         """Paths of the parameters of the layers named, such as 'params/patch_embed/kernel'.
@@ -165,90 +183,14 @@ class TappedEncoder:
         return tappable_layers(self.network, image_shape)
 
     def check(self, image_shape: tuple[int, ...]) -> Layer:
-        """Returns the tapped layer, or raises UserError naming the layers there are."""
-        layers = {layer.path: layer for layer in self.layers(image_shape)}
-        if self.hidden_layer not in layers:
-            width = max(map(len, layers), default=0)
-            listing = '\n'.join(
-                f'  {n:<{width}}  {list(layer.shape)}' for n, layer in layers.items()
-            )
-            raise UserError(
-                f"encoder.hidden_layer='{self.hidden_layer}' is not a layer of this encoder."
-                f'{did_you_mean(self.hidden_layer, layers)} Its layers are:\n{listing}'
-            )
-        layer = layers[self.hidden_layer]
-        if not 2 <= len(layer.shape) <= 4:
-            raise UserError(
-                f"encoder.hidden_layer='{layer.path}' puts out {list(layer.shape)}; a tap needs "
-                '[B, D], [B, tokens, D] or [B, H, W, D].'
-            )
-        self._check_pool(layer)
-        self._check_stride(list(layers.values()), image_shape)
-        self._check_modes(image_shape)
-        return layer
+        """Returns the tapped layer, or raises UserError (`tap_check.py`)."""
+        return check_tap(self, image_shape)
 
-    def _check_pool(self, layer: Layer) -> None:
-        if self.pool not in POOLS:
-            raise UserError(
-                f"encoder.pool='{self.pool}' is not one of {', '.join(POOLS)}."
-                f'{did_you_mean(self.pool, POOLS)}'
-            )
-        if self.pool != 'mean' and len(layer.shape) != 3:
-            what = 'averaged' if len(layer.shape) == 4 else 'taken as it is'
-            raise UserError(
-                f"encoder.pool='{self.pool}' is for layers that put out tokens, [B, tokens, D]; "
-                f"'{layer.path}' puts out {list(layer.shape)}, which is {what}. Leave "
-                "encoder.pool at 'mean', or tap a layer of tokens (--mode=summary lists them)."
-            )
 
-    def _check_modes(self, image_shape: tuple[int, ...]) -> None:
-        """Raises UserError if the network cannot train, or draws when it does not."""
-        images = jax.ShapeDtypeStruct(image_shape, jnp.float32)
-        variables = jax.eval_shape(self.init, jax.random.key(0), images)
-
-        def evaluate(rng: jax.Array, variables: Variables, images: jax.Array) -> jax.Array:
-            return self.apply(variables, images, train=False, rng=rng)[0]
-
-        jaxpr = jax.make_jaxpr(evaluate)(jax.random.key(0), variables, images).jaxpr
-        if partial_eval.dce_jaxpr(jaxpr, [True])[1][0]:
-            raise UserError(draws_in_evaluation(self.network))
-
-        def train(images: jax.Array, variables: Variables, rng: jax.Array) -> Any:
-            return self.apply(variables, images, train=True, rng=rng)[1]
-
-        # Batch statistics are averaged over an axis, which must be there.
-        axis = self.axis_name or getattr(self.module, 'axis_name', None)
-        mapped = jax.vmap(train, in_axes=(0, None, None), axis_name=axis)
-        try:
-            one = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
-            after = jax.eval_shape(mapped, one, variables, jax.random.key(0))
-        except NETWORK_ERRORS as error:
-            raise UserError(fails(self.network, image_shape, ' in training mode', error)) from error
-        before = {path_name(p): leaf.shape for p, leaf in jax.tree.leaves_with_path(variables)}
-        for path, leaf in jax.tree.leaves_with_path(after):
-            if leaf.shape[1:] != before[path_name(path)]:
-                raise UserError(
-                    f'The encoder {self.network.name} changes the shape of its variable '
-                    f"'{path_name(path)}' in training, from {list(before[path_name(path)])} to "
-                    f'{list(leaf.shape[1:])}.'
-                )
-
-    def _check_stride(self, layers: list[Layer], image_shape: tuple[int, ...]) -> None:
-        """Raises UserError if the last feature map before the tap would be mostly padding."""
-        before = layers[: [layer.path for layer in layers].index(self.hidden_layer) + 1]
-        maps = [layer for layer in before if len(layer.shape) == 4]
-        if not maps or maps[-1].shape[1] > 1:
-            return
-        probe = max(256, 16 * image_shape[1])
-        try:
-            wide = self.layers((1, probe, probe, image_shape[3]))
-        except UserError:
-            return  # Networks of one fixed size have no stride to speak of.
-        height = next(layer.shape[1] for layer in wide if layer.path == maps[-1].path)
-        stride = probe // height
-        if height > 1 and stride > image_shape[1]:
-            reason = f"'{maps[-1].path}' shrinks pictures {stride} times: use at least {stride}"
-            raise UserError(too_small(image_shape, reason))
+def _used(jaxpr: Any, names: list[str], outputs: list[bool]) -> set[str]:
+    """The names of those of the first inputs of a computation that some outputs depend on."""
+    used = partial_eval.dce_jaxpr(jaxpr, outputs)[1]
+    return {name for name, flag in zip(names, used, strict=False) if flag}
 
 
 def pooled(output: jax.Array, pool: str = 'mean') -> jax.Array:
@@ -261,6 +203,8 @@ def pooled(output: jax.Array, pool: str = 'mean') -> jax.Array:
     Returns:
       [B, D], or [B, tokens x D] of 'flatten'.
     """
+    if pool not in POOLS:
+        raise ValueError(f"pool='{pool}' is not one of {', '.join(POOLS)}")
     if output.ndim == 3 and pool == 'cls':
         return output[:, 0]
     if output.ndim == 3 and pool == 'flatten':

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import re
+import traceback
 
 import flax
 import jax
@@ -21,6 +23,7 @@ NETWORK_ERRORS = (
     AttributeError,
     AssertionError,
     ZeroDivisionError,
+    NameError,  # of an axis that is not there
     flax.errors.FlaxError,
 )
 
@@ -109,9 +112,15 @@ def draws_in_evaluation(network: Network) -> str:
 def fails(network: Network, image_shape: tuple[int, ...], where: str, error: BaseException) -> str:
     """What a user is told about a network that raises an error."""
     reason = (str(error).splitlines() or [''])[0]
+    own = [
+        frame
+        for frame in traceback.extract_tb(error.__traceback__)
+        if not re.search(r'[/\\](flax|jax|byol_jax)[/\\]', frame.filename)
+    ]
+    place = f' ({own[-1].filename}, line {own[-1].lineno})' if own else ''
     return (
         f'The encoder {network.name} fails{where} on images of '
-        f'{image_shape[1]}x{image_shape[2]} pixels: {type(error).__name__}: {reason}'
+        f'{image_shape[1]}x{image_shape[2]} pixels: {type(error).__name__}: {reason}{place}'
     )
 
 

@@ -48,14 +48,17 @@ def _remark(
     if layer.path == encoder.hidden_layer:
         return '<- tapped: the representation'
     order = [other.path for other in layers]
-    inside = {path for path in params if path.startswith(f'params/{layer.path}/')}
+    own = next((p for p in (layer.path, *_shorter(layer.path)) if _inside(p, params)), layer.path)
+    inside = _inside(own, params)
     # What starts after the tapped layer has ended cannot have a part in it; what encloses it ends
     # after it too.
-    encloses = layer.path.split('.')[0] == OUTPUT or f'{encoder.hidden_layer}/'.startswith(
-        f'{layer.path}/'
+    encloses = any(
+        name == OUTPUT or f'{encoder.hidden_layer}/'.startswith(f'{name}/')
+        for name in (layer.path, *_shorter(layer.path))
     )
     later = order.index(layer.path) > order.index(encoder.hidden_layer) and not encloses
-    if later or (inside and inside <= encoder.behind):
+    # A layer may be called again behind the tap: its parameters say whether it is trained.
+    if inside <= encoder.behind if inside else later:
         return '(behind the tap: not trained)'
     if inside and inside <= encoder.behind | encoder.frozen:
         return '(frozen: not trained)'
@@ -65,6 +68,16 @@ def _remark(
         if inside & paths
     )
     return f'(partly {parts})' if parts else ''
+
+
+def _shorter(path: str) -> list[str]:
+    """What is left of a path without the element it names of an output: 'a.b.0' -> 'a.b', 'a'."""
+    parts = path.split('.')
+    return ['.'.join(parts[:count]) for count in range(len(parts) - 1, 0, -1)]
+
+
+def _inside(layer: str, params: Collection[str]) -> set[str]:
+    return {path for path in params if path.startswith(f'params/{layer}/')}
 
 
 def _parameter_sizes(encoder: TappedEncoder, shape: tuple[int, ...]) -> dict[str, int]:

@@ -29,7 +29,7 @@ def build_byol(config: Any) -> Byol:
     """
     size, options = config.views.image_size, config.encoder
     encoder = TappedEncoder(
-        build_encoder(options.name, options.kwargs, AXIS),
+        build_encoder(options.name, options.kwargs.to_dict(), AXIS),
         options.hidden_layer,
         pool=options.pool,
         axis_name=AXIS,

@@ -116,14 +116,19 @@ def make_train_step(
 
 
 def average_stats(stats: Any) -> Any:
-    """Floating-point statistics averaged over devices, so that the state is the same on all.
+    """Statistics made the same on all devices: averaged, or device 0's if they are whole numbers.
 
     Batch normalisation is synchronised as it runs and stays as it is; this is for networks that
     keep statistics in ways of their own.
     """
-    return jax.tree.map(
-        lambda x: jax.lax.pmean(x, AXIS) if jnp.issubdtype(x.dtype, jnp.floating) else x, stats
-    )
+    first = jax.lax.axis_index(AXIS) == 0
+
+    def same(x: jax.Array) -> jax.Array:
+        if jnp.issubdtype(x.dtype, jnp.inexact):
+            return jax.lax.pmean(x, AXIS)
+        return jax.lax.psum(jnp.where(first, x, 0).astype(jnp.int32), AXIS).astype(x.dtype)
+
+    return jax.tree.map(same, stats)
 
 
 def global_norm(tree: Any) -> jax.Array:
