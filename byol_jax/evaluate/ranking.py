@@ -28,8 +28,8 @@ def top_k(scores: np.ndarray, labels: np.ndarray, k: int) -> float:
       scores: float [N, C], N above 0. labels: int [N], in [0, C).
       k: at least 1; from C on the share of rows that are finite.
     """
-    own = scores[np.arange(len(scores)), labels][:, None]
+    finite = np.isfinite(scores).all(axis=1)
+    own = np.where(finite, scores[np.arange(len(scores)), labels], np.nan)[:, None]
     greater = np.sum(scores > own, axis=1)
-    equal = np.sum(scores == own, axis=1) - 1
-    right = chance_in_first(k, greater, equal)
-    return float(np.mean(np.where(np.isfinite(scores).all(axis=1), right, 0)))
+    equal = np.maximum(np.sum(scores == own, axis=1) - 1, 0)
+    return float(np.mean(np.where(finite, chance_in_first(k, greater, equal), 0)))
