@@ -48,8 +48,12 @@ def test_opposite_views_are_never_found():
 @pytest.mark.parametrize('block', [1024, 7])
 def test_collapsed_features_score_chance(value, block):
     """Features that are all the same, or all zeros, find the other view k times in N."""
-    view = np.full((40, 16), value, np.float32)
-    assert recall(view, view, (1, 5, 100), block) == pytest.approx({1: 1 / 40, 5: 5 / 40, 100: 1})
+    view = value * np.tile(np.linspace(-1, 2, 17), (40, 1))
+    chance = pytest.approx({1: 1 / 40, 5: 5 / 40, 100: 1})
+    assert recall(view, view, (1, 5, 100), block) == chance
+    # Lengths that differ leave unit rows that differ in their last bit.
+    lengths = np.random.default_rng(0).uniform(0.1, 10, (40, 1))
+    assert recall(view * lengths, view[::-1] / lengths, (1, 5, 100), block) == chance
 
 
 def test_ties_count_their_expected_value():
