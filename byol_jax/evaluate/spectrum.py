@@ -30,7 +30,7 @@ def rank_me(features: np.ndarray, epsilon: float = 1e-7) -> float:
 
     Args:
       features: float [N, D]. At N below D no more than N directions can be seen; the paper takes
-        N = 25,600 (Section 3).
+        N = 25,600 (its Appendix G).
       epsilon: 1e-7 is the paper's, for features in float32.
 
     Returns:
