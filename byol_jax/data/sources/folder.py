@@ -48,6 +48,9 @@ class Folder(Source):
     def name(self, index: int) -> str:
         return self._files[index]
 
+    def file(self, index: int, key: str) -> str:
+        return str(self.root / self._files[index])
+
     def size(self, index: int, key: str) -> tuple[int, int]:
         return read_size(self.root / self._files[index], self.max_megapixels)
 
