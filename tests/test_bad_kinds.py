@@ -212,6 +212,22 @@ def test_damaged_exif_is_what_cannot_be_rewritten():
         ImageOps.exif_transpose(image)
 
 
+def test_a_folder_that_cannot_be_listed_is_an_error(tmp_path, monkeypatch):
+    """A folder without permission is named; its pictures are not left out silently."""
+    write(tmp_path / 'cat' / '1.png')
+    write(tmp_path / 'dog' / '1.png')
+    scandir = os.scandir
+
+    def refuse(path):
+        if str(path).endswith('dog'):
+            raise PermissionError(13, 'Permission denied', str(path))
+        return scandir(path)
+
+    monkeypatch.setattr(os, 'scandir', refuse)
+    with pytest.raises(UserError, match='dog cannot be listed: Permission denied'):
+        Folder(tmp_path)
+
+
 # Files and tiles.
 
 
