@@ -71,7 +71,10 @@ def test_other_positions_do_not_change(keys, share):
             for key in ('view1', 'view2'):
                 np.testing.assert_array_equal(made[key][step, row], clean[key][step, row])
             continue
-        other = next(i for i in replacements(0, epoch, example, 20) if i not in bad)
+        tried = [example, *replacements(0, epoch, example, 20)]
+        other = next(i for i in tried if i not in bad)
+        found = [b.file for b in maker.load(position).bad]
+        assert found == [source.name(i) for i in tried[: tried.index(other)]]
         for number, key in enumerate(pair, start=1):
             picture = source.load(other, key)
             view = config.views[f'view{number}']

@@ -113,6 +113,8 @@ def test_a_later_start_reads_the_listed_files_again(tmp_path, capsys):
     ]
     assert '2 of 3 files in' in capsys.readouterr().out.splitlines()[-1]
     log.bad_files.add(BadFile(source.name(i), 'was broken') for i in (4, 2))
+    log.note()
+    assert len(lines(tmp_path)) == 3
     log.close()
     assert [line.split('\t')[0] for line in lines(tmp_path)] == [
         'photograph2.jpg',
@@ -169,6 +171,13 @@ def test_one_process_has_its_own_text():
     """A run of one process gathers its own text and agrees with itself."""
     assert gather_texts('abc') == ['abc']
     check_same_everywhere('abc', 'The text')
+
+
+def test_processes_that_see_other_data_are_told(monkeypatch):
+    """A host that leaves out another picture than the others would train on another stream."""
+    monkeypatch.setattr('byol_jax.train.hosts.gather_texts', lambda text: ['9', '9', '8'])
+    with pytest.raises(UserError, match=r'The data .* 9 for process 0, but 8 for process 2 \(of 3'):
+        check_same_everywhere('9', 'The data')
 
 
 # Pictures for people.
