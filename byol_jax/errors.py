@@ -1,4 +1,4 @@
-"""The one exception a user is meant to read, and the nearest-name helper its messages use."""
+"""The exceptions a user is meant to read, and the nearest-name helper their messages use."""
 
 from __future__ import annotations
 
@@ -12,6 +12,24 @@ class UserError(Exception):
     The message says what was given, what exists and what to do. `main.py` prints it as one block
     without a traceback and exits with status 1.
     """
+
+
+class BadPicture(UserError):
+    """One picture cannot be read, or must not be; the others may be sound.
+
+    Attributes:
+      file: the file, or whatever else holds the picture, as `Source.file` names it.
+      reason: what is wrong with it: a phrase that follows the name, without a full stop.
+    """
+
+    def __init__(self, file: str, reason: str, advice: str = ''):
+        """Args:
+        file, reason: as above.
+        advice: what to do, a sentence for the message.
+        """
+        super().__init__(f'{file} {reason}.' + (f' {advice}' if advice else ''))
+        self.file = file
+        self.reason = reason
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:

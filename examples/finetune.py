@@ -33,6 +33,7 @@ import optax
 
 from byol_jax import Encoder, UserError, load_encoder
 from byol_jax.data.augment import ViewParams, draw_crop, make_view
+from byol_jax.data.bad_files import name_some
 from byol_jax.data.sources.base import Cached, Source
 from byol_jax.data.sources.folder import Folder
 from byol_jax.evaluate.features import encode_source
@@ -147,7 +148,7 @@ def training_batches(
 
 def accuracy(predict: Any, source: Source, size: int, batch: int) -> float:
     """Share of the pictures of a source, in [0, 1], that `predict`, uint8 -> logits, gets right."""
-    logits = encode_source(
+    encoded = encode_source(
         predict,
         source,
         'image',
@@ -155,7 +156,10 @@ def accuracy(predict: Any, source: Source, size: int, batch: int) -> float:
         crop_fraction=CROP_FRACTION,
         batch_size=batch,
     )
-    return float(np.mean(logits.argmax(axis=1) == source.labels))
+    if encoded.bad:
+        # An accuracy on fewer pictures than were given would be another figure.
+        raise UserError(f'{name_some(encoded.bad)}. Mend or remove the file(s).')
+    return float(np.mean(encoded.features.argmax(axis=1) == source.labels))
 
 
 def open_folders(train: str, test: str) -> tuple[Source, Source]:

@@ -135,7 +135,7 @@ def test_empty_folder(main_py, tmp_path):
 
 
 def test_damaged_picture_is_named(main_py, tmp_path):
-    """A picture that cannot be decoded stops the run with its name."""
+    """A picture that cannot be decoded stops a run that bears none, with its name."""
     folder = tmp_path / 'pictures'
     folder.mkdir()
     picture = Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8))
@@ -150,6 +150,7 @@ def test_damaged_picture_is_named(main_py, tmp_path):
             '--config.data.source=folder',
             '--config.data.tile_size=0',
             '--config.data.held_out_fraction=0.0',
+            '--config.data.max_bad_fraction=0.0',
             f'--config.data.path={folder}',
             f'--workdir={tmp_path / "w"}',
         ),

@@ -196,6 +196,17 @@ def test_wrong_folders_are_errors(example, data, tmp_path):
             example.open_folders(data / 'train', path)
 
 
+@pytest.mark.parametrize('part', ['train', 'test'])
+def test_a_damaged_picture_is_an_error(example, tmp_path, part):
+    """Neither trained around nor left out of the accuracy: the file is named."""
+    write_encoder(tmp_path / 'encoder', stage_sizes=(1,), width=0.125)
+    for seed, name in enumerate(('train', 'test')):
+        write_pictures(tmp_path / name, 4, seed)
+    (tmp_path / part / 'sea' / '2.png').write_bytes(b'')
+    with pytest.raises(UserError, match=f'{part}/sea/2.png is empty'):
+        finetune(example, tmp_path, linear=True)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(('flags', 'least'), [((), 90), (LINEAR, 75)], ids=['all', 'linear'])
 def test_nnx_encoder(data, tmp_path, monkeypatch, flags, least):

@@ -132,7 +132,7 @@ def test_half_given_flags_are_refused():
 @pytest.mark.slow
 @pytest.mark.timeout(400)
 def test_damaged_picture_ends_both(tmp_path):
-    """A picture that one process cannot decode ends both, named by the one that read it."""
+    """Where none may be bad, the first ends both processes, named by the one that read it."""
     folder = tmp_path / 'pictures'
     damaged = make_damaged_folder(folder)
     processes = start_two(
@@ -140,6 +140,7 @@ def test_damaged_picture_ends_both(tmp_path):
         '--config.data.source=folder',
         '--config.data.tile_size=0',
         '--config.data.held_out_fraction=0.0',
+        '--config.data.max_bad_fraction=0.0',
         f'--config.data.path={folder}',
     )
     outputs = finish(processes)

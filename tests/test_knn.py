@@ -118,9 +118,10 @@ def test_encode_source_pads_the_last_batch():
         calls.append(images)
         return images.mean(axis=(1, 2))
 
-    features = encode_source(
+    features, indices, bad = encode_source(
         encode, Colours(colours), 'image', image_size=8, crop_fraction=1.0, batch_size=4
     )
+    assert (indices.tolist(), bad) == (list(range(7)), [])
     assert [call.shape for call in calls] == [(4, 8, 8, 3)] * 2
     assert all(call.dtype == np.uint8 for call in calls)
     assert features.dtype == np.float32

@@ -106,6 +106,7 @@ def test_metrics(run):
         } <= set(record)
         assert 0 <= record['loss'] <= 8
         assert 0 <= record['input_wait_fraction'] <= 1
+        assert record['bad_files'] == 0
     assert records[-1]['tau'] > records[0]['tau']
 
 
@@ -373,7 +374,7 @@ def make_damaged_folder(folder: Path) -> Path:
 
 
 def test_damaged_picture_loses_no_step(tmp_path, main_py):
-    """A picture that cannot be decoded is named, and the steps made before it are saved."""
+    """Where none may be bad, the first one is named, and the steps made before it are saved."""
     folder = tmp_path / 'pictures'
     damaged = make_damaged_folder(folder)
     result = main_py(
@@ -382,6 +383,7 @@ def test_damaged_picture_loses_no_step(tmp_path, main_py):
         '--config.data.source=folder',
         '--config.data.tile_size=0',
         '--config.data.held_out_fraction=0.0',
+        '--config.data.max_bad_fraction=0.0',
         '--config.checkpoint.every_steps=100',
         f'--config.data.path={folder}',
         f'--workdir={tmp_path / "w"}',
@@ -391,6 +393,7 @@ def test_damaged_picture_loses_no_step(tmp_path, main_py):
     assert len(result.stderr.splitlines()) == 1
     assert damaged.name in result.stderr
     assert [p.name for p in (tmp_path / 'w' / 'checkpoints').iterdir() if p.name.isdigit()] == ['3']
+    assert (tmp_path / 'w' / 'bad_files.txt').read_text().startswith(f'{damaged}\t')
 
 
 @pytest.mark.slow

@@ -582,10 +582,23 @@ def test_tiles_are_labelled_with_their_picture():
 
 
 @pytest.mark.parametrize('shape', [(31, 64), (64, 31)])
-def test_a_picture_smaller_than_a_tile_is_named(shape):
-    """A picture that a tile does not fit in is an error with its name and size, not left out."""
-    with pytest.raises(UserError, match=rf'0001\.png is {shape[1]}x{shape[0]} .*tile_size=32'):
-        Tiles(Coordinates([(64, 64), shape]), 32)
+@pytest.mark.parametrize('fraction', [0.0, 0.1])
+def test_a_picture_smaller_than_a_tile_is_left_out(shape, fraction):
+    """A picture that no tile fits in gives none and is named; the others' tiles do not change."""
+    tiles = Tiles(Coordinates([(200, 64), shape, (64, 200)]), 32)
+    whole = Tiles(Coordinates([(200, 64), (64, 64), (64, 200)]), 32)
+    assert tiles.small == [('0001.png', *shape)]
+    assert tiles.bad == []
+    np.testing.assert_array_equal(tiles.boxes, whole.boxes[whole.labels != 1])
+    for part, of_whole in zip(tiles.split(fraction, 0), whole.split(fraction, 0), strict=True):
+        kept = whole.boxes[of_whole]
+        np.testing.assert_array_equal(tiles.boxes[part], kept[kept[:, 0] != 1])
+
+
+def test_pictures_all_smaller_than_a_tile_are_an_error():
+    """Where no picture has a tile, the error names the largest and its size."""
+    with pytest.raises(UserError, match=r'All 2 pictures .*tile_size=32.*0001\.png, is 30x40'):
+        Tiles(Coordinates([(10, 90), (40, 30)]), 32)
 
 
 @pytest.mark.parametrize('keys', [('hr', 'lr'), ('lr', 'hr')])
@@ -780,7 +793,7 @@ def classes(tmp_path):
 def test_held_out_pictures_are_stratified(classes):
     """The held-out fraction is taken of every class, and the parts make up the whole."""
     config = make_config(source='folder', path=str(classes), held_out_fraction=0.2)
-    train, held_out = build_data(config)
+    train, held_out = build_data(config)[:2]
     assert np.bincount(held_out.labels).tolist() == [2, 4, 6]
     assert np.bincount(train.labels).tolist() == [8, 16, 24]
     names = {part.name(i) for part in (train, held_out) for i in range(len(part))}
@@ -804,7 +817,7 @@ def test_held_out_pictures_depend_on_their_own_seed_only(classes):
 
 def test_nothing_held_out(classes):
     """A fraction of 0 trains on all pictures and holds out none."""
-    train, held_out = build_data(make_config(source='folder', path=str(classes)))
+    train, held_out = build_data(make_config(source='folder', path=str(classes)))[:2]
     assert (len(train), len(held_out)) == (60, 0)
 
 
@@ -813,7 +826,7 @@ def test_unlabelled_pictures_are_held_out_too(tmp_path):
     for i in range(10):
         write(tmp_path / f'{i}.png')
     config = make_config(source='folder', path=str(tmp_path), held_out_fraction=0.3)
-    train, held_out = build_data(config)
+    train, held_out = build_data(config)[:2]
     assert (len(train), len(held_out)) == (7, 3)
     assert held_out.labels is None
 
@@ -822,7 +835,7 @@ def test_tiles_of_the_sample():
     """The sample config cuts tiles of all ten photographs, and none leaks."""
     config = div2k.get_config('sample')
     data = build_data(config)
-    for part in data:
+    for part in data[:2]:
         assert set(part.labels) == set(range(10))
         assert part.load(0, 'image').shape == (64, 64, 3)
     assert not set(data.train.indices) & set(data.held_out.indices)

@@ -17,7 +17,7 @@ import urllib3
 
 from byol_jax.data.sources import build
 from byol_jax.data.sources.tfds import Tfds
-from byol_jax.errors import UserError
+from byol_jax.errors import BadPicture, UserError
 from configs import default
 
 FORMATS = ('tfrecord', 'array_record')
@@ -391,11 +391,50 @@ def test_tfrecord_cut_inside_a_header_is_named(tmp_path):
         Tfds(NAME, 'train', str(tmp_path))
 
 
+@pytest.mark.parametrize('file_format', FORMATS)
+def test_damaged_records_are_bad_pictures(tmp_path, file_format):
+    """Bytes overwritten after opening cost the records they are in, each under its own name."""
+    builder = prepare(ByolTestPictures, tmp_path, file_format, 1)
+    source = Tfds(NAME, 'train', str(tmp_path))
+    expected = [source.load(i, 'image') for i in range(23)]
+    file = Path(builder.info.splits['train'].filepaths[0])
+    whole, rng = file.read_bytes(), np.random.default_rng(0)
+    named = []
+    for _ in range(10):
+        damaged = np.frombuffer(whole, np.uint8).copy()
+        damaged[rng.integers(len(damaged), size=8)] ^= 255
+        file.write_bytes(damaged.tobytes())
+        if file_format == 'array_record':
+            # Its reader has the file open, and knows its old contents.
+            source = Tfds(NAME, 'train', str(tmp_path))
+        for i in range(23):
+            try:
+                loaded = source.load(i, 'image')
+            except BadPicture as error:
+                named.append((error.file, source.file(i, 'image'), f'{NAME} #{i}'))
+            else:
+                # TFRecord's checksums are not read: a pixel of an undamaged stream may differ.
+                assert loaded.shape == expected[i].shape or file_format == 'tfrecord'
+    assert 0 < len(named) < 230
+    assert all(len(set(names)) == 1 for names in named)
+
+
+def test_vanished_records_are_bad_pictures(tmp_path):
+    """A file of records that goes away is reported for each of its examples, labels too."""
+    builder = prepare(ByolTestPictures, tmp_path, 'tfrecord', 1)
+    source = Tfds(NAME, 'train', str(tmp_path))
+    Path(builder.info.splits['train'].filepaths[0]).unlink()
+    with pytest.raises(BadPicture, match=f'{NAME} #3 cannot be read: FileNotFoundError'):
+        source.load(3, 'image')
+    with pytest.raises(BadPicture, match=f'{NAME} #0 cannot be read'):
+        source.labels_of(np.arange(2))
+
+
 def test_build_data_opens_tfds(prepared):
     """A config names data set, split, folder and pictures; the fraction of all is held out."""
     config = default.get_config()
     config.data.update(source='tfds', name=NAME, path=prepared[1], held_out_fraction=0.25)
-    train, held_out = build.build_data(config)
+    train, held_out = build.build_data(config)[:2]
     assert (len(train), len(held_out)) == (18, 5)
     whole = Tfds(NAME, 'train', prepared[1])
     assert sorted([*train.indices, *held_out.indices]) == list(range(23))

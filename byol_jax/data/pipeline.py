@@ -3,27 +3,64 @@
 The examples form one endless stream: position p of the stream is example p mod N of epoch
 p div N, in the order that (seed, epoch) gives. Batch k holds positions k B to (k + 1) B - 1. So a
 run can go on from any step at once, and nothing of the pipeline needs to be saved.
+
+Where an example's picture cannot be read, another example's takes its place at that position. Which
+one is a function of (seed, epoch, example) too, so no other position changes, whoever makes it.
 """
 
 from __future__ import annotations
 
 import functools
+import itertools
 import os
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from byol_jax.data.augment import draw_view, make_view
+from byol_jax.data.bad_files import BadFile, BadFiles, bad_file, name_some
 from byol_jax.data.quiet_tensorflow import tf
 from byol_jax.data.sources.base import Source
-from byol_jax.errors import UserError
+from byol_jax.errors import BadPicture, UserError
 
 Batch = dict[str, np.ndarray]
 
+# Other examples tried, at most, in place of one that cannot be read. With half of all pictures bad
+# one position in four billion would find none.
+MOST_REPLACEMENTS = 32
+
+
+class Loaded(NamedTuple):
+    """What a position of the stream shows.
+
+    Attributes:
+      pictures: uint8 [H, W, 3], by key.
+      example: the one they are of; another than the position's own if that cannot be read.
+      bad: what could not be read on the way to it.
+    """
+
+    pictures: Mapping[str, np.ndarray]
+    example: int
+    bad: Sequence[BadFile] = ()
+
+
+class NoPictureError(UserError):
+    """Neither an example nor any that was tried in its place can be read; `bad` says why."""
+
+    def __init__(self, bad: Sequence[BadFile]):
+        others = 'and there is no other to take its place'
+        if len(bad) > 1:
+            others = f'nor can {len(bad) - 1:,} others that were tried in its place'
+        super().__init__(
+            f'A picture cannot be read, {others}: {name_some(bad, 3)}. Is the disk still there? '
+            'See to that, then give the same command again.'
+        )
+        self.bad = bad
+
 
 class PairMaker:
-    """Makes the two views of any position of the stream."""
+    """Loads the pictures of any position of the stream and makes its two views."""
 
     def __init__(self, source: Source, config: Any):
         """Args:
@@ -41,10 +78,34 @@ class PairMaker:
         epoch, place = divmod(position, len(self._source))
         return epoch, int(epoch_order(self._seed, epoch, len(self._source))[place])
 
-    def pair(self, position: int) -> tuple[np.ndarray, np.ndarray]:
-        """The views at a position: two uint8 [S, S, 3]."""
+    def load(self, position: int) -> Loaded:
+        """The pictures at a position: its example's, or those of the first replacement there is.
+
+        Raises:
+          NoPictureError: none of the replacements can be read either.
+        """
         epoch, index = self.example(position)
-        pictures = {key: self._source.load(index, key) for key in dict.fromkeys(self._keys)}
+        others = replacements(self._seed, epoch, index, len(self._source))
+        bad = []
+        for candidate in itertools.chain([index], others):
+            try:
+                pictures = {
+                    key: self._source.load(candidate, key) for key in dict.fromkeys(self._keys)
+                }
+            except BadPicture as error:
+                bad.append(bad_file(error))
+            else:
+                return Loaded(pictures, candidate, bad)
+        raise NoPictureError(bad)
+
+    def views(
+        self, position: int, pictures: Mapping[str, np.ndarray]
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """The views that a position makes of its pictures: two uint8 [S, S, 3].
+
+        The random choices are the position's own, whichever example the pictures are of.
+        """
+        epoch, index = self.example(position)
         views = []
         for number, (view, key) in enumerate(zip(self._views, self._keys, strict=True), start=1):
             picture = pictures[key]
@@ -67,6 +128,17 @@ def epoch_order(seed: int, epoch: int, examples: int) -> np.ndarray:
     return rng.permutation(examples)
 
 
+def replacements(seed: int, epoch: int, example: int, examples: int) -> Iterator[int]:
+    """Up to MOST_REPLACEMENTS other examples, to be tried in this order in place of `example`.
+
+    They are drawn without repetition from all others, alike, as a function of the arguments.
+    """
+    rng = np.random.Generator(np.random.Philox(key=[seed, 3], counter=[0, 0, example, epoch]))
+    tries = min(MOST_REPLACEMENTS, examples - 1)
+    for other in rng.choice(examples - 1, tries, replace=False) if tries else ():
+        yield int(other) + int(other >= example)
+
+
 def batches(
     source: Source,
     config: Any,
@@ -75,6 +147,7 @@ def batches(
     stop_step: int,
     process_index: int = 0,
     process_count: int = 1,
+    bad_files: BadFiles | None = None,
 ) -> Iterator[Batch]:
     """Yields this process's share of batches start_step .. stop_step - 1.
 
@@ -84,12 +157,16 @@ def batches(
       start_step, stop_step: optimizer steps; starting late costs nothing.
       process_index, process_count: this host's place among the hosts; each makes every batch's
         rows [index B / count, (index + 1) B / count).
+      bad_files: where what cannot be read is counted, in the order of the stream: when a batch is
+        yielded, that of all batches up to it. By default one for this call.
 
     Yields:
       {'view1', 'view2'}: uint8 [batch_size / process_count, S, S, 3].
 
     Raises:
-      UserError: a picture cannot be read; the error names it.
+      UserError: more is bad than data.max_bad_fraction allows. Of several processes none knows
+        what the others found: there only a limit of 0 is checked, and the caller checks others.
+      NoPictureError: nothing can be read in place of a bad picture.
     """
     maker = PairMaker(source, config)
     batch = config.batch_size
@@ -97,32 +174,39 @@ def batches(
     size = config.views.image_size
     workers = config.data.workers or os.cpu_count() or 1
 
+    if bad_files is None:
+        bad_files = BadFiles(source, config.data.pair_keys[0], config.data.max_bad_fraction)
+    found: dict[int, Sequence[BadFile]] = {}
     failures: dict[int, UserError] = {}
 
-    def noted(position: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """`maker.pair` and whether it was made.
+    def noted(position: int) -> tuple[np.ndarray, np.ndarray]:
+        """The pair at a position.
 
-        An error is kept for the batch it belongs to; TensorFlow would print it as a traceback.
+        What is bad is kept for the batch it belongs to: batches are made ahead, and what a run says
+        and counts must not depend on how far. Errors too; TensorFlow would print a traceback.
         """
+        position = int(position)
         try:
-            return *maker.pair(int(position)), np.array(True)
+            loaded = maker.load(position)
+            if loaded.bad:
+                found[position] = loaded.bad
+            return maker.views(position, loaded.pictures)
         except UserError as error:
-            failures[int(position)] = error
+            if isinstance(error, NoPictureError):
+                found[position] = error.bad
+            failures[position] = error
             blank = np.zeros((size, size, 3), np.uint8)
-            return blank, blank, np.array(False)
+            return blank, blank
 
     def positions(step: tf.Tensor) -> tf.data.Dataset:
         first = step * batch + process_index * share
         return tf.data.Dataset.range(first, first + share)
 
     def pair(position: tf.Tensor) -> dict[str, tf.Tensor]:
-        view1, view2, made = tf.numpy_function(
-            noted, [position], (tf.uint8, tf.uint8, tf.bool), stateful=False
-        )
-        made.set_shape(())
+        view1, view2 = tf.numpy_function(noted, [position], (tf.uint8, tf.uint8), stateful=False)
         view1.set_shape((size, size, 3))
         view2.set_shape((size, size, 3))
-        return {'view1': view1, 'view2': view2, 'made': made}
+        return {'view1': view1, 'view2': view2}
 
     options = tf.data.Options()
     options.deterministic = True
@@ -135,7 +219,13 @@ def batches(
         .prefetch(config.data.prefetch)
         .with_options(options)
     )
-    for prepared in data.as_numpy_iterator():
-        if not prepared.pop('made').all():
-            raise failures[min(failures)]
+    for step, prepared in enumerate(data.as_numpy_iterator(), start_step):
+        first = step * batch + process_index * share
+        for position in range(first, first + share):
+            bad_files.add(found.pop(position, ()))
+        if process_count == 1 or bad_files.none_allowed:
+            bad_files.check()
+        for position in range(first, first + share):
+            if position in failures:
+                raise failures[position]
         yield prepared

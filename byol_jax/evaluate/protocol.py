@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from byol_jax.data.bad_files import BadFile
 from byol_jax.data.sources.base import Source, Subset
 from byol_jax.data.sources.build import Data
 from byol_jax.evaluate.features import Encode, encode_source
@@ -24,6 +25,7 @@ class Evaluation(NamedTuple):
       feature_std: of the unit-length features of the gallery, mean over channels.
       neighbours: of each query.
       gallery, queries: the pictures compared.
+      bad: files that could not be read; their examples are in neither.
     """
 
     accuracy: float | None
@@ -31,6 +33,7 @@ class Evaluation(NamedTuple):
     neighbours: Neighbours
     gallery: Source
     queries: Source
+    bad: tuple[BadFile, ...] = ()
 
 
 def evaluate(encode: Encode, data: Data, config: Any) -> Evaluation:
@@ -41,6 +44,9 @@ def evaluate(encode: Encode, data: Data, config: Any) -> Evaluation:
       data: the gallery is its training part, the queries its held-out part. Where nothing is held
         out, a few training pictures become queries, and there is no accuracy.
       config: its `evaluate`, `views.image_size` and the first of `data.pair_keys` are used.
+
+    Raises:
+      UserError: no picture of the gallery, or none of the queries, can be read.
     """
     options = config.evaluate
     gallery, queries = data.train, data.held_out
@@ -56,7 +62,7 @@ def evaluate(encode: Encode, data: Data, config: Any) -> Evaluation:
         # Nothing is measured, a few neighbours are shown: not worth a pass over all pictures.
         most = min(most, _SHOWN_GALLERY)
     gallery, queries = _at_most(gallery, most), _at_most(queries, options.max_queries)
-    gallery_features, query_features = (
+    searched, asked = (
         encode_source(
             encode,
             source,
@@ -67,23 +73,29 @@ def evaluate(encode: Encode, data: Data, config: Any) -> Evaluation:
         )
         for source in (gallery, queries)
     )
-    neighbours = nearest(gallery_features, query_features, options.knn_k)
+    # Labels, names and thumbnails follow the features.
+    gallery, queries = _kept(gallery, searched.indices), _kept(queries, asked.indices)
+    neighbours = nearest(searched.features, asked.features, options.knn_k)
     accuracy = None
     if held_out and gallery.labels is not None:
         predicted = classify(
             neighbours, gallery.labels, options.knn_temperature, len(gallery.label_names)
         )
         accuracy = float(np.mean(predicted == queries.labels))
-    return Evaluation(accuracy, unit_std(gallery_features), neighbours, gallery, queries)
+    bad = tuple(dict.fromkeys(searched.bad + asked.bad))
+    return Evaluation(accuracy, unit_std(searched.features), neighbours, gallery, queries, bad)
 
 
 def describe(evaluation: Evaluation, config: Any) -> str:
     """One sentence on how the accuracy was measured."""
     options = config.evaluate
+    left_out = ''
+    if evaluation.bad:
+        left_out = f' Left out: {len(evaluation.bad):,} file(s) that cannot be read.'
     if evaluation.accuracy is None:
         return (
             'No accuracy: it needs labels (class folders, or tiles) and held-out pictures; '
-            'data.held_out_fraction must hold out at least one of a label.'
+            'data.held_out_fraction must hold out at least one of a label.' + left_out
         )
     return (
         f'Each of {len(evaluation.queries):,} held-out pictures is classified by a vote of its '
@@ -91,7 +103,12 @@ def describe(evaluation: Evaluation, config: Any) -> str:
         f'the features, temperature {options.knn_temperature:g}; '
         f'{len(evaluation.gallery.label_names)} labels), batch normalisation frozen.'
         + (' So few pictures give a rough figure only.' if len(evaluation.queries) < 100 else '')
+        + left_out
     )
+
+
+def _kept(source: Source, indices: np.ndarray) -> Source:
+    return source if len(indices) == len(source) else Subset(source, indices)
 
 
 def _at_most(source: Source, count: int) -> Source:

@@ -10,8 +10,10 @@ import jax
 import numpy as np
 from PIL import Image
 
+from byol_jax.data.bad_files import BadFile
 from byol_jax.data.pipeline import PairMaker
 from byol_jax.data.sources.base import Source
+from byol_jax.errors import BadPicture
 from byol_jax.evaluate.protocol import Evaluation, describe
 from byol_jax.report.metrics import read_metrics
 from byol_jax.report.page import Result, Thumbnail, results_text, write_report
@@ -25,18 +27,25 @@ _SHOWN_QUERIES, _SHOWN_NEIGHBOURS = 8, 6
 _THUMBNAIL = 96
 
 
-def draw_views(run: Run, workdir: Path) -> None:
-    """Writes views.png: for the first examples of the run, the original(s), view 1 and view 2."""
+def draw_views(run: Run, workdir: Path) -> list[BadFile]:
+    """Writes views.png: for the first examples of the run, the original(s), view 1 and view 2.
+
+    Returns:
+      What could not be read; as in training, another picture is in its place.
+    """
     maker = PairMaker(run.data.train, run.config)
     keys = tuple(dict.fromkeys(run.config.data.pair_keys))
-    rows = []
+    rows: list[tuple[np.ndarray, ...]] = []
+    bad: list[BadFile] = []
     for position in _first_of_each_label(run.data.train, maker):
-        _, index = maker.example(position)
-        originals = [run.data.train.load(index, key) for key in keys]
-        rows.append((*originals, *maker.pair(position)))
+        pictures, _, unreadable = maker.load(position)
+        bad += unreadable
+        originals = [pictures[key] for key in keys]
+        rows.append((*originals, *maker.views(position, pictures)))
     titles = ['original'] if len(keys) == 1 else [f'original {key}' for key in keys]
     side = min(224, max(96, run.config.views.image_size))
     save_picture(views_picture(rows, (*titles, 'view 1', 'view 2'), side), workdir / 'views.png')
+    return list(dict.fromkeys(bad))
 
 
 def _first_of_each_label(source: Source, maker: PairMaker) -> list[int]:
@@ -56,9 +65,23 @@ def _first_of_each_label(source: Source, maker: PairMaker) -> list[int]:
 
 
 def finish_report(
-    run: Run, workdir: Path, before: Evaluation, after: Evaluation, command: str, seconds: float
+    run: Run,
+    workdir: Path,
+    before: Evaluation,
+    after: Evaluation,
+    bad_files: int,
+    command: str,
+    seconds: float,
 ) -> str:
-    """Writes report.html and returns the before/after table for the terminal."""
+    """Writes report.html and returns the before/after table for the terminal.
+
+    Args:
+      run: that has ended. workdir: of the run.
+      before, after: of the encoder, measured.
+      bad_files: how many there were.
+      command: that started the run.
+      seconds: this start of it took.
+    """
     first = 'as loaded' if run.training.origin else 'randomly initialised'
     results = [
         Result(first, before.accuracy, before.feature_std),
@@ -75,6 +98,8 @@ def finish_report(
             'Encoder': f'{run.config.encoder.name}, tapped at {run.config.encoder.hidden_layer}',
             **({'Start': run.training.origin} if run.training.origin else {}),
             'Training examples': f'{run.plan.examples:,} ({len(run.data.held_out):,} held out)',
+            **_left_out(run),
+            'Bad files': f'{bad_files:,}, named in bad_files.txt' if bad_files else 'none',
             'Steps': f'{run.plan.total_steps:,} of {run.plan.batch_size} pairs '
             f'({run.plan.epoch(run.plan.total_steps):.1f} epochs)',
             'Time of this start': duration(seconds),
@@ -91,6 +116,11 @@ def finish_report(
         command=command,
     )
     return f'{results_text(results)}\n{protocol}'
+
+
+def _left_out(run: Run) -> dict[str, str]:
+    small = len(run.data.small)
+    return {'Left out': f'{small:,} pictures smaller than a tile'} if small else {}
 
 
 def _shown_neighbours(evaluation: Evaluation, key: str) -> list[tuple[Thumbnail, list[Thumbnail]]]:
@@ -129,4 +159,9 @@ def _same_label(evaluation: Evaluation, query: int, index: int) -> bool | None:
 
 
 def _thumbnail(source: Source, index: int, key: str) -> Image.Image:
-    return fit(source.load(index, key), _THUMBNAIL)
+    try:
+        picture = source.load(index, key)
+    except BadPicture:
+        # It could be read a moment ago: not worth losing the report of a whole run.
+        return Image.new('RGB', (_THUMBNAIL, _THUMBNAIL), 'lightgrey')
+    return fit(picture, _THUMBNAIL)

@@ -7,6 +7,7 @@ import sys
 from typing import Any
 
 import jax
+import numpy as np
 from jax.experimental import multihost_utils
 
 from byol_jax.errors import UserError
@@ -68,6 +69,42 @@ def wait_for_all(what: str) -> None:
     """Returns when every process has got here; `what` names the place."""
     if jax.process_count() > 1:
         multihost_utils.sync_global_devices(what)
+
+
+def gather_texts(text: str) -> list[str]:
+    """The texts of all processes, by index; all must call it at the same place.
+
+    Args:
+      text: of this process; ASCII, not empty.
+    """
+    if jax.process_count() == 1:
+        return [text]
+    data = np.frombuffer(text.encode('ascii'), np.uint8)
+    lengths = np.ravel(multihost_utils.process_allgather(np.array(len(data), np.int32)))
+    # A power of two: JAX compiles the exchange anew for every length.
+    padded = np.zeros(1 << (int(lengths.max()) - 1).bit_length(), np.uint8)
+    padded[: len(data)] = data
+    rows = np.asarray(multihost_utils.process_allgather(padded))
+    return [bytes(row[:n]).decode('ascii') for row, n in zip(rows, lengths, strict=True)]
+
+
+def check_same_everywhere(text: str, what: str) -> None:
+    """Checks that a text is the same in all processes, which must all call this.
+
+    Args:
+      text: of this process; ASCII, not empty. what: it says, for the message.
+
+    Raises:
+      UserError: it is not; in every process.
+    """
+    texts = gather_texts(text)
+    others = [i for i, other in enumerate(texts) if other != texts[0]]
+    if others:
+        raise UserError(
+            f'{what} is not the same everywhere: {texts[0]} for process 0, but '
+            f'{texts[others[0]]} for process {others[0]} (of {len(texts)}). All must see the same '
+            'files.'
+        )
 
 
 def stop_together(step: int, asked: bool) -> bool:

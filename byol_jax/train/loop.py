@@ -7,6 +7,7 @@ end: last checkpoint, encoder, before/after table, report.
 
 from __future__ import annotations
 
+import json
 import math
 import os
 import signal
@@ -19,15 +20,24 @@ from typing import Any
 
 import jax
 
+from byol_jax.data.bad_files import BadFiles
 from byol_jax.data.pipeline import Batch, batches
 from byol_jax.errors import UserError
 from byol_jax.evaluate.protocol import evaluate
 from byol_jax.interop.export import save_encoder
 from byol_jax.report.metrics import MetricsLog
 from byol_jax.report.progress import Stopwatch, duration, progress_line
+from byol_jax.train.bad_files import BadFilesLog
 from byol_jax.train.checkpoint import Checkpoints
 from byol_jax.train.finish import draw_views, finish_report
-from byol_jax.train.hosts import is_main, part, say, stop_together, wait_for_all
+from byol_jax.train.hosts import (
+    check_same_everywhere,
+    is_main,
+    part,
+    say,
+    stop_together,
+    wait_for_all,
+)
 from byol_jax.train.networks import online_encoder
 from byol_jax.train.setup import Run, build_run
 from byol_jax.train.state import TrainState
@@ -52,13 +62,19 @@ def train(config: Any, workdir: Path, command: str) -> None:
       command: that started the run, for the report.
 
     Raises:
-      UserError: something cannot be used, or the loss is not finite.
+      UserError: something cannot be used, too many pictures cannot be read, or the loss is not
+        finite.
       Interrupted: by SIGTERM or Ctrl-C, after a checkpoint.
     """
     started = time.perf_counter()
     run = build_run(config)
+    bad_log = BadFilesLog(run.data, config, workdir)
+    data = fingerprint(run.data)
+    check_same_everywhere(json.dumps(data), 'The data')
     if is_main():
-        claim_workdir(workdir, config, fingerprint(run.data))
+        claim_workdir(workdir, config, data)
+        bad_log.open()
+        # What cannot be read here is counted when it comes in training.
         draw_views(run, workdir)
     wait_for_all('workdir claimed')
     _introduce(run, workdir)
@@ -72,16 +88,17 @@ def train(config: Any, workdir: Path, command: str) -> None:
     if is_main():
         log = MetricsLog(workdir, start_step=int(state.step), tensorboard=config.log.tensorboard)
     try:
-        state = _fit(run, replicate(state), checkpoints, log)
+        state = _fit(run, replicate(state), checkpoints, log, bad_log)
     finally:
         # Closing waits for the other processes, which after an error may never come.
         if jax.process_count() == 1:
             checkpoints.close()
         if log is not None:
             log.close()
+        bad_log.close()
     part()
     if is_main():
-        _finish(run, state, workdir, command, time.perf_counter() - started)
+        _finish(run, state, workdir, bad_log, command, time.perf_counter() - started)
 
 
 def _introduce(run: Run, workdir: Path) -> None:
@@ -93,6 +110,8 @@ def _introduce(run: Run, workdir: Path) -> None:
         f'{jax.devices()[0].device_kind} device(s)\n'
         f'{run.training.excluded}'
     )
+    for line in data.left_out():
+        say(line)
     if run.training.origin:
         say(run.training.origin)
     if plan.freeze_steps:
@@ -101,7 +120,11 @@ def _introduce(run: Run, workdir: Path) -> None:
 
 
 def _fit(
-    run: Run, state: TrainState, checkpoints: Checkpoints, log: MetricsLog | None
+    run: Run,
+    state: TrainState,
+    checkpoints: Checkpoints,
+    log: MetricsLog | None,
+    bad_log: BadFilesLog,
 ) -> TrainState:
     """Runs the remaining steps."""
     plan, config = run.plan, run.config
@@ -119,7 +142,8 @@ def _fit(
             config.seed,
         )
     )
-    inputs = _inputs(run, start)
+    bad_files = bad_log.bad_files
+    inputs = _inputs(run, start, bad_files)
     devices = jax.local_device_count()
     # Simulated devices on few cores can deadlock with two steps under way.
     most_under_way = 1 if jax.default_backend() == 'cpu' else 2
@@ -135,13 +159,14 @@ def _fit(
             try:
                 batch = next(inputs)
             except UserError:
-                # What is trained so far is sound: it must not be lost to a damaged picture.
+                # What is trained so far is sound: it must not be lost to damaged pictures.
                 _settle_all(under_way)
                 # Alone: the other processes are in their next step and would not join in saving.
                 alone = jax.process_count() == 1
                 if alone and step - 1 not in (start, checkpoints.newest()):
                     checkpoints.save(step - 1, state)
                 raise
+            bad_log.note()
             if watch is not None and not _busy(under_way):
                 watch.waited(time.perf_counter() - waiting)
             state, metrics = step_fn(state, shard_batch(batch, devices))
@@ -152,19 +177,25 @@ def _fit(
                 # Speed is counted from the second step on; the first one compiles.
                 watch = Stopwatch(plan, step)
             last = step == plan.total_steps
+            too_many = False
             if step % plan.log_steps == 0 or last:
                 record = _settle_all(under_way) or record
-                _log(run, log, watch, step, record)
-            stopping = not last and stop_together(step, asked=bool(stop))
+                bad_log.note_all()
+                _log(run, log, watch, step, record | {'bad_files': len(bad_files)})
+                # Of several processes only now does each know what all have found.
+                too_many = not last and bad_files.too_many()
+            stopping = not last and (too_many or stop_together(step, asked=bool(stop)))
             if step % plan.checkpoint_steps == 0 or last or stopping:
                 _settle_all(under_way)
                 checkpoints.save(step, state)
+            if too_many:
+                bad_files.check()
             if stopping:
                 raise Interrupted(stop[0] if stop else signal.SIGTERM)
     return state
 
 
-def _inputs(run: Run, start: int) -> Iterator[Batch]:
+def _inputs(run: Run, start: int, bad_files: BadFiles) -> Iterator[Batch]:
     return batches(
         run.data.train,
         run.config,
@@ -172,6 +203,7 @@ def _inputs(run: Run, start: int) -> Iterator[Batch]:
         stop_step=run.plan.total_steps,
         process_index=jax.process_index(),
         process_count=jax.process_count(),
+        bad_files=bad_files,
     )
 
 
@@ -212,7 +244,9 @@ def _log(
     say(progress_line(run.plan, step, record, seconds_left))
 
 
-def _finish(run: Run, state: TrainState, workdir: Path, command: str, seconds: float) -> None:
+def _finish(
+    run: Run, state: TrainState, workdir: Path, bad_log: BadFilesLog, command: str, seconds: float
+) -> None:
     trained = online_encoder(run.config, state)
     save_encoder(trained, workdir / 'encoder')
     say('comparing the encoder before and after training ...')
@@ -224,7 +258,11 @@ def _finish(run: Run, state: TrainState, workdir: Path, command: str, seconds: f
             f'Training is done and the encoder is in {workdir / "encoder"}, but it could not be '
             f'evaluated: {error} Then give the same command again for the report.'
         ) from error
-    text = finish_report(run, workdir, before, after, command, seconds)
+    # Those of held-out pictures are found only here.
+    bad_log.bad_files.add(before.bad + after.bad)
+    bad_log.close()
+    bad_files = len(bad_log.bad_files)
+    text = finish_report(run, workdir, before, after, bad_files, command, seconds)
     say(
         f'\n{text}\n\nencoder: {workdir / "encoder"} (weights sha256 {trained.weights_sha256})\n'
         f'report:  {workdir / "report.html"}'

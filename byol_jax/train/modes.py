@@ -7,7 +7,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from byol_jax.data.sources.build import build_data
+from byol_jax.data.bad_files import name_some
+from byol_jax.data.sources.base import Subset
+from byol_jax.data.sources.build import Data, build_data
 from byol_jax.evaluate.embeddings import Embeddings, check_embeddings_path, write_embeddings
 from byol_jax.evaluate.features import encode_source
 from byol_jax.evaluate.protocol import describe, evaluate
@@ -55,8 +57,11 @@ def views(request: Request) -> None:
     config, workdir = request.config, request.workdir
     check_workdir(workdir, config)
     run = build_run(config)
+    _say_left_out(run.data)
     workdir.mkdir(parents=True, exist_ok=True)
-    draw_views(run, workdir)
+    bad = draw_views(run, workdir)
+    if bad:
+        print(f'bad files, others are shown in their place: {name_some(bad)}')
     print(f'view pairs: {workdir / "views.png"}')
 
 
@@ -73,33 +78,42 @@ def evaluate_mode(request: Request) -> None:
     encoder = load_encoder(request.encoder_folder)
     config = request.config.copy_and_resolve_references()
     config.views.image_size = encoder.description['image_size']
-    result = evaluate(encoder, build_data(config), config)
+    data = build_data(config)
+    _say_left_out(data)
+    result = evaluate(encoder, data, config)
     name = f'{request.encoder_folder} (step {encoder.description["step"]})'
     print(results_text([Result(name, result.accuracy, result.feature_std)]))
     print(describe(result, config))
+    if result.bad:
+        print(f'bad files: {name_some(result.bad)}')
 
 
 def embed(request: Request) -> None:
-    """Writes features, names and labels of all pictures of the config's data."""
+    """Writes features, names and labels of all pictures of the config's data that can be read."""
     path = request.output or request.workdir / 'embeddings.npz'
     check_embeddings_path(path)
     encoder = load_encoder(request.encoder_folder)
     config = request.config.copy_and_resolve_references()
     config.data.held_out_fraction = 0.0
-    source = build_data(config).train
+    data = build_data(config)
+    _say_left_out(data)
     # Before the pictures are encoded: it says at once if nothing can be written there.
     path.parent.mkdir(parents=True, exist_ok=True)
-    features = encode_source(
+    features, indices, bad = encode_source(
         encoder,
-        source,
+        data.train,
         config.data.pair_keys[0],
         image_size=encoder.description['image_size'],
         crop_fraction=config.evaluate.crop_fraction,
         batch_size=config.evaluate.batch_size,
     )
+    source = Subset(data.train, indices)
     names = [source.name(i) for i in range(len(source))]
     sha256 = encoder.weights_sha256
     write_embeddings(path, Embeddings(features, names, source.labels, source.label_names, sha256))
+    if bad:
+        rows = len(data.train) - len(features)
+        print(f'{len(bad):,} bad file(s), {rows:,} example(s) left out: {name_some(bad)}')
     print(f'{len(features):,} x {features.shape[1]} features: {path}')
     print(f'encoder: {request.encoder_folder}, weights sha256 {sha256}')
 
@@ -112,6 +126,11 @@ def export(request: Request) -> None:
     save_encoder(encoder, workdir / 'encoder')
     print(f'encoder of step {encoder.description["step"]}: {workdir / "encoder"}')
     print(f'weights sha256 {encoder.weights_sha256}')
+
+
+def _say_left_out(data: Data) -> None:
+    for line in data.left_out():
+        print(line)
 
 
 MODES: dict[str, Callable[[Request], None]] = {

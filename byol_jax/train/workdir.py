@@ -14,7 +14,15 @@ from byol_jax.errors import UserError
 from byol_jax.files import write_whole
 
 # Keys that change nothing about the trained weights and may differ when a run goes on.
-_FREE = ('log.', 'checkpoint.', 'evaluate.', 'data.workers', 'data.prefetch', 'data.cache_gib')
+_FREE = (
+    'log.',
+    'checkpoint.',
+    'evaluate.',
+    'data.workers',
+    'data.prefetch',
+    'data.cache_gib',
+    'data.max_bad_fraction',
+)
 
 # The locks this process holds; they end with it, however it ends.
 _locks: list[IO[str]] = []
@@ -64,7 +72,7 @@ def check_workdir(workdir: Path, config: Any) -> None:
 def fingerprint(data: Data) -> dict[str, Any]:
     """What identifies a data set: the numbers of its examples and a digest of their names."""
     names = hashlib.sha256()
-    for part in data:
+    for part in (data.train, data.held_out):
         for index in range(len(part)):
             names.update(f'{part.name(index)}\n'.encode())
     return {
@@ -81,7 +89,8 @@ def _check_data(path: Path, data: Mapping[str, Any]) -> None:
             f'The data is not what this run began with: {old["examples"]:,} training and '
             f'{old["held_out"]:,} held-out examples then, {data["examples"]:,} and '
             f'{data["held_out"]:,} now, or other names. The order of the data and the schedules '
-            'would change. Restore the files, or start anew in another --workdir.'
+            'would change. Restore the files (an empty one in place of one that is lost will do, '
+            'if no tiles are cut: it counts as bad), or start anew in another --workdir.'
         )
 
 

@@ -32,18 +32,33 @@ class Source(abc.ABC):
 
     @abc.abstractmethod
     def load(self, index: int, key: str) -> np.ndarray:
-        """Picture `key` of example `index`: uint8 [H, W, 3], RGB. Called from many threads."""
+        """Picture `key` of example `index`: uint8 [H, W, 3], RGB. Called from many threads.
+
+        Raises:
+          BadPicture: this picture cannot be read now. Nothing remembers it: every call tries.
+        """
 
     @abc.abstractmethod
     def name(self, index: int) -> str:
         """What a person would call example `index`: a file name, say."""
+
+    def file(self, index: int, key: str) -> str:
+        """The file (or record) that holds a picture, as `BadPicture.file` names it.
+
+        Examples cut from one file have it in common.
+        """
+        return self.name(index)
 
     def labels_of(self, indices: np.ndarray) -> np.ndarray | None:
         """Labels of some examples: int [len(indices)], or None."""
         return None if self.labels is None else self.labels[indices]
 
     def size(self, index: int, key: str) -> tuple[int, int]:
-        """(height, width) of a picture; sources that know it without decoding override this."""
+        """(height, width) of a picture; sources that know it without decoding override this.
+
+        Raises:
+          BadPicture: it cannot be read.
+        """
         height, width = self.load(index, key).shape[:2]
         return height, width
 
@@ -74,6 +89,9 @@ class Subset(Source):
 
     def name(self, index: int) -> str:
         return self.source.name(int(self.indices[index]))
+
+    def file(self, index: int, key: str) -> str:
+        return self.source.file(int(self.indices[index]), key)
 
     def size(self, index: int, key: str) -> tuple[int, int]:
         return self.source.size(int(self.indices[index]), key)
@@ -119,6 +137,9 @@ class Cached(Source):
 
     def name(self, index: int) -> str:
         return self.source.name(index)
+
+    def file(self, index: int, key: str) -> str:
+        return self.source.file(index, key)
 
     def size(self, index: int, key: str) -> tuple[int, int]:
         if type(self.source).size is Source.size:

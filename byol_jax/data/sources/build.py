@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from byol_jax.data.bad_files import SHOWN, BadFile, name_some, printable
 from byol_jax.data.sources.base import Cached, Source, Subset
 from byol_jax.data.sources.div2k import Div2k
 from byol_jax.data.sources.folder import Folder
@@ -26,10 +28,31 @@ class Data(NamedTuple):
     """Attributes:
     train: what is trained on, and the gallery of the nearest-neighbour evaluation.
     held_out: never trained on; may be empty.
+    bad: pictures of which no tiles could be cut because their size cannot be read.
+    small: (name, height, width) of pictures smaller than a tile; they are in neither part.
     """
 
     train: Source
     held_out: Source
+    bad: Sequence[BadFile] = ()
+    small: Sequence[tuple[str, int, int]] = ()
+
+    def left_out(self) -> list[str]:
+        """Lines for a person that name what is in neither part; most often none."""
+        lines = []
+        if self.bad:
+            lines.append(
+                f'left out, {len(self.bad):,} picture(s) whose size cannot be read: '
+                f'{name_some(self.bad)}'
+            )
+        if self.small:
+            some = [f'{printable(name)} ({w}x{h})' for name, h, w in self.small[:SHOWN]]
+            more = len(self.small) - len(some)
+            lines.append(
+                f'left out, {len(self.small):,} picture(s) smaller than a tile: {", ".join(some)}'
+                + (f', and {more:,} more' if more else '')
+            )
+        return lines
 
 
 def build_data(config: Any) -> Data:
@@ -56,9 +79,8 @@ def build_data(config: Any) -> Data:
         counted = 'hr' if 'hr' in source.keys else source.keys[0]
         tiles = Tiles(source, data.tile_size, data.tile_stride, counted)
         train, held_out = tiles.split(data.held_out_fraction, data.held_out_seed)
-        source = tiles
-    else:
-        train, held_out = _split(source, data.held_out_fraction, data.held_out_seed)
+        return Data(Subset(tiles, train), Subset(tiles, held_out), tiles.bad, tiles.small)
+    train, held_out = _split(source, data.held_out_fraction, data.held_out_seed)
     return Data(Subset(source, train), Subset(source, held_out))
 
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import io
+import struct
 from pathlib import Path
 from typing import IO
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError
 
-from byol_jax.errors import UserError
+from byol_jax.errors import BadPicture
 
 # `_opened` checks data.max_megapixels instead, before anything is decoded.
 Image.MAX_IMAGE_PIXELS = None
@@ -20,8 +21,23 @@ _FORMATS = ('JPEG', 'PNG', 'WEBP', 'BMP', 'GIF')
 # Loads the readers of all formats; by itself Pillow loads them one failure at a time.
 Image.init()
 
-# Header tag of the EXIF orientation; 5 to 8 turn the picture by a quarter, swapping its sides.
+# Header tag of the EXIF orientation, and what makes a picture of each orientation upright.
 _ORIENTATION = 0x0112
+_UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+# Those that turn the picture by a quarter, swapping its sides.
+_QUARTER_TURNS = (5, 6, 7, 8)
+
+# How Pillow and the operating system report what cannot be read.
+_UNREADABLE = (OSError, SyntaxError, ValueError, EOFError, struct.error)
+_ADVICE = 'Mend or remove the file.'
 
 
 def decode(data: bytes, name: str, max_megapixels: float) -> np.ndarray:
@@ -36,13 +52,21 @@ def decode(data: bytes, name: str, max_megapixels: float) -> np.ndarray:
       max_megapixels: pictures whose header declares more are refused before any decoding.
 
     Raises:
-      UserError: the file is damaged, no image, or too large.
+      BadPicture: the file is damaged, empty, no image, or too large.
     """
+    if not data:
+        raise BadPicture(name, 'is empty', _ADVICE)
     try:
         with _opened(io.BytesIO(data), name, max_megapixels) as image:
-            return np.asarray(_to_rgb(ImageOps.exif_transpose(image)))
-    except (OSError, SyntaxError, ValueError) as error:
-        raise UserError(f'{name} cannot be decoded: {error}. Mend or remove the file.') from error
+            return np.asarray(_to_rgb(_upright(image)))
+    except _UNREADABLE as error:
+        raise BadPicture(name, f'cannot be decoded: {_phrase(error)}', _ADVICE) from error
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    # Not ImageOps.exif_transpose: it also rewrites the EXIF, and fails where that is damaged.
+    turn = _UPRIGHT.get(image.getexif().get(_ORIENTATION, 1))
+    return image if turn is None else image.transpose(turn)
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
@@ -58,23 +82,27 @@ def _to_rgb(image: Image.Image) -> Image.Image:
 
 
 def read_size(path: Path, max_megapixels: float) -> tuple[int, int]:
-    """(height, width) of an image file as `decode` would return it, from the header alone."""
+    """(height, width) of an image file as `decode` would return it, from the header alone.
+
+    Raises:
+      BadPicture: the file cannot be read, or its header is no image's or declares too much.
+    """
     try:
         with path.open('rb') as file, _opened(file, str(path), max_megapixels) as image:
             width, height = image.size
             # The base class's method: the one of PNGs decodes the whole picture.
-            turned = Image.Image.getexif(image).get(_ORIENTATION, 1) in (5, 6, 7, 8)
-    except (OSError, SyntaxError, ValueError) as error:
-        raise UserError(f'{path} cannot be read: {error}. Mend or remove the file.') from error
+            turned = Image.Image.getexif(image).get(_ORIENTATION, 1) in _QUARTER_TURNS
+    except _UNREADABLE as error:
+        raise BadPicture(str(path), f'cannot be read: {_phrase(error)}', _ADVICE) from error
     return (width, height) if turned else (height, width)
 
 
 def read_file(path: Path, max_megapixels: float) -> np.ndarray:
-    """Reads and decodes one image file: uint8 [H, W, 3]. Raises UserError as `decode` does."""
+    """Reads and decodes one image file: uint8 [H, W, 3]. Raises BadPicture as `decode` does."""
     try:
         data = path.read_bytes()
     except OSError as error:
-        raise UserError(f'{path} cannot be read: {error.strerror}.') from error
+        raise BadPicture(str(path), f'cannot be read: {_phrase(error)}') from error
     return decode(data, str(path), max_megapixels)
 
 
@@ -82,11 +110,19 @@ def _opened(file: IO[bytes], name: str, max_megapixels: float) -> Image.Image:
     try:
         image = Image.open(file, formats=_FORMATS)
     except UnidentifiedImageError as error:
-        raise UserError(f'{name} is not an image that can be read.') from error
+        raise BadPicture(name, 'is not an image that can be read', _ADVICE) from error
     megapixels = image.width * image.height / 1e6
     if megapixels > max_megapixels:
-        raise UserError(
-            f'{name} declares {image.width}x{image.height} pixels ({megapixels:.0f} megapixels), '
-            f'more than data.max_megapixels={max_megapixels:g}. Raise the limit if that is right.'
+        raise BadPicture(
+            name,
+            f'declares {image.width}x{image.height} pixels ({megapixels:.0f} megapixels), more '
+            f'than data.max_megapixels={max_megapixels:g}',
+            'Raise the limit if that is right.',
         )
     return image
+
+
+def _phrase(error: Exception) -> str:
+    """What an error says, on one line, without the file's name and a full stop."""
+    said = (error.strerror if isinstance(error, OSError) else None) or str(error)
+    return ' '.join(said.split()).rstrip('.') or type(error).__name__

@@ -60,6 +60,9 @@ class Div2k(Source):
     def name(self, index: int) -> str:
         return self._files['hr'][index].name
 
+    def file(self, index: int, key: str) -> str:
+        return str(self._files[key][index])
+
     def size(self, index: int, key: str) -> tuple[int, int]:
         return read_size(self._files[key][index], self.max_megapixels)
 

@@ -27,7 +27,8 @@ class Folder(Source):
           given_as: what the user named the folder with, for messages.
 
         Raises:
-          UserError: the folder does not exist, is no folder, or holds no image.
+          UserError: the folder does not exist, is no folder, holds no image, or cannot be listed
+            with all that is in it.
         """
         self.root = Path(root).expanduser()
         self.max_megapixels = max_megapixels
@@ -48,6 +49,9 @@ class Folder(Source):
     def name(self, index: int) -> str:
         return self._files[index]
 
+    def file(self, index: int, key: str) -> str:
+        return str(self.root / self._files[index])
+
     def size(self, index: int, key: str) -> tuple[int, int]:
         return read_size(self.root / self._files[index], self.max_megapixels)
 
@@ -66,7 +70,13 @@ def _list_images(root: Path, given_as: str) -> list[str]:
     """Paths of all images below `root`, relative with '/', sorted."""
     files, others = [], 0
     seen: set[str] = set()
-    for folder, subfolders, names in os.walk(existing_folder(root, given_as), followlinks=True):
+
+    def refuse(error: OSError) -> None:
+        # By default the pictures in there would be missing without a word.
+        raise UserError(f'{error.filename} cannot be listed: {error.strerror}.') from error
+
+    tree = os.walk(existing_folder(root, given_as), onerror=refuse, followlinks=True)
+    for folder, subfolders, names in tree:
         # A link may lead back to a folder above it.
         real = os.path.realpath(folder)
         if real in seen:

@@ -12,18 +12,33 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 import tensorflow_datasets as tfds
+from google.protobuf.message import DecodeError
 
 import byol_jax.data.quiet_tensorflow  # noqa: F401  (must come before TFDS imports it)
 from byol_jax.data.sources.base import Source
-from byol_jax.errors import UserError, did_you_mean
+from byol_jax.errors import BadPicture, UserError, did_you_mean
 
 _DOWNLOAD_ERRORS = (
     OSError,  # those of requests among them
     AssertionError,  # files that must be downloaded by hand are missing
     tfds.download.DownloadError,
     tfds.download.download_manager.NonMatchingChecksumError,
+)
+
+# What comes of a damaged record, depending on the file's format and on what decodes its pictures:
+# ArrayRecord's reader raises RuntimeError, and a picture that OpenCV gives up on is a None.
+_UNREADABLE = (
+    OSError,
+    RuntimeError,
+    ValueError,
+    SyntaxError,
+    TypeError,
+    AttributeError,
+    DecodeError,
+    cv2.error,
 )
 
 # TFRecord framing: uint64 length, uint32 crc of it, the record, uint32 crc of the record.
@@ -68,7 +83,7 @@ class Tfds(Source):
     def labels_of(self, indices: np.ndarray) -> np.ndarray | None:
         if not self.label_names:
             return None
-        return np.array([int(self._records[int(i)]['label']) for i in indices], np.int64)
+        return np.array([int(self._record(int(i))['label']) for i in indices], np.int64)
 
     @staticmethod
     def _check_features(builder: Any, name: str, keys: tuple[str, ...]) -> None:
@@ -85,7 +100,7 @@ class Tfds(Source):
         return len(self._records)
 
     def load(self, index: int, key: str) -> np.ndarray:
-        picture = np.asarray(self._records[index][key])
+        picture = np.asarray(self._record(index)[key])
         if picture.dtype == np.uint16:
             picture = np.rint(picture / 257).astype(np.uint8)
         if picture.shape[-1] == 4:
@@ -97,6 +112,17 @@ class Tfds(Source):
 
     def name(self, index: int) -> str:
         return f'{self._title} #{index}'
+
+    def _record(self, index: int) -> Any:
+        try:
+            return self._records[index]
+        except _UNREADABLE as error:
+            said = ' '.join(str(error).split())[:300].rstrip('.')
+            raise BadPicture(
+                self.name(index),
+                f'cannot be read: {type(error).__name__}: {said}',
+                'Prepare the data set again.',
+            ) from error
 
 
 def _builder(name: str, data_dir: str | None) -> Any:

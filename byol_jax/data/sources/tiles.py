@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
+from byol_jax.data.bad_files import BadFile, bad_file, name_some
 from byol_jax.data.sources.base import Source
-from byol_jax.errors import UserError
+from byol_jax.errors import BadPicture, UserError
 
 
 class Tiles(Source):
@@ -13,7 +14,12 @@ class Tiles(Source):
 
     Tiles lie on a grid of `stride` pixels of the first key's picture, the last of a row or column
     moved in to end at the border. Where an example has pictures of several sizes (low and high
-    resolution), a tile is the same part of each.
+    resolution), a tile is the same part of each. Of a picture whose size cannot be read, or that is
+    smaller than a tile, there are no tiles.
+
+    Attributes:
+      bad: the pictures left out because their size cannot be read.
+      small: (name, height, width) of the pictures left out because no tile fits in, pixels.
     """
 
     def __init__(self, source: Source, tile_size: int, stride: int = 0, key: str | None = None):
@@ -26,18 +32,17 @@ class Tiles(Source):
           key: the picture in whose pixels sizes are counted; by default the first key.
 
         Raises:
-          UserError: a picture is smaller than a tile.
+          UserError: all pictures are left out.
         """
         self.source = source
         self.keys = source.keys
         self.tile_size = tile_size
         self._key = key or source.keys[0]
         stride = stride or tile_size
-        sizes = [source.size(picture, self._key) for picture in range(len(source))]
-        self._check_sizes(sizes)
+        sizes = self._sizes()
         boxes = [
             (picture, top, left)
-            for picture, (height, width) in enumerate(sizes)
+            for picture, (height, width) in sizes.items()
             for top in _starts(height, tile_size, stride)
             for left in _starts(width, tile_size, stride)
         ]
@@ -46,16 +51,35 @@ class Tiles(Source):
         self.labels = self.boxes[:, 0].astype(np.int64)
         self.label_names = [source.name(i) for i in range(len(source))]
 
-    def _check_sizes(self, sizes: list[tuple[int, int]]) -> None:
-        small = [i for i, size in enumerate(sizes) if min(size) < self.tile_size]
-        if small:
-            least = min(small, key=lambda i: min(sizes[i]))
-            height, width = sizes[least]
+    def _sizes(self) -> dict[int, tuple[int, int]]:
+        """(height, width) of each picture that tiles can be cut from; sets `bad` and `small`."""
+        self.bad: list[BadFile] = []
+        self.small: list[tuple[str, int, int]] = []
+        sizes = {}
+        for picture in range(len(self.source)):
+            try:
+                size = self.source.size(picture, self._key)
+            except BadPicture as error:
+                self.bad.append(bad_file(error))
+                continue
+            if min(size) < self.tile_size:
+                self.small.append((self.source.name(picture), *size))
+            else:
+                sizes[picture] = size
+        if not sizes:
+            if self.bad:
+                raise UserError(
+                    f'Of {len(self.source):,} pictures the size of {len(self.bad):,} cannot be '
+                    f'read, and {len(self.small):,} are smaller than data.tile_size='
+                    f'{self.tile_size}: there is nothing to cut tiles from. {name_some(self.bad)}.'
+                )
+            name, height, width = max(self.small, key=lambda picture: min(picture[1:]))
             raise UserError(
-                f'{self.source.name(least)} is {width}x{height} pixels, smaller than '
-                f'data.tile_size={self.tile_size}; so are {len(small)} of {len(sizes)} pictures. '
-                'Use smaller tiles, or take these pictures out.'
+                f'All {len(self.small):,} pictures are smaller than data.tile_size='
+                f'{self.tile_size}; the largest, {name}, is {width}x{height} pixels. Use smaller '
+                'tiles.'
             )
+        return sizes
 
     def __len__(self) -> int:
         return len(self.boxes)
@@ -73,6 +97,9 @@ class Tiles(Source):
     def name(self, index: int) -> str:
         picture, top, left = self.boxes[index]
         return f'{self.source.name(int(picture))} @{left},{top}'
+
+    def file(self, index: int, key: str) -> str:
+        return self.source.file(int(self.boxes[index, 0]), key)
 
     def split(self, fraction: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
         """Splits the tiles so that no pixel of a held-out tile is ever trained on.
@@ -92,7 +119,7 @@ class Tiles(Source):
             return np.arange(len(self)), np.zeros(0, np.int64)
         train, held_out = [], []
         size = self.tile_size
-        for picture in range(len(self.source)):
+        for picture in np.unique(self.boxes[:, 0]).tolist():
             indices = np.flatnonzero(self.boxes[:, 0] == picture)
             place = self.boxes[indices, 1:]
             sides = place.max(axis=0) + size
