@@ -41,13 +41,25 @@ class PairMaker:
         epoch, place = divmod(position, len(self._source))
         return epoch, int(epoch_order(self._seed, epoch, len(self._source))[place])
 
+    def pictures(self, position: int) -> tuple[tuple[int, str], tuple[int, str]]:
+        """(example, key) of the picture that each view at a position is made from."""
+        epoch, index = self.example(position)
+        second = index
+        partners = self._source.partners(index)
+        if len(partners):
+            place = draw_place(len(partners), self._seed, epoch, index, number=2)
+            second = int(partners[place])
+        return (index, self._keys[0]), (second, self._keys[1])
+
     def pair(self, position: int) -> tuple[np.ndarray, np.ndarray]:
         """The views at a position: two uint8 [S, S, 3]."""
         epoch, index = self.example(position)
-        pictures = {key: self._source.load(index, key) for key in dict.fromkeys(self._keys)}
+        pictures = self.pictures(position)
+        # In the order of the source: the later frame of a clip is decoded on from the earlier one.
+        loaded = {which: self._source.load(*which) for which in sorted(set(pictures))}
         views = []
-        for number, (view, key) in enumerate(zip(self._views, self._keys, strict=True), start=1):
-            picture = pictures[key]
+        for number, (view, which) in enumerate(zip(self._views, pictures, strict=True), start=1):
+            picture = loaded[which]
             params = draw_view(
                 view,
                 *picture.shape[:2],
@@ -65,6 +77,15 @@ def epoch_order(seed: int, epoch: int, examples: int) -> np.ndarray:
     """The order of an epoch: a permutation of range(examples), int [examples]."""
     rng = np.random.Generator(np.random.Philox(key=[seed, 2], counter=[0, 0, 0, epoch]))
     return rng.permutation(examples)
+
+
+def draw_place(count: int, seed: int, epoch: int, example: int, number: int) -> int:
+    """Which of `count` partners of an example feeds view `number`: uniform in range(count).
+
+    A stream of its own, so that partners change nothing else that is drawn.
+    """
+    rng = np.random.Generator(np.random.Philox(key=[seed, 3], counter=[0, number, example, epoch]))
+    return int(rng.random() * count)
 
 
 def batches(

@@ -26,15 +26,21 @@ _THUMBNAIL = 96
 
 
 def draw_views(run: Run, workdir: Path) -> None:
-    """Writes views.png: for the first examples of the run, the original(s), view 1 and view 2."""
+    """Writes views.png: for the first examples of the run, the original(s), view 1 and view 2.
+
+    There are two originals where the views are made from two pictures.
+    """
     maker = PairMaker(run.data.train, run.config)
-    keys = tuple(dict.fromkeys(run.config.data.pair_keys))
+    positions = _first_of_each_label(run.data.train, maker)
+    pictures = [maker.pictures(position) for position in positions]
+    titles = ['original']
+    if any(first != second for first, second in pictures):
+        keys = tuple(run.config.data.pair_keys)
+        titles = [f'original {n}' for n in (keys if keys[0] != keys[1] else (1, 2))]
     rows = []
-    for position in _first_of_each_label(run.data.train, maker):
-        _, index = maker.example(position)
-        originals = [run.data.train.load(index, key) for key in keys]
+    for position, pair in zip(positions, pictures, strict=True):
+        originals = [run.data.train.load(*which) for which in pair[: len(titles)]]
         rows.append((*originals, *maker.pair(position)))
-    titles = ['original'] if len(keys) == 1 else [f'original {key}' for key in keys]
     side = min(224, max(96, run.config.views.image_size))
     save_picture(views_picture(rows, (*titles, 'view 1', 'view 2'), side), workdir / 'views.png')
 

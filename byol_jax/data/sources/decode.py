@@ -11,7 +11,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from byol_jax.errors import UserError
 
-# `_opened` checks data.max_megapixels instead, before anything is decoded.
+# `opened` checks data.max_megapixels instead, before anything is decoded.
 Image.MAX_IMAGE_PIXELS = None
 
 EXTENSIONS = ('.jpg', '.jpeg', '.png', '.webp', '.bmp')
@@ -39,13 +39,14 @@ def decode(data: bytes, name: str, max_megapixels: float) -> np.ndarray:
       UserError: the file is damaged, no image, or too large.
     """
     try:
-        with _opened(io.BytesIO(data), name, max_megapixels) as image:
-            return np.asarray(_to_rgb(ImageOps.exif_transpose(image)))
+        with opened(io.BytesIO(data), name, max_megapixels) as image:
+            return np.asarray(to_rgb(ImageOps.exif_transpose(image)))
     except (OSError, SyntaxError, ValueError) as error:
         raise UserError(f'{name} cannot be decoded: {error}. Mend or remove the file.') from error
 
 
-def _to_rgb(image: Image.Image) -> Image.Image:
+def to_rgb(image: Image.Image) -> Image.Image:
+    """An image of any mode as 8-bit RGB, alpha over black."""
     if image.mode.startswith('I'):
         # Pillow clips 16-bit values to 255 instead of scaling them.
         wide = np.asarray(image, np.float32)
@@ -60,7 +61,7 @@ def _to_rgb(image: Image.Image) -> Image.Image:
 def read_size(path: Path, max_megapixels: float) -> tuple[int, int]:
     """(height, width) of an image file as `decode` would return it, from the header alone."""
     try:
-        with path.open('rb') as file, _opened(file, str(path), max_megapixels) as image:
+        with path.open('rb') as file, opened(file, str(path), max_megapixels) as image:
             width, height = image.size
             # The base class's method: the one of PNGs decodes the whole picture.
             turned = Image.Image.getexif(image).get(_ORIENTATION, 1) in (5, 6, 7, 8)
@@ -78,15 +79,21 @@ def read_file(path: Path, max_megapixels: float) -> np.ndarray:
     return decode(data, str(path), max_megapixels)
 
 
-def _opened(file: IO[bytes], name: str, max_megapixels: float) -> Image.Image:
+def opened(file: IO[bytes], name: str, max_megapixels: float) -> Image.Image:
+    """Opens an image without decoding it; raises UserError if it is none, or too large."""
     try:
         image = Image.open(file, formats=_FORMATS)
     except UnidentifiedImageError as error:
         raise UserError(f'{name} is not an image that can be read.') from error
-    megapixels = image.width * image.height / 1e6
+    check_pixels(name, image.width, image.height, max_megapixels)
+    return image
+
+
+def check_pixels(name: str, width: int, height: int, max_megapixels: float) -> None:
+    """Raises UserError if a file declares more pixels a picture than are allowed."""
+    megapixels = width * height / 1e6
     if megapixels > max_megapixels:
         raise UserError(
-            f'{name} declares {image.width}x{image.height} pixels ({megapixels:.0f} megapixels), '
+            f'{name} declares {width}x{height} pixels ({megapixels:.0f} megapixels), '
             f'more than data.max_megapixels={max_megapixels:g}. Raise the limit if that is right.'
         )
-    return image
