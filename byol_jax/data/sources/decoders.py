@@ -92,12 +92,15 @@ class _PyAv(Decoder):
         self._av, self._path = av, path
         self.seeks = path.suffix.lower() in _TIMED
         with self._named():
-            # Titles in an old encoding are no reason to refuse a video.
-            self._container = av.open(os.path.abspath(path), metadata_errors='replace')
+            try:
+                self._container = av.open(os.path.abspath(path))
+            except UnicodeDecodeError:
+                # A title in an old encoding, which PyAV before 19 does not take by itself.
+                self._container = av.open(os.path.abspath(path), metadata_errors='replace')
             self._stream = self._container.streams.best('video')
-        if self._stream is None:
-            raise UserError(f'{path} holds no video.')
-        codec = self._stream.codec_context
+        codec = None if self._stream is None else self._stream.codec_context
+        if codec is None:
+            raise UserError(_damaged(path, 'it holds no video of a known kind'))
         check_pixels(str(path), codec.width, codec.height, max_megapixels)
         # Examples are prepared in parallel already, and every thread has its own frames in memory.
         codec.thread_count = 1
