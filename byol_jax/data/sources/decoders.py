@@ -160,6 +160,8 @@ class _OpenCv(Decoder):
         sides = (cv2.CAP_PROP_FRAME_WIDTH, cv2.CAP_PROP_FRAME_HEIGHT)
         width, height = (int(self._capture.get(side)) for side in sides)
         check_pixels(str(path), width, height, max_megapixels)
+        # The default before OpenCV 5 leaves frames as they lie in the file.
+        self._capture.set(cv2.CAP_PROP_ORIENTATION_AUTO, 1)
         self._any = False
 
     def advance(self) -> int | None:
