@@ -247,6 +247,12 @@ def test_times_that_repeat_are_never_sought(monkeypatch, tmp_path):
         assert reader.read(number)[0, 0, 0] == number
 
 
+def test_formats_without_times_are_never_sought(videos, video_backend):
+    """AVI and GIF hold no times of presentation; all other formats do, and are sought in."""
+    for name in NAMES:
+        assert VideoFile(videos[name], 1).seekable == (name not in ('a.avi', 'a.gif'))
+
+
 # Many threads.
 
 
@@ -370,6 +376,22 @@ def test_damage_in_the_middle_is_not_the_end(tmp_path, hard, video_backend, name
     path.write_bytes(data)
     with pytest.raises(UserError, match=rf'{name} cannot be decoded'):
         VideoFile(path, 1)
+
+
+def test_frames_that_were_made_up_are_damage(tmp_path, videos):
+    """What a decoder fills in for lost data is no frame to train on, where it says so."""
+    pytest.importorskip('av')
+    data = bytearray(videos['a.mkv'].read_bytes())
+    for place in range(len(data) // 3, len(data) // 2, 97):
+        damaged = bytes(data[:place]) + b'\0\0\0' + bytes(data[place + 3 :])
+        path = tmp_path / 'a.mkv'
+        path.write_bytes(damaged)
+        try:
+            VideoFile(path, 1)
+        except UserError as error:
+            if str(error).startswith(f'{path} cannot be decoded: a frame is damaged'):
+                return
+    raise AssertionError('no damage was noticed')
 
 
 @pytest.mark.parametrize('name', ['a.mp4', 'a.mkv', 'a.avi', 'a.gif'])
