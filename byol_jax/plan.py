@@ -146,6 +146,7 @@ _RANGES: dict[str, tuple[float, float]] = {
     'data.cache_gib': (0, math.inf),
     'data.max_megapixels': (0.001, math.inf),
     'data.max_bad_fraction': (0, 1),
+    'data.max_frame_gap': (0, 2**31 - 1),
     'data.workers': (0, 4096),
     'data.prefetch': (1, 4096),
     'views.image_size': (2, 8192),

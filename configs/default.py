@@ -43,14 +43,15 @@ def get_config() -> ml_collections.ConfigDict:
     config.precision = 'float32'  # compute type, 'float32' or 'bfloat16'; parameters stay float32
 
     data = config.data = ml_collections.ConfigDict()
-    data.source = 'folder'  # 'sample', 'folder' or 'tfds'
+    data.source = 'folder'  # 'sample', 'folder', 'video' or 'tfds'
     data.path = config_dict.placeholder(str)  # the folder; TFDS's data_dir, DIV2K's own folders
     data.name = ''  # name of the TFDS data set, such as 'imagenet2012' or 'div2k/bicubic_x2'
     data.split = 'train'  # TFDS split to train on
-    data.pair_keys = ('image', 'image')  # which picture of an example feeds view 1 and view 2
+    data.pair_keys = ('image', 'image')  # which picture feeds which view; or ('*_left', '*_right')
+    data.max_frame_gap = 15  # 'video': view 2 is at most so many frames away; 0: the same frame
     data.tile_size = 0  # cut pictures into square tiles of this many pixels; 0: whole pictures
     data.tile_stride = 0  # pixels from one tile to the next; 0: tile_size
-    data.held_out_fraction = 0.0  # share kept from training: of examples, or of tiles' area
+    data.held_out_fraction = 0.0  # share kept from training: of examples, clips, or tiles' area
     data.held_out_seed = 0  # which examples are held out; not the run's seed, so runs compare
     data.cache_gib = 2.0  # memory for the decoded pictures that tiles are cut from, GiB
     data.max_megapixels = 200.0  # larger pictures (by their header) are refused, not decoded

@@ -52,6 +52,18 @@ def main_py() -> Callable[..., subprocess.CompletedProcess[str]]:
     return run
 
 
+@pytest.fixture(params=['OpenCV', 'PyAV'])
+def video_backend(request, monkeypatch) -> str:
+    """Lets videos be decoded by OpenCV, as where PyAV is not installed, and by PyAV."""
+    from byol_jax.data.sources import decoders
+
+    if request.param == 'PyAV':
+        pytest.importorskip('av')
+    else:
+        monkeypatch.setattr(decoders, '_pyav', lambda: None)
+    return request.param
+
+
 def process_environment(devices: int) -> dict[str, str]:
     """The environment of a process with this many simulated CPU devices."""
     flags = f'--xla_force_host_platform_device_count={devices}'

@@ -13,7 +13,7 @@ from __future__ import annotations
 import functools
 import itertools
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -25,6 +25,8 @@ from byol_jax.data.sources.base import Source
 from byol_jax.errors import BadPicture, UserError
 
 Batch = dict[str, np.ndarray]
+# (example, key) of the picture of each view.
+Which = tuple[tuple[int, str], tuple[int, str]]
 
 # Other examples tried, at most, in place of one that cannot be read. With half of all pictures bad
 # one position in four billion would find none.
@@ -35,12 +37,12 @@ class Loaded(NamedTuple):
     """What a position of the stream shows.
 
     Attributes:
-      pictures: uint8 [H, W, 3], by key.
+      pictures: uint8 [H, W, 3], for each view.
       example: the one they are of; another than the position's own if that cannot be read.
       bad: what could not be read on the way to it.
     """
 
-    pictures: Mapping[str, np.ndarray]
+    pictures: tuple[np.ndarray, np.ndarray]
     example: int
     bad: Sequence[BadFile] = ()
 
@@ -78,6 +80,10 @@ class PairMaker:
         epoch, place = divmod(position, len(self._source))
         return epoch, int(epoch_order(self._seed, epoch, len(self._source))[place])
 
+    def pictures(self, position: int) -> Which:
+        """(example, key) of the picture that each view at a position is made from."""
+        return self._which(*self.example(position))
+
     def load(self, position: int) -> Loaded:
         """The pictures at a position: its example's, or those of the first replacement there is.
 
@@ -88,18 +94,18 @@ class PairMaker:
         others = replacements(self._seed, epoch, index, len(self._source))
         bad = []
         for candidate in itertools.chain([index], others):
+            first, second = self._which(epoch, candidate)
             try:
-                pictures = {
-                    key: self._source.load(candidate, key) for key in dict.fromkeys(self._keys)
-                }
+                # In the source's order: a later frame of a clip is decoded on from an earlier one.
+                loaded = {which: self._source.load(*which) for which in sorted({first, second})}
             except BadPicture as error:
                 bad.append(bad_file(error))
             else:
-                return Loaded(pictures, candidate, bad)
+                return Loaded((loaded[first], loaded[second]), candidate, bad)
         raise NoPictureError(bad)
 
     def views(
-        self, position: int, pictures: Mapping[str, np.ndarray]
+        self, position: int, pictures: tuple[np.ndarray, np.ndarray]
     ) -> tuple[np.ndarray, np.ndarray]:
         """The views that a position makes of its pictures: two uint8 [S, S, 3].
 
@@ -107,8 +113,7 @@ class PairMaker:
         """
         epoch, index = self.example(position)
         views = []
-        for number, (view, key) in enumerate(zip(self._views, self._keys, strict=True), start=1):
-            picture = pictures[key]
+        for number, (view, picture) in enumerate(zip(self._views, pictures, strict=True), start=1):
             params = draw_view(
                 view,
                 *picture.shape[:2],
@@ -119,6 +124,19 @@ class PairMaker:
             )
             views.append(make_view(picture, params, self._size))
         return views[0], views[1]
+
+    def pair(self, position: int) -> tuple[np.ndarray, np.ndarray]:
+        """The views at a position: two uint8 [S, S, 3]."""
+        return self.views(position, self.load(position).pictures)
+
+    def _which(self, epoch: int, example: int) -> Which:
+        """What the two views of an example are made from: its own picture and a partner's."""
+        second = example
+        partners = self._source.partners(example)
+        if len(partners):
+            place = draw_place(len(partners), self._seed, epoch, example, number=2)
+            second = int(partners[place])
+        return (example, self._keys[0]), (second, self._keys[1])
 
 
 @functools.lru_cache(maxsize=3)
@@ -137,6 +155,15 @@ def replacements(seed: int, epoch: int, example: int, examples: int) -> Iterator
     tries = min(MOST_REPLACEMENTS, examples - 1)
     for other in rng.choice(examples - 1, tries, replace=False) if tries else ():
         yield int(other) + int(other >= example)
+
+
+def draw_place(count: int, seed: int, epoch: int, example: int, number: int) -> int:
+    """Which of `count` partners of an example feeds view `number`: uniform in range(count).
+
+    A stream of its own, so that partners change nothing else that is drawn.
+    """
+    rng = np.random.Generator(np.random.Philox(key=[seed, 4], counter=[0, number, example, epoch]))
+    return int(rng.random() * count)
 
 
 def batches(

@@ -99,7 +99,7 @@ def write_report(
 {_results_table(results)}
 <p class="note">{html.escape(protocol)}</p>
 <h2>Curves</h2><div class="curves">{curves}</div>
-<h2>View pairs</h2><p class="note">Original, view 1 and view 2, as the network is given them.</p>
+<h2>View pairs</h2><p class="note">Originals, and views 1 and 2 as the network is given them.</p>
 <img class="wide" src="{views_uri}" alt="Originals and their two views">
 {_neighbour_rows(neighbours)}
 <h2>Run it again</h2><pre>{html.escape(command)}</pre>

@@ -30,19 +30,23 @@ _THUMBNAIL = 96
 def draw_views(run: Run, workdir: Path) -> list[BadFile]:
     """Writes views.png: for the first examples of the run, the original(s), view 1 and view 2.
 
+    There are two originals where the views are made from two pictures.
+
     Returns:
       What could not be read; as in training, another picture is in its place.
     """
     maker = PairMaker(run.data.train, run.config)
-    keys = tuple(dict.fromkeys(run.config.data.pair_keys))
+    positions = _first_of_each_label(run.data.train, maker)
+    titles = ['original']
+    if any(first != second for first, second in map(maker.pictures, positions)):
+        keys = tuple(run.config.data.pair_keys)
+        titles = [f'original {n}' for n in (keys if keys[0] != keys[1] else (1, 2))]
     rows: list[tuple[np.ndarray, ...]] = []
     bad: list[BadFile] = []
-    for position in _first_of_each_label(run.data.train, maker):
+    for position in positions:
         pictures, _, unreadable = maker.load(position)
         bad += unreadable
-        originals = [pictures[key] for key in keys]
-        rows.append((*originals, *maker.views(position, pictures)))
-    titles = ['original'] if len(keys) == 1 else [f'original {key}' for key in keys]
+        rows.append((*pictures[: len(titles)], *maker.views(position, pictures)))
     side = min(224, max(96, run.config.views.image_size))
     save_picture(views_picture(rows, (*titles, 'view 1', 'view 2'), side), workdir / 'views.png')
     return list(dict.fromkeys(bad))

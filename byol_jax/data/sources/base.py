@@ -18,12 +18,15 @@ class Source(abc.ABC):
       keys: names of the pictures each example has, such as ('image',) or ('hr', 'lr').
       labels: int [N], or None for unlabelled pictures.
       label_names: the name of each label.
+      groups: int [N] where examples belong together, such as the frames of a clip, and only whole
+        groups may be held out; else None.
       labels_at_hand: whether `labels` costs nothing; else it reads every example.
     """
 
     keys: tuple[str, ...] = ('image',)
     labels: np.ndarray | None = None
     label_names: Sequence[str] = ()
+    groups: np.ndarray | None = None
     labels_at_hand = True
 
     @abc.abstractmethod
@@ -62,6 +65,13 @@ class Source(abc.ABC):
         height, width = self.load(index, key).shape[:2]
         return height, width
 
+    def partners(self, index: int) -> np.ndarray:
+        """Other examples that may feed view 2 in place of example `index`: int [any number].
+
+        Without any, both views come from the same example.
+        """
+        return np.zeros(0, np.int64)
+
 
 class Subset(Source):
     """Some examples of another source, in the given order."""
@@ -72,6 +82,7 @@ class Subset(Source):
         self.keys = source.keys
         self.label_names = source.label_names
         self.labels_at_hand = source.labels_at_hand
+        self.groups = None if source.groups is None else source.groups[self.indices]
 
     @functools.cached_property
     def labels(self) -> np.ndarray | None:  # type: ignore[override]
@@ -95,6 +106,17 @@ class Subset(Source):
 
     def size(self, index: int, key: str) -> tuple[int, int]:
         return self.source.size(int(self.indices[index]), key)
+
+    def partners(self, index: int) -> np.ndarray:
+        places = self._places[self.source.partners(int(self.indices[index]))]
+        return places[places >= 0]
+
+    @functools.cached_property
+    def _places(self) -> np.ndarray:
+        """Where each example of the other source is in this one: int [its length], -1 for none."""
+        places = np.full(len(self.source), -1, np.int64)
+        places[self.indices] = np.arange(len(self.indices))
+        return places
 
 
 class Cached(Source):

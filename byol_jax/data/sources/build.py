@@ -11,11 +11,13 @@ from byol_jax.data.bad_files import SHOWN, BadFile, name_some, printable
 from byol_jax.data.sources.base import Cached, Source, Subset
 from byol_jax.data.sources.div2k import Div2k
 from byol_jax.data.sources.folder import Folder
+from byol_jax.data.sources.pairs import FilePairs
 from byol_jax.data.sources.sample import SamplePhotographs
 from byol_jax.data.sources.tiles import Tiles
+from byol_jax.data.sources.video import Video
 from byol_jax.errors import UserError, did_you_mean
 
-SOURCES = ('sample', 'folder', 'tfds')
+SOURCES = ('sample', 'folder', 'video', 'tfds')
 
 _WAYS_OUT = (
     'Three ways out: (1) run where the network is reachable, and TFDS downloads DIV2K by itself; '
@@ -93,7 +95,21 @@ def _open(data: Any) -> Source:
                 "data.source='folder' needs the folder: --config.data.path=DIR with JPEG, PNG, "
                 'WebP or BMP files, in class folders or not.'
             )
+        if any('*' in key for key in data.pair_keys):
+            return FilePairs(data.path, tuple(data.pair_keys), data.max_megapixels)
         return Folder(data.path, data.max_megapixels)
+    if data.source == 'video':
+        if not data.path:
+            raise UserError(
+                "data.source='video' needs the folder: --config.data.path=DIR with video files, or "
+                'folders of numbered frames.'
+            )
+        if data.tile_size:
+            raise UserError(
+                f"data.tile_size={data.tile_size} cuts still pictures; with data.source='video' "
+                'it must be 0.'
+            )
+        return Video(data.path, data.max_frame_gap, data.max_megapixels, data.workers)
     if data.source == 'tfds':
         is_div2k = data.name.split('/')[0].split(':')[0] == 'div2k'
         if is_div2k and data.path:
@@ -114,13 +130,19 @@ def _open(data: Any) -> Source:
 
 
 def _split(source: Source, fraction: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Draws `fraction` of the examples of each label (of all, without labels at hand)."""
+    """Draws `fraction` of the groups of each label (of all, without labels at hand).
+
+    Where the source has no groups, every example is one.
+    """
     labels = source.labels if source.labels_at_hand else None
     if labels is None:
         labels = np.zeros(len(source), np.int64)
+    groups = np.arange(len(source)) if source.groups is None else source.groups
+    _, first, group = np.unique(groups, return_index=True, return_inverse=True)
+    labels = labels[first]
     rng = np.random.Generator(np.random.Philox(key=[seed, 1]))
-    held_out = np.zeros(len(source), bool)
+    held_out = np.zeros(len(first), bool)
     for label in np.unique(labels):
         members = rng.permutation(np.flatnonzero(labels == label))
         held_out[members[: int(len(members) * fraction)]] = True
-    return np.flatnonzero(~held_out), np.flatnonzero(held_out)
+    return np.flatnonzero(~held_out[group]), np.flatnonzero(held_out[group])

@@ -12,7 +12,7 @@ from PIL import Image, UnidentifiedImageError
 
 from byol_jax.errors import BadPicture
 
-# `_opened` checks data.max_megapixels instead, before anything is decoded.
+# `opened` checks data.max_megapixels instead, before anything is decoded.
 Image.MAX_IMAGE_PIXELS = None
 
 EXTENSIONS = ('.jpg', '.jpeg', '.png', '.webp', '.bmp')
@@ -57,8 +57,8 @@ def decode(data: bytes, name: str, max_megapixels: float) -> np.ndarray:
     if not data:
         raise BadPicture(name, 'is empty', _ADVICE)
     try:
-        with _opened(io.BytesIO(data), name, max_megapixels) as image:
-            return np.asarray(_to_rgb(_upright(image)))
+        with opened(io.BytesIO(data), name, max_megapixels) as image:
+            return np.asarray(to_rgb(_upright(image)))
     except _UNREADABLE as error:
         raise BadPicture(name, f'cannot be decoded: {_phrase(error)}', _ADVICE) from error
 
@@ -69,7 +69,8 @@ def _upright(image: Image.Image) -> Image.Image:
     return image if turn is None else image.transpose(turn)
 
 
-def _to_rgb(image: Image.Image) -> Image.Image:
+def to_rgb(image: Image.Image) -> Image.Image:
+    """An image of any mode as 8-bit RGB, alpha over black."""
     if image.mode.startswith('I'):
         # Pillow clips 16-bit values to 255 instead of scaling them.
         wide = np.asarray(image, np.float32)
@@ -88,7 +89,7 @@ def read_size(path: Path, max_megapixels: float) -> tuple[int, int]:
       BadPicture: the file cannot be read, or its header is no image's or declares too much.
     """
     try:
-        with path.open('rb') as file, _opened(file, str(path), max_megapixels) as image:
+        with path.open('rb') as file, opened(file, str(path), max_megapixels) as image:
             width, height = image.size
             # The base class's method: the one of PNGs decodes the whole picture.
             turned = Image.Image.getexif(image).get(_ORIENTATION, 1) in _QUARTER_TURNS
@@ -106,20 +107,26 @@ def read_file(path: Path, max_megapixels: float) -> np.ndarray:
     return decode(data, str(path), max_megapixels)
 
 
-def _opened(file: IO[bytes], name: str, max_megapixels: float) -> Image.Image:
+def opened(file: IO[bytes], name: str, max_megapixels: float) -> Image.Image:
+    """Opens an image without decoding it; raises UserError if it is none, or too large."""
     try:
         image = Image.open(file, formats=_FORMATS)
     except UnidentifiedImageError as error:
         raise BadPicture(name, 'is not an image that can be read', _ADVICE) from error
-    megapixels = image.width * image.height / 1e6
+    check_pixels(name, image.width, image.height, max_megapixels)
+    return image
+
+
+def check_pixels(name: str, width: int, height: int, max_megapixels: float) -> None:
+    """Raises BadPicture if a file declares more pixels a picture than are allowed."""
+    megapixels = width * height / 1e6
     if megapixels > max_megapixels:
         raise BadPicture(
             name,
-            f'declares {image.width}x{image.height} pixels ({megapixels:.0f} megapixels), more '
+            f'declares {width}x{height} pixels ({megapixels:.0f} megapixels), more '
             f'than data.max_megapixels={max_megapixels:g}',
             'Raise the limit if that is right.',
         )
-    return image
 
 
 def _phrase(error: Exception) -> str:

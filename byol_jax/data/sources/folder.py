@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -32,13 +33,8 @@ class Folder(Source):
         """
         self.root = Path(root).expanduser()
         self.max_megapixels = max_megapixels
-        self._files = _list_images(self.root, given_as)
-        tops = [file.split('/')[0] if '/' in file else None for file in self._files]
-        classes = sorted({top for top in tops if top is not None})
-        if len(classes) > 1 and None not in tops:
-            self.label_names = tuple(classes)
-            index = {name: i for i, name in enumerate(classes)}
-            self.labels = np.array([index[top] for top in tops if top is not None])
+        self._files = list_files(self.root, given_as)
+        self.labels, self.label_names = class_labels(self._files)
 
     def __len__(self) -> int:
         return len(self._files)
@@ -66,8 +62,37 @@ def existing_folder(root: Path, key: str = 'data.path') -> Path:
     raise UserError(f'{key}={root} does not exist.{did_you_mean(root.name, beside)}')
 
 
-def _list_images(root: Path, given_as: str) -> list[str]:
-    """Paths of all images below `root`, relative with '/', sorted."""
+def class_labels(files: Sequence[str]) -> tuple[np.ndarray | None, tuple[str, ...]]:
+    """The classes that the first folder level names.
+
+    Args:
+      files: paths relative to the root, with '/'.
+
+    Returns:
+      A label for each file, int [N], and their names; None and none unless every file lies in one
+      of at least two folders.
+    """
+    tops = [file.split('/')[0] if '/' in file else None for file in files]
+    classes = sorted({top for top in tops if top is not None})
+    if len(classes) < 2 or None in tops:
+        return None, ()
+    index = {name: i for i, name in enumerate(classes)}
+    return np.array([index[top] for top in tops if top is not None]), tuple(classes)
+
+
+def list_files(
+    root: Path,
+    given_as: str,
+    extensions: tuple[str, ...] = EXTENSIONS,
+    kind: str = 'image',
+) -> list[str]:
+    """Paths of all files below `root` with one of `extensions`, relative with '/', sorted.
+
+    Hidden files and folders are left out.
+
+    Raises:
+      UserError: the folder does not exist or holds no such file; the message calls them `kind`.
+    """
     files, others = [], 0
     seen: set[str] = set()
 
@@ -86,13 +111,13 @@ def _list_images(root: Path, given_as: str) -> list[str]:
         subfolders[:] = sorted(name for name in subfolders if not name.startswith('.'))
         relative = Path(folder).relative_to(root)
         for name in names:
-            if name.lower().endswith(EXTENSIONS) and not name.startswith('.'):
+            if name.lower().endswith(extensions) and not name.startswith('.'):
                 files.append((relative / name).as_posix())
             else:
                 others += 1
     if not files:
         raise UserError(
-            f'{given_as}={root} holds no image: of its {others} file(s), none ends in '
-            f'{", ".join(EXTENSIONS)}.'
+            f'{given_as}={root} holds no {kind}: of its {others} file(s), none ends in '
+            f'{", ".join(extensions)}.'
         )
     return sorted(files)
