@@ -798,7 +798,6 @@ class Forwarding(NnxMlp):
         super().__init__(**kwargs)
 
 
-@pytest.mark.xfail(strict=True, reason='rngs are given to constructors that name them only')
 def test_a_constructor_that_hands_its_arguments_on():
     """A constructor that takes any keyword gets `rngs` too."""
     TappedEncoder(recipe(Forwarding), 'hidden2').check(SHAPE)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import abc
 import functools
 import inspect
+import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -26,6 +27,10 @@ TRAIN_ARGUMENTS = {
     'deterministic': False,
     'use_running_average': False,
 }
+
+
+# What other words for it are made of.
+_ABOUT_TRAINING = re.compile('train|eval|infer|test|determin|running')
 
 
 class Calls:
@@ -71,14 +76,18 @@ class Network(abc.ABC):
         """Its `__call__`, of which the arguments are looked at."""
 
     def unknown_switches(self) -> list[str]:
-        """Arguments of its call that are true or false and may say in other words that it trains.
+        """Arguments of its call that are true or false and seem to say that it trains, or not.
 
         Empty if one of TRAIN_ARGUMENTS is among them.
         """
         arguments = inspect.signature(self.call()).parameters
         if any(name in TRAIN_ARGUMENTS for name in arguments):
             return []
-        return [name for name, given in arguments.items() if isinstance(given.default, bool)]
+        return [
+            name
+            for name, given in arguments.items()
+            if isinstance(given.default, bool) and _ABOUT_TRAINING.search(name)
+        ]
 
     @abc.abstractmethod
     def init(self, rng: jax.Array, images: jax.Array) -> dict[str, Any]:

@@ -108,7 +108,9 @@ class NnxNetwork(Network):
 
     def _make(self, rng: jax.Array) -> nnx.Module:
         kwargs = dict(self.kwargs)
-        if 'rngs' in constructor_parameters(self.constructor):
+        takes = constructor_parameters(self.constructor)
+        # `**kwargs` hands it on to the class above.
+        if 'rngs' in takes or any(p.kind is p.VAR_KEYWORD for p in takes.values()):
             kwargs['rngs'] = nnx.Rngs(rng)
         return self.constructor(**kwargs)
 

@@ -24,6 +24,7 @@ NETWORK_ERRORS = (
     AssertionError,
     ZeroDivisionError,
     NameError,  # of an axis that is not there
+    NotImplementedError,
     flax.errors.FlaxError,
 )
 
