@@ -1100,7 +1100,6 @@ class HalfParameters(nn.Module):
         return nn.Dense(6, param_dtype=jnp.bfloat16, name='fc')(x.mean(axis=(1, 2)))
 
 
-@pytest.mark.xfail(strict=True, reason='safetensors.numpy writes bfloat16 but does not read it')
 def test_bfloat16_parameters_are_exported(tmp_path):
     """Parameters that a network keeps in bfloat16 survive the export."""
     _, variables = tap(HalfParameters(), 'fc')

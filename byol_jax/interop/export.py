@@ -11,6 +11,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+import safetensors
 import safetensors.numpy
 
 from byol_jax.errors import UserError
@@ -20,6 +21,16 @@ from byol_jax.models.network import path_name
 from byol_jax.models.nnx_network import NnxNetwork
 from byol_jax.models.registry import build_encoder
 from byol_jax.models.tap import TappedEncoder
+
+# Types of safetensors files.
+_DTYPES: dict[str, Any] = {
+    'BOOL': np.bool_,
+    'BF16': jnp.bfloat16,
+    **{f'F{bits}': f'float{bits}' for bits in (16, 32, 64)},
+    **{f'I{bits}': f'int{bits}' for bits in (8, 16, 32, 64)},
+    **{f'U{bits}': f'uint{bits}' for bits in (8, 16, 32, 64)},
+    'C64': np.complex64,
+}
 
 # What encoder.json must hold.
 _KINDS: dict[str, type] = {
@@ -94,7 +105,11 @@ def load_encoder(path: str | Path) -> Encoder:
 def _read_weights(path: Path) -> dict[str, np.ndarray]:
     """Arrays by flat name."""
     try:
-        return safetensors.numpy.load(path.read_bytes())
+        # Not safetensors.numpy.load, which does not know bfloat16.
+        return {
+            name: np.frombuffer(entry['data'], _DTYPES[entry['dtype']]).reshape(entry['shape'])
+            for name, entry in safetensors.deserialize(path.read_bytes())
+        }
     except (safetensors.SafetensorError, ValueError, KeyError, TypeError) as error:
         raise UserError(
             f'{path} is damaged, or writing it was interrupted ({error}). Export it again.'
