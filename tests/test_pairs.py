@@ -111,7 +111,7 @@ def test_pairs_are_held_out_and_cut_into_tiles(stereo):
     assert left.shape == right.shape == (32, 32, 3)
     whole = frame(1, 1)
     np.testing.assert_array_equal(left, whole[:32, 32:64])
-    train, held_out = build_data(make_config(stereo, held_out_fraction=0.5))
+    train, held_out = build_data(make_config(stereo, held_out_fraction=0.5))[:2]
     assert (len(train), len(held_out)) == (3, 2)
 
 

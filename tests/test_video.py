@@ -333,7 +333,7 @@ def test_whole_clips_are_held_out(tmp_path, fraction):
     """The fraction is taken of the clips; no clip is on both sides, and none is torn."""
     counts = [3, 8, 1, 5, 2, 2, 9, 4, 6, 1]
     config = make_config(plain_clips(tmp_path, *counts), held_out_fraction=fraction)
-    train, held_out = build_data(config)
+    train, held_out = build_data(config)[:2]
     clips = [{name.split('/')[0] for name in names(part)} for part in (train, held_out)]
     assert not clips[0] & clips[1]
     assert len(clips[1]) == 10 * fraction
@@ -351,7 +351,7 @@ def test_clips_of_every_class_are_held_out(tmp_path):
     for name, clips in (('jump', 10), ('fall', 4)):
         for clip in range(clips):
             write_frames(tmp_path / name / f'{clip}', ['1.png', '2.png', '3.png'][: 1 + clip % 3])
-    train, held_out = build_data(make_config(tmp_path, held_out_fraction=0.5))
+    train, held_out = build_data(make_config(tmp_path, held_out_fraction=0.5))[:2]
     for part in (train, held_out):
         clips = {(name.split('/')[0], name.split('/')[1]) for name in names(part)}
         assert sorted(label for label, _ in clips) == ['fall'] * 2 + ['jump'] * 5
@@ -442,7 +442,7 @@ def test_config_for_clips(tmp_path):
     config = video_config.get_config()
     with config.unlocked():
         config.data.path = str(tmp_path)
-    train, held_out = build_data(config)
+    train, held_out = build_data(config)[:2]
     assert len(train) > len(held_out) > 0
     assert max(len(train.partners(i)) for i in range(len(train))) > 0
 
