@@ -421,15 +421,7 @@ class Table(nnx.Module):
         return self.fc(x.mean(axis=(1, 2))) + self.table
 
 
-@pytest.mark.parametrize(
-    'numpy',
-    [
-        True,
-        pytest.param(
-            False, marks=pytest.mark.xfail(strict=True, reason='a traced array is not noticed')
-        ),
-    ],
-)
+@pytest.mark.parametrize('numpy', [True, False])
 def test_an_array_that_is_no_variable(numpy):
     """An array held as a plain attribute is refused by its name, saying how to hold it."""
     with pytest.raises(UserError, match=r"plain array as its attribute 'table'.*nnx\.Variable"):

@@ -11,6 +11,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 
 from byol_jax.errors import UserError
@@ -112,7 +113,12 @@ class NnxNetwork(Network):
         # `**kwargs` hands it on to the class above.
         if 'rngs' in takes or any(p.kind is p.VAR_KEYWORD for p in takes.values()):
             kwargs['rngs'] = nnx.Rngs(rng)
-        return self.constructor(**kwargs)
+        model = self.constructor(**kwargs)
+        for keys, layer in nnx.iter_modules(model):
+            for name, value in vars(layer).items():
+                if isinstance(value, jax.Array | np.ndarray):
+                    raise UserError(_plain_array((*keys, name)))
+        return model
 
     def _merge(self, variables: Variables, rng: jax.Array | None) -> nnx.Module:
         """A module with these variables, whose random streams start from `rng`."""
@@ -141,11 +147,7 @@ def _by_collection(flat: Any, like: Variables | None = None) -> dict[str, Any]:
     result: dict[str, Any] = {'params': {}}
     for keys, variable in flat:
         if not isinstance(variable, nnx.Variable):
-            path = '.'.join(map(str, keys))
-            raise UserError(
-                f"The NNX module keeps a plain array as its attribute '{path}'. Wrap it: "
-                'nnx.Variable(array) is carried along and never trained, nnx.Param(array) is.'
-            )
+            raise UserError(_plain_array(keys))
         collection = _collection(variable)
         *parents, leaf = map(str, keys)
         if collection is None:
@@ -157,6 +159,15 @@ def _by_collection(flat: Any, like: Variables | None = None) -> dict[str, Any]:
             node = node.setdefault(parent, {})
         node[leaf] = variable.get_value()
     return result
+
+
+def _plain_array(keys: Any) -> str:
+    """What a user is told about an array that would get lost between traces."""
+    path = '.'.join(map(str, keys))
+    return (
+        f"The NNX module keeps a plain array as its attribute '{path}'. Wrap it: "
+        'nnx.Variable(array) is carried along and never trained, nnx.Param(array) is.'
+    )
 
 
 def _collection(variable: Any) -> str | None:
