@@ -39,7 +39,9 @@ class Case(NamedTuple):
         states = [self.initial if state is None else state]
         for _ in range(steps):
             batch = shard_batch(make_batch(int(states[-1].step)), self.devices)
-            states.append(jax.device_get(self.step(states[-1], batch)[0]))
+            # All devices' copies: to fetch one of them would not wait for the others.
+            state, _ = jax.block_until_ready(self.step(states[-1], batch))
+            states.append(jax.device_get(state))
         return states[1:]
 
 
