@@ -13,7 +13,7 @@ from __future__ import annotations
 import functools
 import itertools
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -175,8 +175,10 @@ def batches(
     process_index: int = 0,
     process_count: int = 1,
     bad_files: BadFiles | None = None,
-) -> Iterator[Batch]:
+) -> Generator[Batch]:
     """Yields this process's share of batches start_step .. stop_step - 1.
+
+    Close it if it is not read to its end: work that is under way keeps a process from ending.
 
     Args:
       source: the training pictures.

@@ -13,8 +13,8 @@ import os
 import signal
 import time
 from collections import deque
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Generator, Iterator
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -151,7 +151,8 @@ def _fit(
     watch: Stopwatch | None = None
     record: dict[str, float] = {}
     say('compiling the training step ...')
-    with _stop_signals() as stop:
+    # Left open, its threads would keep the process from ending after an error.
+    with closing(inputs), _stop_signals() as stop:
         for step in range(start + 1, plan.total_steps + 1):
             while len(under_way) >= most_under_way:
                 _settle(under_way)
@@ -195,7 +196,7 @@ def _fit(
     return state
 
 
-def _inputs(run: Run, start: int, bad_files: BadFiles) -> Iterator[Batch]:
+def _inputs(run: Run, start: int, bad_files: BadFiles) -> Generator[Batch]:
     return batches(
         run.data.train,
         run.config,
