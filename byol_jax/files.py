@@ -7,13 +7,18 @@ from pathlib import Path
 from typing import Any
 
 
-def write_whole(path: Path, write: Callable[[Path], Any]) -> None:
+def write_whole(path: Path, write: Callable[[Path], Any], writer: str = '') -> None:
     """Lets `write` fill a file beside `path` and moves it there when it is complete.
+
+    Args:
+      path: the file.
+      write: is given the path of the file to fill.
+      writer: names this process, where several may write `path` at once.
 
     Raises:
       OSError: it could not be written (a full disk, say), naming `path`; what was there still is.
     """
-    partial = path.with_name(path.name + '.partial')
+    partial = path.with_name(f'{path.name}.{writer}.partial' if writer else f'{path.name}.partial')
     try:
         write(partial)
         partial.replace(path)

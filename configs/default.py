@@ -56,6 +56,7 @@ def get_config() -> ml_collections.ConfigDict:
     data.cache_gib = 2.0  # memory for the decoded pictures that tiles are cut from, GiB
     data.max_megapixels = 200.0  # larger pictures (by their header) are refused, not decoded
     data.max_bad_fraction = 0.01  # share of unreadable pictures a run bears, at least one; 0: none
+    data.index = 'auto'  # keeps the list of a folder's files: 'auto' in ~/.cache; a file; '': none
     data.workers = 0  # examples prepared in parallel; 0: one per CPU core
     data.prefetch = 2  # batches prepared ahead of the step
 

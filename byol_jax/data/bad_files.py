@@ -9,6 +9,8 @@ from collections.abc import Collection, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
+import numpy as np
+
 from byol_jax.data.sources.base import Source
 from byol_jax.errors import BadPicture, UserError
 
@@ -86,8 +88,11 @@ class BadFiles:
     def total(self) -> int:
         """Training pictures there are: files, of which tiles are many examples."""
         # A pass over all names, made only where something is bad.
-        files = {self._source.file(index, self._key) for index in range(len(self._source))}
-        return len(files) + self._left_out
+        count = len(self._source)
+        files = (hash(self._source.file(index, self._key)) for index in range(count))
+        # Not their names, of which a million would fill memory. That two of a million names have
+        # one hash of 64 bits has a probability of 3e-8, and would matter to no one.
+        return len(np.unique(np.fromiter(files, np.int64, count))) + self._left_out
 
     @property
     def none_allowed(self) -> bool:

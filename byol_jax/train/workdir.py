@@ -21,6 +21,7 @@ _FREE = (
     'data.workers',
     'data.prefetch',
     'data.cache_gib',
+    'data.index',
     'data.max_bad_fraction',
 )
 
@@ -74,7 +75,8 @@ def fingerprint(data: Data) -> dict[str, Any]:
     names = hashlib.sha256()
     for part in (data.train, data.held_out):
         for index in range(len(part)):
-            names.update(f'{part.name(index)}\n'.encode())
+            # A file's name need not be text.
+            names.update(f'{part.name(index)}\n'.encode(errors='surrogatepass'))
     return {
         'examples': len(data.train),
         'held_out': len(data.held_out),

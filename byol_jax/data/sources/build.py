@@ -96,8 +96,8 @@ def _open(data: Any) -> Source:
                 'WebP or BMP files, in class folders or not.'
             )
         if any('*' in key for key in data.pair_keys):
-            return FilePairs(data.path, tuple(data.pair_keys), data.max_megapixels)
-        return Folder(data.path, data.max_megapixels)
+            return FilePairs(data.path, tuple(data.pair_keys), data.max_megapixels, data.index)
+        return Folder(data.path, data.max_megapixels, index=data.index)
     if data.source == 'video':
         if not data.path:
             raise UserError(
@@ -109,7 +109,7 @@ def _open(data: Any) -> Source:
                 f"data.tile_size={data.tile_size} cuts still pictures; with data.source='video' "
                 'it must be 0.'
             )
-        return Video(data.path, data.max_frame_gap, data.max_megapixels, data.workers)
+        return Video(data.path, data.max_frame_gap, data.max_megapixels, data.workers, data.index)
     if data.source == 'tfds':
         is_div2k = data.name.split('/')[0].split(':')[0] == 'div2k'
         if is_div2k and data.path:
@@ -142,7 +142,8 @@ def _split(source: Source, fraction: float, seed: int) -> tuple[np.ndarray, np.n
     labels = labels[first]
     rng = np.random.Generator(np.random.Philox(key=[seed, 1]))
     held_out = np.zeros(len(first), bool)
-    for label in np.unique(labels):
-        members = rng.permutation(np.flatnonzero(labels == label))
+    order = np.argsort(labels, kind='stable')
+    for alike in np.split(order, np.flatnonzero(np.diff(labels[order])) + 1):
+        members = rng.permutation(alike)
         held_out[members[: int(len(members) * fraction)]] = True
     return np.flatnonzero(~held_out[group]), np.flatnonzero(held_out[group])

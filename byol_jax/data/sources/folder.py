@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -10,6 +9,8 @@ import numpy as np
 
 from byol_jax.data.sources.base import Source
 from byol_jax.data.sources.decode import EXTENSIONS, read_file, read_size
+from byol_jax.data.sources.index import listed
+from byol_jax.data.sources.names import Names
 from byol_jax.errors import UserError, did_you_mean
 
 
@@ -20,12 +21,19 @@ class Folder(Source):
     two of them, as in `train/cat/1.jpg`; else there are none.
     """
 
-    def __init__(self, root: str | Path, max_megapixels: float = 200, given_as: str = 'data.path'):
+    def __init__(
+        self,
+        root: str | Path,
+        max_megapixels: float = 200,
+        given_as: str = 'data.path',
+        index: str = '',
+    ):
         """Lists the files; decodes none.
 
         Args:
           root: the folder. max_megapixels: larger pictures are refused.
           given_as: what the user named the folder with, for messages.
+          index: the file the list is kept in: '' for none, 'auto' for one in the user's cache.
 
         Raises:
           UserError: the folder does not exist, is no folder, holds no image, or cannot be listed
@@ -33,7 +41,9 @@ class Folder(Source):
         """
         self.root = Path(root).expanduser()
         self.max_megapixels = max_megapixels
-        self._files = list_files(self.root, given_as)
+        # What every path begins with, as pathlib writes it.
+        self._prefix = str(self.root / '_')[:-1]
+        self._files = list_files(self.root, given_as, index=index)
         self.labels, self.label_names = class_labels(self._files)
 
     def __len__(self) -> int:
@@ -46,7 +56,7 @@ class Folder(Source):
         return self._files[index]
 
     def file(self, index: int, key: str) -> str:
-        return str(self.root / self._files[index])
+        return self._prefix + self._files[index]
 
     def size(self, index: int, key: str) -> tuple[int, int]:
         return read_size(self.root / self._files[index], self.max_megapixels)
@@ -72,12 +82,19 @@ def class_labels(files: Sequence[str]) -> tuple[np.ndarray | None, tuple[str, ..
       A label for each file, int [N], and their names; None and none unless every file lies in one
       of at least two folders.
     """
-    tops = [file.split('/')[0] if '/' in file else None for file in files]
-    classes = sorted({top for top in tops if top is not None})
-    if len(classes) < 2 or None in tops:
+    numbers: dict[str, int] = {}
+    found = np.empty(len(files), np.int64)
+    for i, file in enumerate(files):
+        top, slash, _ = file.partition('/')
+        if not slash:
+            return None, ()
+        found[i] = numbers.setdefault(top, len(numbers))
+    if len(numbers) < 2:
         return None, ()
-    index = {name: i for i, name in enumerate(classes)}
-    return np.array([index[top] for top in tops if top is not None]), tuple(classes)
+    classes = sorted(numbers)
+    labels = np.empty(len(classes), np.int64)
+    labels[[numbers[name] for name in classes]] = np.arange(len(classes))
+    return labels[found], tuple(classes)
 
 
 def list_files(
@@ -85,39 +102,23 @@ def list_files(
     given_as: str,
     extensions: tuple[str, ...] = EXTENSIONS,
     kind: str = 'image',
-) -> list[str]:
+    index: str = '',
+) -> Names:
     """Paths of all files below `root` with one of `extensions`, relative with '/', sorted.
 
     Hidden files and folders are left out.
 
+    Args:
+      root, extensions, index: as `index.listed`.
+      given_as: what the user named the folder with. kind: what to call the files.
+
     Raises:
-      UserError: the folder does not exist or holds no such file; the message calls them `kind`.
+      UserError: the folder does not exist, holds no such file, or cannot be listed.
     """
-    files, others = [], 0
-    seen: set[str] = set()
-
-    def refuse(error: OSError) -> None:
-        # By default the pictures in there would be missing without a word.
-        raise UserError(f'{error.filename} cannot be listed: {error.strerror}.') from error
-
-    tree = os.walk(existing_folder(root, given_as), onerror=refuse, followlinks=True)
-    for folder, subfolders, names in tree:
-        # A link may lead back to a folder above it.
-        real = os.path.realpath(folder)
-        if real in seen:
-            subfolders.clear()
-            continue
-        seen.add(real)
-        subfolders[:] = sorted(name for name in subfolders if not name.startswith('.'))
-        relative = Path(folder).relative_to(root)
-        for name in names:
-            if name.lower().endswith(extensions) and not name.startswith('.'):
-                files.append((relative / name).as_posix())
-            else:
-                others += 1
-    if not files:
+    listing = listed(existing_folder(root, given_as), extensions, index)
+    if not listing.files:
         raise UserError(
-            f'{given_as}={root} holds no {kind}: of its {others} file(s), none ends in '
+            f'{given_as}={root} holds no {kind}: of its {listing.others} file(s), none ends in '
             f'{", ".join(extensions)}.'
         )
-    return sorted(files)
+    return listing.files

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +9,7 @@ import numpy as np
 from byol_jax.data.sources.base import Source
 from byol_jax.data.sources.decode import read_file, read_size
 from byol_jax.data.sources.folder import class_labels, list_files
+from byol_jax.data.sources.names import Names
 from byol_jax.errors import UserError
 
 _SHOWN = 5
@@ -25,8 +25,18 @@ class FilePairs(Source):
     files of the first pattern.
     """
 
-    def __init__(self, root: str | Path, patterns: tuple[str, ...], max_megapixels: float = 200):
+    def __init__(
+        self,
+        root: str | Path,
+        patterns: tuple[str, ...],
+        max_megapixels: float = 200,
+        index: str = '',
+    ):
         """Lists the files; decodes none.
+
+        Args:
+          root: the folder. patterns: as above. max_megapixels: larger pictures are refused.
+          index: as `Folder`.
 
         Raises:
           UserError: the folder does not exist or holds no image, a pattern does not hold one `*`
@@ -41,30 +51,32 @@ class FilePairs(Source):
                     f'data.pair_keys={patterns}: a pattern of file names must hold one *, such as '
                     f"'*_left'; '{pattern}' holds {pattern.count('*')}."
                 )
-        files = list_files(self.root, 'data.path')
+        files = list_files(self.root, 'data.path', index=index)
         found = {pattern: self._matching(pattern, files) for pattern in self.keys}
         first = found[self.keys[0]]
         for pattern, other in found.items():
-            self._check_partners(first, other, pattern)
-            self._check_partners(other, first, self.keys[0])
-        names = sorted(first, key=lambda name: first[name])
-        self._files = {key: [found[key][name] for name in names] for key in self.keys}
+            self._check_partners(files, first, other, pattern)
+            self._check_partners(files, other, first, self.keys[0])
+        # In the order of the first pattern's files.
+        self._files = {key: files.take(found[key][name] for name in first) for key in self.keys}
         self.labels, self.label_names = class_labels(self._files[self.keys[0]])
 
-    def _matching(self, pattern: str, files: list[str]) -> dict[str, str]:
-        """The files that follow a pattern, by what its * stands for in each."""
-        before, after = (re.escape(part) for part in pattern.split('*'))
-        expression = re.compile(f'{before}(.+){after}', re.DOTALL)
-        found: dict[str, str] = {}
-        for file in files:
-            match = expression.fullmatch(file[: -len(Path(file).suffix)])
-            if match and match[1] in found:
+    def _matching(self, pattern: str, files: Names) -> dict[str, int]:
+        """The places of the files that follow a pattern, by what its * stands for in each."""
+        before, after = pattern.split('*')
+        found: dict[str, int] = {}
+        for place, file in enumerate(files):
+            name = file[: file.rindex('.')]
+            if not (name.startswith(before) and name.endswith(after)):
+                continue
+            between = name[len(before) : len(name) - len(after)]
+            if between in found:
                 raise UserError(
-                    f'{found[match[1]]} and {file} in {self.root} are the same picture to the '
-                    f"pattern '{pattern}'. Take one of them out."
+                    f'{files[found[between]]} and {file} in {self.root} are the same picture to '
+                    f"the pattern '{pattern}'. Take one of them out."
                 )
-            if match:
-                found[match[1]] = file
+            if between:
+                found[between] = place
         if not found:
             raise UserError(
                 f"No image in {self.root} follows the pattern '{pattern}' of data.pair_keys; its "
@@ -74,13 +86,16 @@ class FilePairs(Source):
             )
         return found
 
-    def _check_partners(self, some: dict[str, str], others: dict[str, str], pattern: str) -> None:
-        alone = [file for name, file in some.items() if name not in others]
+    def _check_partners(
+        self, files: Names, some: dict[str, int], others: dict[str, int], pattern: str
+    ) -> None:
+        alone = [place for name, place in some.items() if name not in others]
         if alone:
+            shown = ', '.join(files[place] for place in alone[:_SHOWN])
             raise UserError(
                 f"{len(alone):,} of {len(some):,} images in {self.root} have no partner '{pattern}'"
-                f': {", ".join(alone[:_SHOWN])}{", ..." if len(alone) > _SHOWN else ""}. Add the '
-                'partners, or take these files out.'
+                f': {shown}{", ..." if len(alone) > _SHOWN else ""}. Add the partners, or take '
+                'these files out.'
             )
 
     def __len__(self) -> int:

@@ -50,7 +50,12 @@ class Video(Source):
     """
 
     def __init__(
-        self, root: str | Path, max_frame_gap: int, max_megapixels: float = 200, workers: int = 0
+        self,
+        root: str | Path,
+        max_frame_gap: int,
+        max_megapixels: float = 200,
+        workers: int = 0,
+        index: str = '',
     ):
         """Lists the clips and decodes every video file once (see `VideoFile`); images wait.
 
@@ -59,6 +64,7 @@ class Video(Source):
           max_frame_gap: how many frames of its clip the partner of a frame may be away, at most.
           max_megapixels: larger frames are refused.
           workers: video files read at once; 0: one per CPU core. At most twice as many stay open.
+          index: as `Folder`.
 
         Raises:
           UserError: the folder does not exist or holds no clip, a video file is damaged, or no
@@ -71,7 +77,7 @@ class Video(Source):
         # Twice: a file should stay open from the first frame of a pair to the second.
         self._readers = Readers(2 * workers)
         both = (*EXTENSIONS, *VIDEO_EXTENSIONS)
-        files = list_files(self.root, 'data.path', both, 'image or video')
+        files = list_files(self.root, 'data.path', both, 'image or video', index)
         videos = [file for file in files if file.lower().endswith(VIDEO_EXTENSIONS)]
         videos_read = _read_all([self.root / file for file in videos], max_megapixels, workers)
         clips = [Clip(file, video) for file, video in zip(videos, videos_read, strict=True)]

@@ -1,0 +1,180 @@
+"""A folder of a million files: how long its list takes, and how much memory.
+
+    python benchmarks/scale.py --folder=DIR [--files=1000000] [--folders=1000] [--tensorflow]
+
+Fills DIR, which must not exist or be from an earlier call, with hard links to tiny JPEGs, in class
+folders. Each line is measured in a process of its own:
+
+- cold: no index file. The kernel may still have the folders in memory: to drop them takes root.
+- index: from the index file that the line before has written.
+- pairs: the same folder as pairs by pattern, from the index file.
+- start: from the call of `batches` to the first batch, within an epoch of 1.28 M examples.
+
+Memory is the most that was resident since the process began (VmHWM), all imports included;
+with --tensorflow TensorFlow is among them, as in training.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+ROOT = Path(__file__).resolve().parent.parent
+
+# ext4 allows 65,000 links to a file.
+LINKS = 50_000
+# Of ImageNet, rounded.
+EPOCH = 1_280_000
+
+
+def fill(folder: Path, files: int, folders: int) -> None:
+    """Makes `folders` class folders with `files` files in all, half of them '_left'."""
+    done = folder / '.done'
+    if done.exists():
+        made = json.loads(done.read_text())
+        if made != [files, folders]:
+            sys.exit(f'{folder} holds {made[0]:,} files in {made[1]:,} folders: give another one')
+        return
+    if folder.exists():
+        sys.exit(f'{folder} is there already and not from here: give another one')
+    folder.mkdir(parents=True)
+    stream = io.BytesIO()
+    Image.fromarray(np.full((8, 8, 3), 128, np.uint8)).save(stream, 'JPEG')
+    target = folder
+    each = -(-files // folders)
+    for number in range(files):
+        if number % LINKS == 0:
+            target = folder / f'.picture{number // LINKS}'
+            target.write_bytes(stream.getvalue())
+        place, within = divmod(number, each)
+        if within == 0:
+            (folder / f'n{place:08}').mkdir()
+        side = ('left', 'right')[within % 2]
+        os.link(target, f'{folder}/n{place:08}/ILSVRC_{within // 2:08}_{side}.JPEG')
+    done.write_text(json.dumps([files, folders]))
+
+
+def resident() -> float:
+    """The most memory that was resident since the process began, MB."""
+    line = next(x for x in Path('/proc/self/status').read_text().splitlines() if 'VmHWM' in x)
+    return int(line.split()[1]) * 1024 / 1e6
+
+
+def measure(what: str, folder: str, index: str) -> dict[str, Any]:
+    """What one process measures; called in a new one.
+
+    Returns:
+      seconds of each part, and 'before' and 'resident', MB.
+    """
+    if what == 'start':
+        return _measure_start()
+    from byol_jax.data.sources.build import build_data
+    from byol_jax.data.sources.folder import list_files
+    from byol_jax.train.workdir import fingerprint
+    from configs import default
+
+    config = default.get_config()
+    config.data.path, config.data.index = folder, index
+    config.data.held_out_fraction = 0.05
+    if what == 'pairs':
+        config.data.pair_keys = ('*_left', '*_right')
+    before = resident()
+    times = [time.perf_counter()]
+    listed = len(list_files(Path(folder), 'data.path', index=index))
+    times.append(time.perf_counter())
+    data = build_data(config)
+    times.append(time.perf_counter())
+    found = fingerprint(data)
+    times.append(time.perf_counter())
+    listing, building, digest = np.diff(times).tolist()
+    return {
+        'files': listed,
+        'examples': found['examples'] + found['held_out'],
+        'list': listing,
+        'build_data': building,
+        'fingerprint': digest,
+        'before': before,
+        'resident': resident(),
+    }
+
+
+def _measure_start() -> dict[str, Any]:
+    from byol_jax.data.pipeline import batches
+    from byol_jax.data.sources.base import Source, Subset
+    from configs import default
+
+    class Plain(Source):
+        """Tiny pictures from memory."""
+
+        def __len__(self) -> int:
+            return EPOCH
+
+        def load(self, index: int, key: str) -> np.ndarray:
+            return np.full((8, 8, 3), index % 256, np.uint8)
+
+        def name(self, index: int) -> str:
+            return str(index)
+
+    config = default.get_config()
+    config.batch_size, config.views.image_size = 64, 8
+    source = Subset(Plain(), np.arange(EPOCH))
+    before = resident()
+    started = time.perf_counter()
+    stream = batches(source, config, start_step=123_456, stop_step=200_000)
+    next(stream)
+    seconds = time.perf_counter() - started
+    stream.close()
+    return {'start': seconds, 'before': before, 'resident': resident()}
+
+
+def measured(what: str, folder: Path, index: str, tensorflow: bool = False) -> dict[str, Any]:
+    """`measure` in a process of its own."""
+    code = (
+        f'import json, sys; sys.path[:0] = [{str(ROOT)!r}, {str(Path(__file__).parent)!r}]\n'
+        + ('import byol_jax.train.loop\n' if tensorflow else '')
+        + f'import scale; print(json.dumps(scale.measure({what!r}, {str(folder)!r}, {index!r})))'
+    )
+    environment = os.environ | {'JAX_PLATFORMS': 'cpu', 'TF_CPP_MIN_LOG_LEVEL': '3'}
+    ran = subprocess.run(
+        [sys.executable, '-c', code],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=600,
+        check=False,
+    )
+    sys.stderr.write(ran.stderr)
+    if ran.returncode:
+        sys.exit(f'{what}: exit status {ran.returncode}')
+    return json.loads(ran.stdout.splitlines()[-1])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument('--folder', type=Path, required=True)
+    parser.add_argument('--files', type=int, default=1_000_000)
+    parser.add_argument('--folders', type=int, default=1000)
+    parser.add_argument('--tensorflow', action='store_true')
+    given = parser.parse_args()
+    fill(given.folder, given.files, given.folders)
+    # A folder that changed less than 2 seconds ago gets no index.
+    time.sleep(3)
+    with tempfile.TemporaryDirectory() as scratch:
+        for what in ('cold', 'index', 'pairs', 'start'):
+            figures = measured(what, given.folder, f'{scratch}/files.index', given.tensorflow)
+            print(what, {k: round(v, 2) for k, v in figures.items()}, flush=True)
+
+
+if __name__ == '__main__':
+    main()
