@@ -227,10 +227,13 @@ def batches(
             blank = np.zeros((size, size, 3), np.uint8)
             return blank, blank
 
+    # Plain TensorFlow: to look for Python's own loops in them takes a third of a second.
+    @tf.autograph.experimental.do_not_convert
     def positions(step: tf.Tensor) -> tf.data.Dataset:
         first = step * batch + process_index * share
         return tf.data.Dataset.range(first, first + share)
 
+    @tf.autograph.experimental.do_not_convert
     def pair(position: tf.Tensor) -> dict[str, tf.Tensor]:
         view1, view2 = tf.numpy_function(noted, [position], (tf.uint8, tf.uint8), stateful=False)
         view1.set_shape((size, size, 3))

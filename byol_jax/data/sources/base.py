@@ -5,7 +5,7 @@ from __future__ import annotations
 import abc
 import functools
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from threading import Lock
 
 import numpy as np
@@ -44,6 +44,10 @@ class Source(abc.ABC):
     @abc.abstractmethod
     def name(self, index: int) -> str:
         """What a person would call example `index`: a file name, say."""
+
+    def names(self, indices: np.ndarray) -> Iterator[str]:
+        """`name` of some examples, int [any number]: of a million, in a second."""
+        return map(self.name, indices.tolist())
 
     def file(self, index: int, key: str) -> str:
         """The file (or record) that holds a picture, as `BadPicture.file` names it.
@@ -100,6 +104,9 @@ class Subset(Source):
 
     def name(self, index: int) -> str:
         return self.source.name(int(self.indices[index]))
+
+    def names(self, indices: np.ndarray) -> Iterator[str]:
+        return self.source.names(self.indices[indices])
 
     def file(self, index: int, key: str) -> str:
         return self.source.file(int(self.indices[index]), key)

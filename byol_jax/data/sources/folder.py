@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from bisect import bisect_left
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -55,6 +56,9 @@ class Folder(Source):
     def name(self, index: int) -> str:
         return self._files[index]
 
+    def names(self, indices: np.ndarray) -> Iterator[str]:
+        return self._files.some(indices.tolist())
+
     def file(self, index: int, key: str) -> str:
         return self._prefix + self._files[index]
 
@@ -76,25 +80,39 @@ def class_labels(files: Sequence[str]) -> tuple[np.ndarray | None, tuple[str, ..
     """The classes that the first folder level names.
 
     Args:
-      files: paths relative to the root, with '/'.
+      files: paths relative to the root, with '/', sorted.
 
     Returns:
       A label for each file, int [N], and their names; None and none unless every file lies in one
       of at least two folders.
     """
-    numbers: dict[str, int] = {}
-    found = np.empty(len(files), np.int64)
-    for i, file in enumerate(files):
-        top, slash, _ = file.partition('/')
+    tops: list[str] = []
+    ends = [0]
+    while ends[-1] < len(files):
+        top, slash, _ = files[ends[-1]].partition('/')
         if not slash:
             return None, ()
-        found[i] = numbers.setdefault(top, len(numbers))
-    if len(numbers) < 2:
+        tops.append(top)
+        ends.append(_end(files, ends[-1], top))
+    if len(tops) < 2:
         return None, ()
-    classes = sorted(numbers)
-    labels = np.empty(len(classes), np.int64)
-    labels[[numbers[name] for name in classes]] = np.arange(len(classes))
-    return labels[found], tuple(classes)
+    # The paths of 'a.b' come before those of 'a', the name after it.
+    order = sorted(range(len(tops)), key=tops.__getitem__)
+    label = np.empty(len(tops), np.int64)
+    label[order] = np.arange(len(tops))
+    return np.repeat(label, np.diff(ends)), tuple(tops[i] for i in order)
+
+
+def _end(files: Sequence[str], start: int, top: str) -> int:
+    """Where the files in folder `top`, the first of which is at `start`, end.
+
+    Looks at few of them: of a million strings each would have to be made.
+    """
+    step = 1
+    while start + step < len(files) and files[start + step].startswith(top + '/'):
+        step *= 2
+    # '0' is what comes after '/'.
+    return bisect_left(files, top + '0', start + step // 2, min(start + step, len(files)))
 
 
 def list_files(

@@ -70,6 +70,12 @@ class Names(Sequence[str]):
             yield block[start:end].decode(*CODEC)
             start = end
 
+    def some(self, indices: Iterable[int]) -> Iterator[str]:
+        """Those at `indices`, which count from 0, faster than one by one."""
+        block, starts = self.block, self._starts
+        for index in indices:
+            yield block[starts[index] : starts[index + 1]].decode(*CODEC)
+
     def take(self, indices: Iterable[int]) -> Names:
-        """Those at `indices`, in that order."""
-        return Names.of(self[index] for index in indices)
+        """Those at `indices`, which count from 0, in that order."""
+        return Names.of(self.some(indices))
