@@ -6,7 +6,7 @@ import os
 import re
 import sys
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
@@ -17,6 +17,7 @@ from byol_jax.data.sources.base import Source
 from byol_jax.data.sources.decode import EXTENSIONS, read_file
 from byol_jax.data.sources.decoders import VIDEO_EXTENSIONS
 from byol_jax.data.sources.folder import class_labels, list_files
+from byol_jax.data.sources.names import Names
 from byol_jax.data.sources.video_file import Readers, VideoFile
 from byol_jax.errors import UserError
 
@@ -81,7 +82,8 @@ class Video(Source):
         videos = [file for file in files if file.lower().endswith(VIDEO_EXTENSIONS)]
         videos_read = _read_all([self.root / file for file in videos], max_megapixels, workers)
         clips = [Clip(file, video) for file, video in zip(videos, videos_read, strict=True)]
-        clips += frame_clips(file for file in files if not file.lower().endswith(VIDEO_EXTENSIONS))
+        images = (file for file in files if not file.lower().endswith(VIDEO_EXTENSIONS))
+        clips += frame_clips(Names.of(images))
         self._clips = sorted(clips, key=lambda clip: clip.path)
         counts = [len(clip.frames) for clip in self._clips]
         if max_frame_gap and max(counts) < 2:
@@ -129,19 +131,26 @@ class Video(Source):
         return self._clips[clip].frames, int(index - self._starts[clip])
 
 
-def frame_clips(files: Iterable[str]) -> list[Clip]:
+def frame_clips(files: Sequence[str]) -> list[Clip]:
     """Groups image files, relative to their root with '/', into clips by their names."""
-    clips: dict[tuple[str, bool], list[tuple[int, str]]] = {}
-    for file in files:
-        stem = file[: -len(Path(file).suffix)]
-        match = _NUMBERED.fullmatch(stem)
-        start, number = (match[1], int(match[2])) if match else (stem, 0)
+    # Places instead of names: of a million frames the names alone would be a hundred megabytes.
+    clips: dict[tuple[str, bool], list[int]] = {}
+    for place, file in enumerate(files):
+        start, number = _numbered(file)
         # Folder and name up to the number; 'walk.png' is no frame of 'walk1.png'.
-        clips.setdefault((start, match is not None), []).append((number, file))
-    return [
-        Clip(frames[0], frames)
-        for frames in ([file for _, file in sorted(clip)] for clip in clips.values())
-    ]
+        clips.setdefault((start, number is not None), []).append(place)
+    made = []
+    for places in clips.values():
+        frames = sorted((files[i] for i in places), key=lambda file: (_numbered(file)[1], file))
+        made.append(Clip(frames[0], Names.of(frames)))
+    return made
+
+
+def _numbered(file: str) -> tuple[str, int | None]:
+    """A file's name without its extension: what is before the number at its end, and that."""
+    stem = file[: file.rindex('.')]
+    match = _NUMBERED.fullmatch(stem)
+    return (match[1], int(match[2])) if match else (stem, None)
 
 
 def _read_all(paths: list[Path], max_megapixels: float, workers: int) -> list[VideoFile]:
