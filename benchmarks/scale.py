@@ -3,15 +3,18 @@
     python benchmarks/scale.py --folder=DIR [--files=1000000] [--folders=1000] [--tensorflow]
 
 Fills DIR, which must not exist or be from an earlier call, with hard links to tiny JPEGs, in class
-folders. Each line is measured in a process of its own:
+folders. Each line is measured in a process of its own, in seconds:
 
-- cold: no index file. The kernel may still have the folders in memory: to drop them takes root.
+- cold: no index file yet. The kernel still has the folders in memory, since nothing here drops its
+  caches: from a disk or over a network it takes longer.
 - index: from the index file that the line before has written.
 - pairs: the same folder as pairs by pattern, from the index file.
 - start: from the call of `batches` to the first batch, within an epoch of 1.28 M examples.
 
-Memory is the most that was resident since the process began (VmHWM), all imports included;
-with --tensorflow TensorFlow is among them, as in training.
+`list` is the list of the files alone; `build_data`, after it and so always from the index file, all
+up to the training and the held-out part; `fingerprint` what a run compares. `before` and
+`resident`, MB, are the most memory that was resident since the process began (VmHWM), when all is
+imported and at the end; with --tensorflow all that training imports is among it.
 """
 
 from __future__ import annotations
@@ -52,7 +55,8 @@ def fill(folder: Path, files: int, folders: int) -> None:
     stream = io.BytesIO()
     Image.fromarray(np.full((8, 8, 3), 128, np.uint8)).save(stream, 'JPEG')
     target = folder
-    each = -(-files // folders)
+    # Both files of a pair in one folder.
+    each = 2 * -(-files // (2 * folders))
     for number in range(files):
         if number % LINKS == 0:
             target = folder / f'.picture{number // LINKS}'
@@ -167,13 +171,16 @@ def main() -> None:
     parser.add_argument('--folders', type=int, default=1000)
     parser.add_argument('--tensorflow', action='store_true')
     given = parser.parse_args()
+    if given.files % 2:
+        sys.exit(f'--files={given.files} leaves one without a partner: give an even number')
     fill(given.folder, given.files, given.folders)
     # A folder that changed less than 2 seconds ago gets no index.
     time.sleep(3)
     with tempfile.TemporaryDirectory() as scratch:
         for what in ('cold', 'index', 'pairs', 'start'):
             figures = measured(what, given.folder, f'{scratch}/files.index', given.tensorflow)
-            print(what, {k: round(v, 2) for k, v in figures.items()}, flush=True)
+            rounded = {name: round(figure, 3) for name, figure in figures.items()}
+            print(json.dumps({'what': what, **rounded}), flush=True)
 
 
 if __name__ == '__main__':
