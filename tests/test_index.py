@@ -285,7 +285,7 @@ def test_what_changes_is_listed_anew(kept, capsys, monkeypatch, change, hidden):
     expected = list(list_files(root, 'data.path'))
     forbid_listing(monkeypatch)
     assert list(list_files(root, 'data.path', index=str(file))) == expected
-    assert capsys.readouterr().err == ''
+    assert f'{len(expected)} files of {root}, as listed in {file}' in capsys.readouterr().err
 
 
 def test_other_contents_are_no_change(kept, monkeypatch):
@@ -415,6 +415,14 @@ def test_a_folder_that_changed_just_now_gets_no_index(tmp_path, capsys):
     assert not (tmp_path / 'i').exists()
 
 
+def test_folders_without_times_get_no_index(animals, tmp_path, capsys):
+    """A file system that gives every folder one time would never show a change."""
+    os.utime(animals / 'cat', ns=(0, 0))
+    assert_lists(Folder(animals, index=str(tmp_path / 'i')), animals)
+    assert 'its file system keeps no times of folders' in capsys.readouterr().err
+    assert not (tmp_path / 'i').exists()
+
+
 def test_a_full_disk_costs_the_index_alone(animals, tmp_path, capsys):
     """The files are listed, the reason is said, and no half file is left."""
     file = tmp_path / 'i'
@@ -460,13 +468,19 @@ def test_auto_is_a_file_in_the_cache_for_large_folders(animals, tmp_path, monkey
 
 
 @pytest.mark.parametrize('home', ['/dev/null', ''])
-def test_auto_without_a_home(animals, monkeypatch, home):
-    """Where there is no home folder, or none to write in, the files are listed each time."""
+def test_auto_without_a_home(animals, monkeypatch, capsys, home):
+    """Where there is no home folder, or none to write in, the files are listed each time.
+
+    What a small folder would have no use for anyway is not mentioned.
+    """
     monkeypatch.delenv('XDG_CACHE_HOME', raising=False)
     monkeypatch.setenv('HOME', home)
+    assert_lists(Folder(animals, index='auto'), animals)
+    assert capsys.readouterr().err == ''
     monkeypatch.setattr(index, 'KEPT_FROM', 1)
     for _ in range(2):
         assert_lists(Folder(animals, index='auto'), animals)
+        assert ('cannot be written (Not a directory)' in capsys.readouterr().err) == bool(home)
 
 
 def test_a_folder_that_holds_the_cache(tmp_path, monkeypatch, capsys):

@@ -66,7 +66,7 @@ def listed(root: Path, extensions: tuple[str, ...], index: str) -> Listing:
         return list_tree(root, extensions)
     may_write = True
     try:
-        return _read(path, root, about)
+        listing = _read(path, root, about)
     except FileNotFoundError:
         pass
     except _Unusable as error:
@@ -75,8 +75,14 @@ def listed(root: Path, extensions: tuple[str, ...], index: str) -> Listing:
         stays = '' if may_write else ', and it stays as it is'
         _say(f'the index {path} {error}: the files are listed anew{stays}')
     except OSError as error:
-        may_write = False
-        _say(f'the index {path} cannot be read ({error.strerror}): the files are listed anew')
+        # Where 'auto' cannot write either, that is said, if the folder is large enough to matter.
+        may_write = index == AUTO
+        if not may_write:
+            _say(f'the index {path} cannot be read ({error.strerror}): the files are listed anew')
+    else:
+        # Said, so that whoever misses a file knows where to look.
+        _say(f'{len(listing.files):,} files of {root}, as listed in {path}: no folder has changed')
+        return listing
     started = time.time_ns()
     listing = list_tree(root, extensions)
     if may_write and len(listing.files) >= (KEPT_FROM if index == AUTO else 1):
@@ -175,6 +181,9 @@ def _keep(path: Path, root: Path, about: dict[str, Any], listing: Listing, start
     Args:
       started: when the search began, nanoseconds.
     """
+    if (listing.times <= 0).any():
+        _say(f'no index of {root} is kept: its file system keeps no times of folders')
+        return
     latest = int(listing.times[:, 0].argmax())
     if listing.times[latest, 0] > started - _TICK_NS:
         folder = os.path.join(root, listing.folders[latest])
