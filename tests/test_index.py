@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 from pathlib import Path
 
@@ -18,7 +19,7 @@ from byol_jax.data.sources.decode import EXTENSIONS
 from byol_jax.data.sources.folder import Folder, class_labels, list_files
 from byol_jax.data.sources.names import Names
 from byol_jax.errors import UserError
-from byol_jax.train.workdir import check_workdir, claim_workdir, fingerprint
+from byol_jax.train.workdir import check_workdir, fingerprint, resolve
 from configs import default
 
 # Long before now, nanoseconds: 2020.
@@ -535,9 +536,12 @@ def test_every_source_of_files_uses_the_index(tmp_path, monkeypatch, data):
 def test_a_run_goes_on_with_another_index(tmp_path):
     """Where the list is kept changes nothing about a run."""
     config = default.get_config()
-    claim_workdir(tmp_path / 'w', config, {'examples': 1, 'held_out': 0})
+    (tmp_path / 'config.json').write_text(json.dumps(resolve(config)))
     config.data.index = '/elsewhere/x.index'
-    check_workdir(tmp_path / 'w', config)
+    check_workdir(tmp_path, config)
+    config.data.path = '/elsewhere'
+    with pytest.raises(UserError, match=r'data\.path'):
+        check_workdir(tmp_path, config)
 
 
 def test_the_fingerprint_is_that_of_the_names(animals, tmp_path):
