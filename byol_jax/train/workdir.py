@@ -22,6 +22,8 @@ _FREE = (
     'data.prefetch',
     'data.cache_gib',
     'data.max_bad_fraction',
+    'data.download',
+    'data.label_key',
 )
 
 # The locks this process holds; they end with it, however it ends.
