@@ -160,11 +160,10 @@ class Tfds(Source):
 def _to_rgb(picture: np.ndarray) -> np.ndarray:
     """A picture of any kind that TFDS decodes, [H, W, 1 to 4], as uint8 [H, W, 3]."""
     if picture.dtype == np.uint16:
-        picture = np.rint(picture / 257).astype(np.uint8)
+        picture = picture / 257
     if picture.shape[-1] in (2, 4):
         # Alpha over black, as files are decoded.
-        alpha = picture[..., -1:] / 255
-        picture = np.rint(picture[..., :-1] * alpha).astype(np.uint8)
+        picture = picture[..., :-1] * (picture[..., -1:] / 255)
     if picture.shape[-1] != 3:
         picture = np.repeat(picture[..., :1], 3, axis=-1)
-    return picture
+    return np.rint(picture).astype(np.uint8) if picture.dtype != np.uint8 else picture

@@ -22,6 +22,9 @@ _DOWNLOAD_ERRORS = (
     tfds.download.download_manager.NonMatchingChecksumError,
 )
 
+# TFDS puts the arguments of its own call before what is wrong with them.
+_PREFIX = re.compile('Failed to construct dataset ".*?", builder_kwargs ".*?": ')
+
 
 def open_builder(name: str, data_dir: str | None) -> Any:
     """The TFDS builder of a name such as 'imagenette/160px-v2' or 'mnist:3.0.1'.
@@ -29,14 +32,13 @@ def open_builder(name: str, data_dir: str | None) -> Any:
     Raises:
       UserError: the folder does not exist, or there is no such data set, config or version.
     """
-    if data_dir and '://' not in data_dir:
-        root = Path(data_dir).expanduser()
-        if not root.exists():
-            try:
-                existing_folder(root)
-            except UserError as error:
-                raise UserError(f'{error} TFDS prepares into it once it is there.') from None
-        existing_folder(root)
+    if data_dir and '://' in data_dir:
+        raise UserError(
+            f'data.path={data_dir} is no folder of this machine. Records are read in random order, '
+            'so copy the prepared data set to a local disk or mount it.'
+        )
+    if data_dir:
+        _check_folder(Path(data_dir).expanduser())
     short = re.split('[/:]', name)[0]
     if ':' in name.split('/')[0] and name.split(':')[0] == 'huggingface':
         raise UserError(
@@ -57,7 +59,17 @@ def open_builder(name: str, data_dir: str | None) -> Any:
         if short in tfds.list_builders(with_community_datasets=False):
             names = tfds.builder_cls(short).builder_configs
             configs = f' Configs: {", ".join(names)}.' if names else ''
-        raise UserError(f"data.name='{name}': {str(error).splitlines()[0]}{configs}") from error
+        said = _PREFIX.sub('', str(error).splitlines()[0])
+        raise UserError(f"data.name='{name}': {said}{configs}") from error
+
+
+def _check_folder(root: Path) -> None:
+    try:
+        existing_folder(root)
+    except UserError as error:
+        # Not made here: a slip of the pen would download everything again, to another place.
+        made = '' if root.exists() else ' TFDS prepares data sets in there once you have made it.'
+        raise UserError(f'{error}{made}') from error
 
 
 def prepare(builder: Any, name: str, download: bool) -> None:
@@ -74,21 +86,32 @@ def prepare(builder: Any, name: str, download: bool) -> None:
     if builder.is_prepared():
         return
     missing = f"TFDS '{name}' is not prepared in {builder.data_path}"
-    root = builder.data_path.parents[2 if builder.builder_config else 1]
+    manual = builder.MANUAL_DOWNLOAD_INSTRUCTIONS
     how = (
-        f'Prepare it where the network can be reached (tfds build {name} --data_dir={root}) and '
-        f'copy {builder.data_path} here, or give the folder that holds it with '
-        '--config.data.path=DIR.'
+        f'{_others(builder)}Prepare it where the network can be reached (tfds build {name} '
+        f'--data_dir={builder.data_dir_root}) and copy {builder.data_path} here, or give the '
+        'folder that holds it with --config.data.path=DIR.'
     )
+    if manual:
+        how += f' Its archives must be downloaded by hand first: {" ".join(manual.split())[:600]}'
     if not download:
         raise UserError(f'{missing}, and data.download=False. {how}')
     try:
-        _check_hosts(builder)
+        if not manual:
+            _check_hosts(builder)
         builder.download_and_prepare()
     except _DOWNLOAD_ERRORS as e:
         raise UserError(
             f'{missing} and could not be downloaded: {type(e).__name__}: {str(e)[:400]}\n{how}'
         ) from e
+
+
+def _others(builder: Any) -> str:
+    """Names the versions and configs of the data set that are prepared, in a sentence, or ''."""
+    root = Path(builder.data_dir_root)
+    found = sorted(path.parent for path in (root / builder.name).glob('**/dataset_info.json'))
+    names = [f'{path.parent.relative_to(root).as_posix()}:{path.name}' for path in found]
+    return f'Prepared there: {", ".join(names)}. ' if names else ''
 
 
 def _check_hosts(builder: Any) -> None:

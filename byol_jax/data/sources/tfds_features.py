@@ -113,10 +113,10 @@ def label_feature(info: Any, name: str, key: str) -> tuple[str, Any] | None:
 
 def _no_label(name: str, key: str, flat: Mapping[str, Any], usable: list[str]) -> str:
     what = f'is no feature of TFDS {name!r}'
-    if key in flat:
+    if _several(flat, key):
+        what = 'holds any number of labels for a picture, and accuracy is of one'
+    elif key in flat:
         what = f'({type(flat[key]).__name__}) is no whole number'
-        if _is_sequence(flat[key]):
-            what = 'holds several labels for a picture, and accuracy is of one'
     return (
         f"data.label_key='{key}' {what}. Features that can be the label: "
         f'{", ".join(usable) or "none"}.{did_you_mean(key, usable)} '

@@ -47,15 +47,18 @@ def open_records(builder: Any, name: str, split: str) -> Records:
         instructions = builder.info.splits[split].file_instructions
     except (KeyError, ValueError) as error:
         known = list(builder.info.splits)
+        numbers = [f'{key} ({builder.info.splits[key].num_examples:,})' for key in known]
         raise UserError(
             f"data.split='{split}' is no split of TFDS '{name}'.{did_you_mean(split, known)} "
-            f'It has: {", ".join(known)}; slices such as {known[0] if known else "train"}[:10%] '
-            'and sums such as train+test will do.'
+            f'It has: {", ".join(numbers)}. Slices within these numbers of examples and sums will '
+            "do, such as 'train[:10%]+test'."
         ) from error
+    if any(instruction.take < 0 for instruction in instructions):
+        raise UserError(f"data.split='{split}' of TFDS '{name}' ends before it begins.")
     file_format = builder.info.file_format
     again = (
         f'Prepare it again as one of those: tfds build {name} --data_dir='
-        f'{builder._data_dir_root} --file_format=array_record'
+        f'{builder.data_dir_root} --file_format=array_record'
     )
     if file_format not in _READERS:
         raise UserError(
@@ -73,7 +76,7 @@ def open_records(builder: Any, name: str, split: str) -> Records:
         raise UserError(
             f"TFDS '{name}' is prepared as {file_format.value}, and {package} is not installed: "
             f'pip install {package}. Or prepare it as tfrecord: tfds build {name} --data_dir='
-            f'{builder._data_dir_root} --file_format=tfrecord'
+            f'{builder.data_dir_root} --file_format=tfrecord'
         ) from error
 
 
@@ -83,6 +86,11 @@ def _check_file(path: str, name: str) -> None:
             f"TFDS '{name}' lacks {path}. Copy the file there, or delete the data set's folder and "
             'prepare it again.'
         )
+
+
+def _unreadable(path: Path, error: Exception) -> UserError:
+    said = (error.strerror if isinstance(error, OSError) else None) or str(error) or 'damaged'
+    return UserError(f'{path} cannot be read: {said.rstrip(".")}. Mend it, or prepare it again.')
 
 
 def _wrong_count(path: Path, found: int, declared: int) -> UserError:
@@ -133,7 +141,10 @@ class TfRecords(_Files):
         super().__init__(instructions)
         self._bounds = []
         for path, instruction in zip(self.paths, instructions, strict=True):
-            bounds = record_bounds(path)
+            try:
+                bounds = record_bounds(path)
+            except OSError as error:
+                raise _unreadable(path, error) from error
             if len(bounds) - 1 != instruction.examples_in_shard:
                 raise _wrong_count(path, len(bounds) - 1, instruction.examples_in_shard)
             self._bounds.append(bounds)
@@ -174,6 +185,19 @@ class ArrayRecords(Records):
     """ArrayRecord files, whose own index is used."""
 
     def __init__(self, builder: Any, split: str, instructions: Sequence[Any]):
+        """Reads the number of records of every file. Raises UserError if one is damaged or cut."""
+        from array_record.python import array_record_module
+
+        for instruction in instructions:
+            path = Path(instruction.filename)
+            try:
+                reader = array_record_module.ArrayRecordReader(str(path))
+                count = reader.num_records()
+                reader.close()
+            except RuntimeError as error:
+                raise _unreadable(path, error) from error
+            if count != instruction.examples_in_shard:
+                raise _wrong_count(path, count, instruction.examples_in_shard)
         raw = tfds.decode.DeserializeMethod.RAW_BYTES
         self._records = builder.as_data_source(split, deserialize_method=raw)
         self._length = len(self._records)
@@ -201,7 +225,7 @@ class ParquetRecords(_Files):
             try:
                 metadata = parquet.read_metadata(path)
             except (OSError, ValueError) as error:
-                raise UserError(f'{path} cannot be read: {error} Prepare it again.') from error
+                raise _unreadable(path, error) from error
             if metadata.num_rows != instruction.examples_in_shard:
                 raise _wrong_count(path, metadata.num_rows, instruction.examples_in_shard)
             rows = [metadata.row_group(i).num_rows for i in range(metadata.num_row_groups)]
