@@ -88,12 +88,12 @@ def prepare(builder: Any, name: str, download: bool) -> None:
     missing = f"TFDS '{name}' is not prepared in {builder.data_path}"
     manual = builder.MANUAL_DOWNLOAD_INSTRUCTIONS
     how = (
-        f'{_others(builder)}Prepare it where the network can be reached (tfds build {name} '
-        f'--data_dir={builder.data_dir_root}) and copy {builder.data_path} here, or give the '
-        'folder that holds it with --config.data.path=DIR.'
+        f'{_others(builder)}Give the folder that holds it with --config.data.path=DIR; or prepare '
+        f'it where the network can be reached, and copy {builder.data_path} from there:\n'
+        f'{prepare_command(name, builder.data_dir_root)}'
     )
     if manual:
-        how += f' Its archives must be downloaded by hand first: {" ".join(manual.split())[:600]}'
+        how += f'\nIts archives must be downloaded by hand first: {" ".join(manual.split())[:600]}'
     if not download:
         raise UserError(f'{missing}, and data.download=False. {how}')
     try:
@@ -104,6 +104,15 @@ def prepare(builder: Any, name: str, download: bool) -> None:
         raise UserError(
             f'{missing} and could not be downloaded: {type(e).__name__}: {str(e)[:400]}\n{how}'
         ) from e
+
+
+def prepare_command(name: str, data_dir: Any, file_format: str = '') -> str:
+    """The command that prepares a data set; not `tfds build`, which needs Apache Beam for all."""
+    which = f", file_format='{file_format}'" if file_format else ''
+    return (
+        'python -c "import tensorflow_datasets as tfds; '
+        f"tfds.builder('{name}', data_dir='{data_dir}'{which}).download_and_prepare()\""
+    )
 
 
 def _others(builder: Any) -> str:

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import tensorflow_datasets as tfds
 
+from byol_jax.data.sources.tfds_builder import prepare_command
 from byol_jax.errors import UserError, did_you_mean
 
 # TFRecord framing: uint64 length, uint32 crc of it, the record, uint32 crc of the record.
@@ -56,14 +57,10 @@ def open_records(builder: Any, name: str, split: str) -> Records:
     if any(instruction.take < 0 for instruction in instructions):
         raise UserError(f"data.split='{split}' of TFDS '{name}' ends before it begins.")
     file_format = builder.info.file_format
-    again = (
-        f'Prepare it again as one of those: tfds build {name} --data_dir='
-        f'{builder.data_dir_root} --file_format=array_record'
-    )
     if file_format not in _READERS:
         raise UserError(
             f"TFDS '{name}' is prepared as {file_format.value}, which has no random access; "
-            f'{", ".join(f.value for f in _READERS)} have. {again}'
+            f'{", ".join(f.value for f in _READERS)} have. {_again(builder, name, "array_record")}'
         )
     for instruction in instructions:
         _check_file(instruction.filename, name)
@@ -75,9 +72,17 @@ def open_records(builder: Any, name: str, split: str) -> Records:
         package = _PACKAGES[file_format]
         raise UserError(
             f"TFDS '{name}' is prepared as {file_format.value}, and {package} is not installed: "
-            f'pip install {package}. Or prepare it as tfrecord: tfds build {name} --data_dir='
-            f'{builder.data_dir_root} --file_format=tfrecord'
+            f'pip install {package}. {_again(builder, name, "tfrecord")}'
         ) from error
+
+
+def _again(builder: Any, name: str, file_format: str) -> str:
+    """How to prepare a data set in another format, beside what there is."""
+    folder = Path(builder.data_dir_root) / file_format
+    return (
+        f'Or prepare it as {file_format}, and give --config.data.path={folder}:\nmkdir -p {folder}; '
+        f'{prepare_command(name, folder, file_format)}'
+    )
 
 
 def _check_file(path: str, name: str) -> None:
