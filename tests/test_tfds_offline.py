@@ -209,9 +209,9 @@ def test_missing_packages_are_named(tmp_path, monkeypatch, file_format, module, 
     assert "file_format='tfrecord'" in command
 
 
-@pytest.mark.parametrize('split', ['train[5:2]', 'train[3:99]', 'train+tset', "train[:'a']"])
+@pytest.mark.parametrize('split', ['train[3:99]', 'train+tset', "train[:'a']"])
 def test_slices_that_do_not_exist(tmp_path, split):
-    """A slice that is reversed, beyond the end or no slice is an error that quotes it."""
+    """A slice that goes beyond the end or is none is an error that quotes it."""
     prepare(ALONE, tmp_path)
     with pytest.raises(UserError) as caught:
         Tfds(NAME, split, str(tmp_path))

@@ -54,8 +54,8 @@ def open_records(builder: Any, name: str, split: str) -> Records:
             f'It has: {", ".join(numbers)}. Slices within these numbers of examples and sums will '
             "do, such as 'train[:10%]+test'."
         ) from error
-    if any(instruction.take < 0 for instruction in instructions):
-        raise UserError(f"data.split='{split}' of TFDS '{name}' ends before it begins.")
+    if not instructions or any(instruction.take < 0 for instruction in instructions):
+        raise UserError(f"data.split='{split}' of TFDS '{name}' holds no example.")
     file_format = builder.info.file_format
     if file_format not in _READERS:
         raise UserError(
@@ -64,8 +64,6 @@ def open_records(builder: Any, name: str, split: str) -> Records:
         )
     for instruction in instructions:
         _check_file(instruction.filename, name)
-    if not instructions:
-        return _Nothing()
     try:
         return _READERS[file_format](builder, split, instructions)
     except ModuleNotFoundError as error:
@@ -80,8 +78,8 @@ def _again(builder: Any, name: str, file_format: str) -> str:
     """How to prepare a data set in another format, beside what there is."""
     folder = Path(builder.data_dir_root) / file_format
     return (
-        f'Or prepare it as {file_format}, and give --config.data.path={folder}:\nmkdir -p {folder}; '
-        f'{prepare_command(name, folder, file_format)}'
+        f'Or prepare it as {file_format}, and give --config.data.path={folder}:\n'
+        f'mkdir -p {folder}; {prepare_command(name, folder, file_format)}'
     )
 
 
@@ -103,14 +101,6 @@ def _wrong_count(path: Path, found: int, declared: int) -> UserError:
         f'{path} holds {found:,} records, and its dataset_info.json says {declared:,}: it was not '
         'copied to its end, or belongs to another version. Prepare the data set again.'
     )
-
-
-class _Nothing(Records):
-    def __len__(self) -> int:
-        return 0
-
-    def read(self, index: int) -> bytes:
-        raise IndexError(index)
 
 
 class _Files(Records):
