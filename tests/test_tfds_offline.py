@@ -8,11 +8,14 @@ import socket
 import struct
 import sys
 import tracemalloc
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import tensorflow_datasets as tfds
+from pyarrow import parquet
 from tfds_sets import builder_class, image, noise, prepare
 
 from byol_jax.data.pipeline import batches
@@ -156,6 +159,44 @@ def test_files_of_another_length_are_named(tmp_path, file_format):
     here.write_bytes(there.read_bytes())
     with pytest.raises(UserError, match=rf'{here.name} holds [56] records, .* says 11'):
         Tfds(NAME, 'train', str(tmp_path / 'one'))
+
+
+def test_records_that_tfds_drops_are_missed(tmp_path):
+    """TFDS's writer of Parquet files may lose records; the data set is refused, not shortened."""
+    features = {'image': image()}
+    many = builder_class('ByolSetMany', features, lambda i: {'image': noise(i)}, count=250)
+    prepare(many, tmp_path, 'parquet')
+    if parquet.read_metadata(files(tmp_path)[0]).num_rows == 250:
+        assert len(Tfds('byol_set_many', 'train', str(tmp_path))) == 250
+        return
+    with pytest.raises(UserError, match=r'holds \d+ records, .* says 250') as caught:
+        Tfds('byol_set_many', 'train', str(tmp_path))
+    (command,) = commands(caught.value)
+    (tmp_path / 'array_record').mkdir()
+    exec(command)
+    assert len(Tfds('byol_set_many', 'train', str(tmp_path / 'array_record'))) == 250
+
+
+def test_many_row_groups_are_read_right(tmp_path, monkeypatch):
+    """Of a Parquet file with several row groups, every record is found, in slices too."""
+    monkeypatch.setattr(tfds.core.file_adapters, '_batched', row_groups)
+    rows = {'image': image(), 'label': np.int64}
+    many = builder_class('ByolSetGroups', rows, lambda i: {'image': noise(i), 'label': i}, count=25)
+    prepare(many, tmp_path, 'parquet', shards=2)
+    assert parquet.read_metadata(files(tmp_path)[0]).num_row_groups == 2
+    whole = Tfds('byol_set_groups', 'train', str(tmp_path))
+    assert sorted(whole.labels.tolist()) == list(range(25))
+    for i in np.random.default_rng(0).permutation(25).tolist():
+        np.testing.assert_array_equal(whole.load(i, 'image'), noise(int(whole.labels[i])))
+    part = Tfds('byol_set_groups', 'train[9:21]', str(tmp_path))
+    for i in range(12):
+        np.testing.assert_array_equal(part.load(i, 'image'), whole.load(9 + i, 'image'))
+
+
+def row_groups(iterator: Iterator[Any], _: int) -> Iterator[list[Any]]:
+    """Batches of 7, none lost."""
+    examples = list(iterator)
+    yield from (examples[i : i + 7] for i in range(0, len(examples), 7))
 
 
 def test_tfrecord_cut_between_two_records_is_named(tmp_path):

@@ -222,7 +222,12 @@ class ParquetRecords(_Files):
             except (OSError, ValueError) as error:
                 raise _unreadable(path, error) from error
             if metadata.num_rows != instruction.examples_in_shard:
-                raise _wrong_count(path, metadata.num_rows, instruction.examples_in_shard)
+                name = '/'.join(builder.info.full_name.split('/')[:-1])  # Its end is the version.
+                raise UserError(
+                    f'{_wrong_count(path, metadata.num_rows, instruction.examples_in_shard)} Not '
+                    'as Parquet: TFDS 4.9.10 drops records there when a file has more than 100. '
+                    f'{_again(builder, name, "array_record")}'
+                )
             rows = [metadata.row_group(i).num_rows for i in range(metadata.num_row_groups)]
             self._metadata.append(metadata)
             self._groups.append(np.cumsum([0, *rows]))
