@@ -46,7 +46,9 @@ def get_config() -> ml_collections.ConfigDict:
     data.source = 'folder'  # 'sample', 'folder', 'video' or 'tfds'
     data.path = config_dict.placeholder(str)  # the folder; TFDS's data_dir, DIV2K's own folders
     data.name = ''  # name of the TFDS data set, such as 'imagenet2012' or 'div2k/bicubic_x2'
-    data.split = 'train'  # TFDS split to train on
+    data.split = 'train'  # TFDS split to train on; slices and sums too: 'train[:10%]+test'
+    data.download = True  # TFDS downloads what is not on disk; False: it never asks the network
+    data.label_key = 'auto'  # TFDS feature with the label; 'auto': the one there is; '': none
     data.pair_keys = ('image', 'image')  # which picture feeds which view; or ('*_left', '*_right')
     data.max_frame_gap = 15  # 'video': view 2 is at most so many frames away; 0: the same frame
     data.tile_size = 0  # cut pictures into square tiles of this many pixels; 0: whole pictures

@@ -69,7 +69,25 @@ def unreadable(path: Path) -> None:
     path.symlink_to(path.name)
 
 
+def pipe(path: Path) -> None:
+    path.unlink()
+    os.mkfifo(path)
+
+
+def device(path: Path) -> None:
+    path.unlink()
+    path.symlink_to('/dev/zero')
+
+
+def endless(path: Path) -> None:
+    # A terabyte that takes no room.
+    os.truncate(path, 10**12)
+
+
 BAD = {
+    pipe: 'is no file but a pipe, socket or device',
+    device: 'is no file but a pipe, socket or device',
+    endless: r'holds 1,000,000,000,000 bytes, more than a picture within .*=200 needs',
     truncated: 'cannot be decoded: .*truncated',
     cut_jpeg: 'cannot be decoded: .*truncated',
     empty: 'is empty',
@@ -82,6 +100,7 @@ BAD = {
 }
 
 
+@pytest.mark.timeout(60)
 @pytest.mark.parametrize('spoil', BAD, ids=lambda spoil: spoil.__name__)
 def test_bad_kinds(tmp_path, spoil):
     """A file of each kind, spoilt after listing, is named and replaced; all else stays."""
@@ -101,6 +120,16 @@ def test_bad_kinds(tmp_path, spoil):
     for key in ('view1', 'view2'):
         same = np.all(made[key] == clean[key], axis=(2, 3, 4))
         np.testing.assert_array_equal(same, order != 3)
+
+
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize('spoil', [pipe, device, endless], ids=lambda spoil: spoil.__name__)
+def test_sizes_are_not_waited_for(tmp_path, spoil):
+    """Where the size is read for tiles, a pipe, a device or an endless file is bad too, at once."""
+    path = write(tmp_path / 'x.png')
+    spoil(path)
+    with pytest.raises(BadPicture, match=BAD[spoil]):
+        read_size(path, 200)
 
 
 def test_a_file_without_permission_is_bad(tmp_path, monkeypatch):

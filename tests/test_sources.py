@@ -880,7 +880,7 @@ def test_div2k_tiles_are_the_same_from_folders_and_from_tfds(monkeypatch, div2k_
     """Tiles are cut alike from the official folders and from TFDS, for both pairs of keys."""
 
     class Fake(Coordinates):
-        def __init__(self, name, split, data_dir, keys):
+        def __init__(self, name, split, data_dir, keys, **_):
             super().__init__([(64, 80)] * 3, keys)
 
     monkeypatch.setattr(tfds, 'Tfds', Fake)
@@ -897,7 +897,7 @@ def test_div2k_tiles_are_the_same_from_folders_and_from_tfds(monkeypatch, div2k_
 def test_div2k_without_network_names_three_ways_out(monkeypatch, arg):
     """Where DIV2K cannot be had, the error names three ways out and no other data is used."""
 
-    def offline(*_):
+    def offline(*_, **__):
         raise UserError("TFDS 'div2k/bicubic_x2' could not be downloaded: ConnectionError.")
 
     def never(*_):
@@ -919,7 +919,7 @@ def test_div2k_without_network_names_three_ways_out(monkeypatch, arg):
 def test_other_tfds_errors_say_nothing_of_div2k(monkeypatch):
     """The three ways out belong to DIV2K; another data set's error stays as it is."""
 
-    def offline(*_):
+    def offline(*_, **__):
         raise UserError("TFDS 'cifar10' could not be downloaded.")
 
     monkeypatch.setattr(tfds, 'Tfds', offline)

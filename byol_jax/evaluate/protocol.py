@@ -94,8 +94,8 @@ def describe(evaluation: Evaluation, config: Any) -> str:
         left_out = f' Left out: {len(evaluation.bad):,} file(s) that cannot be read.'
     if evaluation.accuracy is None:
         return (
-            'No accuracy: it needs labels (class folders, or tiles) and held-out pictures; '
-            'data.held_out_fraction must hold out at least one of a label.' + left_out
+            'No accuracy: it needs labels (class folders, TFDS labels, or tiles) and held-out '
+            'pictures; data.held_out_fraction must hold out at least one of a label.' + left_out
         )
     return (
         f'Each of {len(evaluation.queries):,} held-out pictures is classified by a vote of its '

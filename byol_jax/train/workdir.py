@@ -25,6 +25,8 @@ _FREE = (
     'data.cache_gib',
     'data.index',
     'data.max_bad_fraction',
+    'data.download',
+    'data.label_key',
 )
 
 # Names put into the digest at once.

@@ -84,9 +84,12 @@ class Subset(Source):
         self.source = source
         self.indices = np.asarray(indices, np.int64)
         self.keys = source.keys
-        self.label_names = source.label_names
         self.labels_at_hand = source.labels_at_hand
         self.groups = None if source.groups is None else source.groups[self.indices]
+
+    @property
+    def label_names(self) -> Sequence[str]:  # type: ignore[override]
+        return self.source.label_names
 
     @functools.cached_property
     def labels(self) -> np.ndarray | None:  # type: ignore[override]
@@ -131,7 +134,7 @@ class Cached(Source):
 
     def __init__(self, source: Source, max_bytes: int):
         self.source = source
-        self.keys, self.label_names = source.keys, source.label_names
+        self.keys = source.keys
         self.labels_at_hand = source.labels_at_hand
         self._max_bytes = max_bytes
         self._bytes = 0
@@ -156,6 +159,10 @@ class Cached(Source):
                     _, oldest = self._pictures.popitem(last=False)
                     self._bytes -= oldest.nbytes
         return picture
+
+    @property
+    def label_names(self) -> Sequence[str]:  # type: ignore[override]
+        return self.source.label_names
 
     @functools.cached_property
     def labels(self) -> np.ndarray | None:  # type: ignore[override]

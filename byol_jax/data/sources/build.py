@@ -118,7 +118,15 @@ def _open(data: Any) -> Source:
         from byol_jax.data.sources.tfds import Tfds
 
         try:
-            return Tfds(data.name, data.split, data.path, tuple(dict.fromkeys(data.pair_keys)))
+            return Tfds(
+                data.name,
+                data.split,
+                data.path,
+                tuple(dict.fromkeys(data.pair_keys)),
+                label_key=data.label_key,
+                max_megapixels=data.max_megapixels,
+                download=data.download,
+            )
         except UserError as error:
             if is_div2k:
                 raise UserError(f'{error}\n{_WAYS_OUT}') from error

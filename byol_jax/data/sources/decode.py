@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import stat
 import struct
 from pathlib import Path
 from typing import IO
@@ -38,6 +39,9 @@ _QUARTER_TURNS = (5, 6, 7, 8)
 # How Pillow and the operating system report what cannot be read.
 _UNREADABLE = (OSError, SyntaxError, ValueError, EOFError, struct.error)
 _ADVICE = 'Mend or remove the file.'
+
+# Four channels of 16 bits, uncompressed, and room for metadata.
+_BYTES_A_PIXEL, _BYTES_BESIDE = 8, 2**28
 
 
 def decode(data: bytes, name: str, max_megapixels: float) -> np.ndarray:
@@ -89,6 +93,7 @@ def read_size(path: Path, max_megapixels: float) -> tuple[int, int]:
       BadPicture: the file cannot be read, or its header is no image's or declares too much.
     """
     try:
+        _check_file(path, max_megapixels)
         with path.open('rb') as file, opened(file, str(path), max_megapixels) as image:
             width, height = image.size
             # The base class's method: the one of PNGs decodes the whole picture.
@@ -99,12 +104,33 @@ def read_size(path: Path, max_megapixels: float) -> tuple[int, int]:
 
 
 def read_file(path: Path, max_megapixels: float) -> np.ndarray:
-    """Reads and decodes one image file: uint8 [H, W, 3]. Raises BadPicture as `decode` does."""
+    """Reads and decodes one image file: uint8 [H, W, 3].
+
+    Raises:
+      BadPicture: as `decode` does, or the file cannot be read, is a pipe or device, or holds more
+        bytes than a picture of `max_megapixels` can.
+    """
     try:
+        _check_file(path, max_megapixels)
         data = path.read_bytes()
     except OSError as error:
         raise BadPicture(str(path), f'cannot be read: {_phrase(error)}') from error
     return decode(data, str(path), max_megapixels)
+
+
+def _check_file(path: Path, max_megapixels: float) -> None:
+    """Raises BadPicture for what could be read without end, or would fill the memory."""
+    status = path.stat()
+    if not (stat.S_ISREG(status.st_mode) or stat.S_ISDIR(status.st_mode)):
+        # The reader of a pipe waits for a writer, and some devices never end.
+        raise BadPicture(str(path), 'is no file but a pipe, socket or device', _ADVICE)
+    if status.st_size > _BYTES_A_PIXEL * max_megapixels * 1e6 + _BYTES_BESIDE:
+        raise BadPicture(
+            str(path),
+            f'holds {status.st_size:,} bytes, more than a picture within '
+            f'data.max_megapixels={max_megapixels:g} needs',
+            _ADVICE,
+        )
 
 
 def opened(file: IO[bytes], name: str, max_megapixels: float) -> Image.Image:

@@ -3,30 +3,21 @@
 from __future__ import annotations
 
 import functools
-import re
-import socket
-import struct
-import urllib.parse
-import urllib.request
+import io
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import cv2
 import numpy as np
-import tensorflow_datasets as tfds
 from google.protobuf.message import DecodeError
 
-import byol_jax.data.quiet_tensorflow  # noqa: F401  (must come before TFDS imports it)
+from byol_jax.data.quiet_tensorflow import tf
 from byol_jax.data.sources.base import Source
-from byol_jax.errors import BadPicture, UserError, did_you_mean
-
-_DOWNLOAD_ERRORS = (
-    OSError,  # those of requests among them
-    AssertionError,  # files that must be downloaded by hand are missing
-    tfds.download.DownloadError,
-    tfds.download.download_manager.NonMatchingChecksumError,
-)
+from byol_jax.data.sources.decode import opened
+from byol_jax.data.sources.tfds_builder import open_builder, prepare
+from byol_jax.data.sources.tfds_features import AUTO, label_feature, picture_features
+from byol_jax.data.sources.tfds_records import open_records
+from byol_jax.errors import BadPicture, UserError
 
 # What comes of a damaged record, depending on the file's format and on what decodes its pictures:
 # ArrayRecord's reader raises RuntimeError, and a picture that OpenCV gives up on is a None.
@@ -41,10 +32,6 @@ _UNREADABLE = (
     cv2.error,
 )
 
-# TFRecord framing: uint64 length, uint32 crc of it, the record, uint32 crc of the record.
-_LENGTH = struct.Struct('<Q')
-_HEADER, _FOOTER = 12, 4
-
 
 class Tfds(Source):
     """One split of a TFDS data set; downloads and prepares it if it is not on disk yet."""
@@ -52,7 +39,15 @@ class Tfds(Source):
     labels_at_hand = False
 
     def __init__(
-        self, name: str, split: str, data_dir: str | None = None, keys: tuple[str, ...] = ('image',)
+        self,
+        name: str,
+        split: str,
+        data_dir: str | None = None,
+        keys: tuple[str, ...] = ('image',),
+        *,
+        label_key: str = AUTO,
+        max_megapixels: float = 200,
+        download: bool = True,
     ):
         """Opens the data set.
 
@@ -60,177 +55,115 @@ class Tfds(Source):
           name: such as 'imagenette/160px-v2' or 'div2k/bicubic_x2'.
           split: such as 'train' or 'train[:90%]'; slices work on every format.
           data_dir: where TFDS keeps its data; by default its own choice.
-          keys: features that hold the pictures.
+          keys: features that hold the pictures; 'x/image' is the feature image of x.
+          label_key: feature that holds the label (see `label_feature`).
+          max_megapixels: larger pictures are refused.
+          download: whether TFDS may download what is not on disk.
 
         Raises:
           UserError: no such data set, split or feature, or it can be neither found nor downloaded.
         """
-        builder = _builder(name, data_dir or None)
-        self._check_features(builder, name, keys)
-        _prepare(builder, name)
+        builder = open_builder(name, data_dir or None)
+        self._images = picture_features(builder.info.features, name, keys)
+        self._label = label_feature(builder.info, name, label_key)
+        prepare(builder, name, download)
         self.keys = keys
+        self.max_megapixels = max_megapixels
         self._title = name
-        self._records = _records(builder, name, split)
-        features = builder.info.features
-        label = features['label'] if 'label' in features else None  # noqa: SIM401 (no get)
-        if isinstance(label, tfds.features.ClassLabel):
-            self.label_names = label.names
+        self._records = open_records(builder, name, split)
+
+    @functools.cached_property
+    def label_names(self) -> Sequence[str]:  # type: ignore[override]
+        """Those of the data set; plain numbers are their own names, and all must be read for it."""
+        if self._label is None:
+            return ()
+        names = getattr(self._label[1], 'names', None)
+        return tuple(str(number) for number in self._numbers) if names is None else names
 
     @functools.cached_property
     def labels(self) -> np.ndarray | None:  # type: ignore[override]
         return self.labels_of(np.arange(len(self)))
 
     def labels_of(self, indices: np.ndarray) -> np.ndarray | None:
-        if not self.label_names:
-            return None
-        return np.array([int(self._record(int(i))['label']) for i in indices], np.int64)
+        """No picture is decoded for it, but every record is read.
 
-    @staticmethod
-    def _check_features(builder: Any, name: str, keys: tuple[str, ...]) -> None:
-        features = builder.info.features
-        images = [k for k, v in features.items() if isinstance(v, tfds.features.Image)]
-        for key in keys:
-            if key not in images:
-                raise UserError(
-                    f"data.pair_keys names '{key}', but the pictures of TFDS '{name}' are: "
-                    f'{", ".join(images) or "none"}.{did_you_mean(key, images)}'
-                )
+        Returns:
+          Labels as indices into `label_names`; None without labels, or if all are -1, which is how
+          TFDS says that they are not public.
+
+        Raises:
+          UserError: some are -1, but not all.
+        """
+        if self._label is None:
+            return None
+        if getattr(self._label[1], 'names', None) is None:
+            return np.searchsorted(self._numbers, self._read_labels(indices))
+        labels = self._read_labels(indices)
+        hidden = labels < 0
+        if not hidden.any():
+            return labels
+        if hidden.all():
+            return None
+        raise UserError(
+            f"{hidden.sum():,} of {len(labels):,} examples of TFDS '{self._title}' have no label "
+            f'(-1 in {self._label[0]}), such as {self.name(int(indices[hidden.argmax()]))}. Choose '
+            "another data.split, or do without labels: --config.data.label_key=''."
+        )
+
+    @functools.cached_property
+    def _numbers(self) -> np.ndarray:
+        """The different numbers among labels that have no names, ascending."""
+        return np.unique(self._read_labels(np.arange(len(self))))
+
+    def _read_labels(self, indices: np.ndarray) -> np.ndarray:
+        assert self._label is not None
+        path = self._label[0]
+        values = [self._feature(int(i), path).int64_list.value[0] for i in indices]
+        return np.array(values, np.int64)
 
     def __len__(self) -> int:
         return len(self._records)
 
     def load(self, index: int, key: str) -> np.ndarray:
-        picture = np.asarray(self._record(index)[key])
-        if picture.dtype == np.uint16:
-            picture = np.rint(picture / 257).astype(np.uint8)
-        if picture.shape[-1] == 4:
-            # Alpha over black, as files are decoded.
-            picture = np.rint(picture[..., :3] * (picture[..., 3:] / 255)).astype(np.uint8)
-        if picture.shape[-1] != 3:
-            picture = np.repeat(picture[..., :1], 3, axis=-1)
-        return picture
+        data = self._feature(index, key).bytes_list.value
+        try:
+            if len(data) != 1 or not data[0]:
+                raise ValueError('it holds no picture')
+            # From its header: nothing is decoded yet.
+            opened(io.BytesIO(data[0]), self.name(index), self.max_megapixels).close()
+            return _to_rgb(np.asarray(self._images[key].decode_example_np(data[0])))
+        except _UNREADABLE as error:
+            raise self._bad(index, error) from error
 
     def name(self, index: int) -> str:
         return f'{self._title} #{index}'
 
-    def _record(self, index: int) -> Any:
+    def _feature(self, index: int, path: str) -> Any:
+        """A feature of an example, as it is serialized."""
         try:
-            return self._records[index]
+            features = tf.train.Example.FromString(self._records.read(index)).features.feature
+            if path not in features:
+                raise ValueError(f"it has no feature '{path}'")
+            return features[path]
         except _UNREADABLE as error:
-            said = ' '.join(str(error).split())[:300].rstrip('.')
-            raise BadPicture(
-                self.name(index),
-                f'cannot be read: {type(error).__name__}: {said}',
-                'Prepare the data set again.',
-            ) from error
+            raise self._bad(index, error) from error
+
+    def _bad(self, index: int, error: Exception) -> BadPicture:
+        said = ' '.join(str(error).split())[:300].rstrip('.')
+        return BadPicture(
+            self.name(index),
+            f'cannot be read: {type(error).__name__}: {said}',
+            'Prepare the data set again.',
+        )
 
 
-def _builder(name: str, data_dir: str | None) -> Any:
-    short = re.split('[/:]', name)[0]
-    try:
-        return tfds.builder(name, data_dir=data_dir)
-    except tfds.core.DatasetNotFoundError as error:
-        known = tfds.list_builders(with_community_datasets=False)
-        raise UserError(
-            f"data.name='{name}' is no TFDS data set.{did_you_mean(short, known)} "
-            'tensorflow.org/datasets/catalog lists them.'
-        ) from error
-    except (ValueError, AssertionError) as error:
-        # How TFDS reports an unknown config or version of a data set it knows.
-        configs = ''
-        if short in tfds.list_builders(with_community_datasets=False):
-            names = tfds.builder_cls(short).builder_configs
-            configs = f' Configs: {", ".join(names)}.' if names else ''
-        raise UserError(f"data.name='{name}': {str(error).splitlines()[0]}{configs}") from error
-
-
-def _prepare(builder: Any, name: str) -> None:
-    if builder.is_prepared():
-        return
-    try:
-        _check_hosts(builder)
-        builder.download_and_prepare()
-    except _DOWNLOAD_ERRORS as e:
-        raise UserError(
-            f"TFDS '{name}' is not prepared in {builder.data_dir} and could not be downloaded: "
-            f'{type(e).__name__}: {str(e)[:400]}'
-        ) from e
-
-
-def _check_hosts(builder: Any) -> None:
-    """Raises OSError at once if a host to download from has no address.
-
-    TFDS would try again for over three minutes before it gave up.
-    """
-    if urllib.request.getproxies():
-        return  # The proxy resolves the names.
-    urls = builder.url_infos or ()
-    for host in sorted({urllib.parse.urlparse(url).hostname or '' for url in urls}):
-        try:
-            socket.getaddrinfo(host, 443)
-        except socket.gaierror as error:
-            raise OSError(f'{host} cannot be reached ({error.strerror})') from error
-
-
-def _records(builder: Any, name: str, split: str) -> Sequence[Any]:
-    """The split's examples, by index, in either file format."""
-    try:
-        instructions = builder.info.splits[split].file_instructions
-    except (KeyError, ValueError) as error:
-        known = list(builder.info.splits)
-        raise UserError(
-            f"data.split='{split}' is no split of TFDS '{name}'.{did_you_mean(split, known)} "
-            f'It has: {", ".join(known)}.'
-        ) from error
-    if builder.info.file_format == tfds.core.FileFormat.ARRAY_RECORD:
-        return builder.as_data_source(split) if instructions else ()
-    if builder.info.file_format == tfds.core.FileFormat.TFRECORD:
-        return TfRecords(instructions, builder.info.features)
-    raise UserError(
-        f"TFDS '{name}' is prepared as {builder.info.file_format}, which has no random access. "
-        "Prepare it again with file_format='array_record'."
-    )
-
-
-class TfRecords(Sequence[Any]):
-    """Random access to TFRecord files: an index of offsets, made from the records' headers."""
-
-    def __init__(self, instructions: Sequence[Any], features: Any):
-        self._features = features
-        self._files: list[str] = []
-        places = []
-        for instruction in instructions:
-            offsets = _offsets(Path(instruction.filename))
-            stop = None if instruction.take == -1 else instruction.skip + instruction.take
-            kept = offsets[instruction.skip : stop]
-            places += [(len(self._files), *place) for place in kept]
-            self._files.append(str(instruction.filename))
-        # [N, 3]: file, offset and length of each record, in bytes.
-        self._places = np.array(places, np.int64).reshape(-1, 3)
-
-    def __len__(self) -> int:
-        return len(self._places)
-
-    def __getitem__(self, index: Any) -> Any:
-        file, offset, length = (int(v) for v in self._places[index])
-        with open(self._files[file], 'rb') as stream:
-            stream.seek(offset)
-            return self._features.deserialize_example_np(stream.read(length))
-
-
-def _offsets(path: Path) -> list[tuple[int, int]]:
-    """(offset, length) of every record's payload, bytes."""
-    places, position, size = [], 0, path.stat().st_size
-    with path.open('rb') as stream:
-        while position < size:
-            stream.seek(position)
-            head = stream.read(_LENGTH.size)
-            if len(head) < _LENGTH.size:
-                raise UserError(f'{path} ends in the middle of a record: prepare it again.')
-            (length,) = _LENGTH.unpack(head)
-            position += _HEADER
-            if position + length + _FOOTER > size:
-                raise UserError(f'{path} ends in the middle of a record: prepare it again.')
-            places.append((position, length))
-            position += length + _FOOTER
-    return places
+def _to_rgb(picture: np.ndarray) -> np.ndarray:
+    """A picture of any kind that TFDS decodes, [H, W, 1 to 4], as uint8 [H, W, 3]."""
+    if picture.dtype == np.uint16:
+        picture = picture / 257
+    if picture.shape[-1] in (2, 4):
+        # Alpha over black, as files are decoded.
+        picture = picture[..., :-1] * (picture[..., -1:] / 255)
+    if picture.shape[-1] != 3:
+        picture = np.repeat(picture[..., :1], 3, axis=-1)
+    return np.rint(picture).astype(np.uint8) if picture.dtype != np.uint8 else picture
