@@ -34,6 +34,7 @@ TRAIN_ORDER = (
     'pretrained',
     'networks',
     'workdir',
+    'monitor',
     'bad_files',
     'checkpoint',
     'hosts',

@@ -38,6 +38,7 @@ from byol_jax.train.hosts import (
     stop_together,
     wait_for_all,
 )
+from byol_jax.train.monitor import measured, monitored
 from byol_jax.train.networks import online_encoder
 from byol_jax.train.setup import Run, build_run
 from byol_jax.train.state import TrainState
@@ -140,7 +141,9 @@ def _fit(
             plan,
             config.target.base_ema,
             config.seed,
-        )
+            monitored(plan),
+        ),
+        monitored=True,
     )
     bad_files = bad_log.bad_files
     inputs = _inputs(run, start, bad_files)
@@ -170,7 +173,7 @@ def _fit(
             bad_log.note()
             if watch is not None and not _busy(under_way):
                 watch.waited(time.perf_counter() - waiting)
-            state, metrics = step_fn(state, shard_batch(batch, devices))
+            state, metrics, features = step_fn(state, shard_batch(batch, devices))
             under_way.append((step, metrics))
             if watch is None:
                 record = _settle(under_way)
@@ -180,7 +183,7 @@ def _fit(
             last = step == plan.total_steps
             too_many = False
             if step % plan.log_steps == 0 or last:
-                record = _settle_all(under_way) or record
+                record = (_settle_all(under_way) or record) | measured(features)
                 bad_log.note_all()
                 _log(run, log, watch, step, record | {'bad_files': len(bad_files)})
                 # Of several processes only now does each know what all have found.
