@@ -1,22 +1,32 @@
-"""The monitors of a run: which features are looked at, how they reach the host, and LiDAR."""
+"""The monitors of a run: what is looked at and when, LiDAR, the alarms, and what is not finite."""
 
 from __future__ import annotations
 
 import math
 import os
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from byol_jax.byol import Byol, Features
 from byol_jax.data.augment import draw_view, make_view
 from byol_jax.data.pipeline import PairMaker
 from byol_jax.data.sources.base import Source
+from byol_jax.errors import UserError
 from byol_jax.evaluate.monitors import measure
 from byol_jax.evaluate.spectrum import lidar
+from byol_jax.models.network import path_name
 from byol_jax.plan import Plan
+from byol_jax.report.alarm import Record, facts_of
+from byol_jax.report.alarm_log import AlarmLog
+from byol_jax.report.alarms import non_finite
+from byol_jax.train.hosts import is_main, say
+from byol_jax.train.setup import Run
 from byol_jax.train.state import TrainState
 
 # Examples of a batch that the monitors look at, at most (or one of every pass of every device).
@@ -27,6 +37,96 @@ EXAMPLES = 256
 LIDAR_PICTURES, LIDAR_VIEWS = 100, 10
 
 
+class NonFinite(UserError):
+    """Something of a step is NaN or infinite: `values` are its metrics."""
+
+    def __init__(self, step: int, values: Mapping[str, float], what: str = ''):
+        """Args:
+        step: whose. values: its metrics. what: else is not finite, if these are.
+        """
+        super().__init__(
+            f'The loss of step {step} is {values["loss"]:.4g} (gradient norm '
+            f'{values["gradient_norm"]:.3g}, learning rate {values["learning_rate"]:.3g})'
+            f'{f", and {what} is not finite" if what else ""}. '
+            'Training stopped; the last checkpoint is from before it. Lower '
+            'optimizer.base_learning_rate or lengthen the warm-up, in a new workdir.'
+        )
+        self.step, self.values = step, dict(values) | ({what: math.nan} if what else {})
+
+
+def check_finite(step: int, values: Mapping[str, float]) -> None:
+    """Raises NonFinite if a metric of a step is not."""
+    if not all(map(math.isfinite, values.values())):
+        raise NonFinite(step, values)
+
+
+class Monitors:
+    """Watches a run; process 0 alone does."""
+
+    def __init__(self, run: Run, workdir: Path, start_step: int):
+        """Args:
+        run: to watch. workdir: of the run; its metrics.jsonl must end at `start_step`.
+        start_step: the step the run goes on from.
+        """
+        self._run = run
+        self._facts = facts_of(run.config, run.plan)
+        self._log = AlarmLog(workdir, self._facts, start_step) if is_main() else None
+        self._lidar = Lidar(run.byol, run.data.train, run.config)
+
+    def measure(
+        self, step: int, values: Mapping[str, float], features: Features, state: TrainState
+    ) -> dict[str, float]:
+        """The monitors after a step, by name (`evaluate.monitors.measure`), and LiDAR if it is due.
+
+        Args:
+          step: made. values: its metrics. features: that it handed out. state: it left.
+
+        Raises:
+          NonFinite: there is one among the features.
+        """
+        if self._log is None:
+            return {}
+        host = on_host(features)
+        for name, rows in host.items():
+            if not np.isfinite(rows).all():
+                raise NonFinite(step, values, f'the {name}')
+        measures = measure(**host)
+        every = self._run.config.log.lidar_every_steps
+        if every and step % every == 0:
+            measures['lidar'] = self._lidar(state)
+        return measures
+
+    def judge(self, record: Record) -> None:
+        """Says and writes which alarms the next record of metrics.jsonl raises or clears."""
+        if self._log is not None:
+            for line in self._log.judge(record):
+                say(line)
+
+    def check_state(self, state: TrainState, values: Mapping[str, float]) -> None:
+        """Checks a state before it is saved: a checkpoint that is no good must not replace others.
+
+        Args:
+          state: to be saved. values: metrics of the step it is of.
+
+        Raises:
+          NonFinite: a leaf is not finite that was so at the start (a mask may hold -inf).
+        """
+        for (path, leaf), first in zip(
+            jax.tree.leaves_with_path(state),
+            jax.tree.leaves(self._run.training.initial),
+            strict=True,
+        ):
+            if jnp.issubdtype(first.dtype, jnp.inexact) and np.isfinite(first).all():
+                own = np.asarray(leaf.addressable_data(0), np.float32)
+                if not np.isfinite(own).all():
+                    raise NonFinite(int(state.step), values, path_name(path))
+
+    def stopped(self, error: NonFinite, saved: int) -> None:
+        """Says and writes that a run stops; `saved` is the step of its newest checkpoint, or 0."""
+        if self._log is not None:
+            say(self._log.add(non_finite(error.step, error.values, self._facts, saved)))
+
+
 def monitored(plan: Plan) -> int:
     """Examples that each pass of each device hands out (`make_train_step`), at least 1."""
     passes = plan.device_count * plan.accumulate_steps
@@ -34,19 +134,17 @@ def monitored(plan: Plan) -> int:
     return min(share, math.ceil(EXAMPLES / passes))
 
 
-def measured(features: Features) -> dict[str, float]:
-    """The monitors of a step from what `pmap_step` handed out: [devices, 2, M, size] a leaf.
+def on_host(features: Features) -> dict[str, np.ndarray]:
+    """What a mapped step handed out, [devices, 2, M, size] -> float32 [2, devices M, size].
 
-    Of several processes each sees its own devices' examples.
+    Of several processes each gets its own devices' examples.
     """
-    return measure(*map(_on_host, features))
-
-
-def _on_host(x: jax.Array) -> np.ndarray:
-    """[devices, 2, M, size] -> float32 [2, devices M, size], of this process's devices."""
-    shards = sorted(x.addressable_shards, key=lambda shard: shard.index[0].start or 0)
-    rows = np.concatenate([np.asarray(shard.data, np.float32) for shard in shards])
-    return np.moveaxis(rows, 0, 1).reshape(2, -1, x.shape[-1])
+    found = {}
+    for name, x in features._asdict().items():
+        shards = sorted(x.addressable_shards, key=lambda shard: shard.index[0].start or 0)
+        rows = np.concatenate([np.asarray(shard.data, np.float32) for shard in shards])
+        found[name] = np.moveaxis(rows, 0, 1).reshape(2, -1, x.shape[-1])
+    return found
 
 
 class Lidar:
