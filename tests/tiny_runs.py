@@ -8,6 +8,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from network_steps import QUICK
 
 from byol_jax.byol import Byol, Features, regression_loss
 from byol_jax.evaluate.monitors import measure
@@ -15,8 +16,9 @@ from byol_jax.models.mlp import MLP
 from byol_jax.models.tap import TappedEncoder
 from byol_jax.plan import make_plan
 from byol_jax.train.monitor import monitored, on_host
+from byol_jax.train.networks import adapted_params, build_optimizer
 from byol_jax.train.setup import build_training
-from byol_jax.train.step import AXIS, make_train_step, pmap_step, replicate, shard_batch
+from byol_jax.train.step import AXIS, make_train_step, pmap_step, shard_batch
 from configs import default
 
 SIZE, PICTURES, BATCH = 8, 256, 64
@@ -24,17 +26,15 @@ WIDTH, OUTPUT = 32, 16
 
 
 class Net(nn.Module):
-    """Two layers of 32 on whole pictures; `synchronised` says over what they are normalised."""
+    """A layer of 32 on whole pictures; `synchronised` says over what it is normalised."""
 
     synchronised: bool = True
 
     @nn.compact
     def __call__(self, x, train=False):
-        x = x.reshape(len(x), -1)
-        for number in (1, 2):
-            x = nn.Dense(WIDTH, use_bias=False, name=f'fc{number}')(x)
-            norm = nn.BatchNorm if self.synchronised else OwnNorm
-            x = nn.relu(norm(use_running_average=not train, momentum=0.9, name=f'bn{number}')(x))
+        x = nn.Dense(WIDTH, use_bias=False, name='fc')(x.reshape(len(x), -1))
+        norm = nn.BatchNorm if self.synchronised else OwnNorm
+        x = nn.relu(norm(use_running_average=not train, momentum=0.9, name='bn')(x))
         return Keep(name='out')(x)
 
 
@@ -61,6 +61,14 @@ class OwnNorm(nn.Module):
             var.value = self.momentum * var.value + (1 - self.momentum) * now[1]
         scale = self.param('scale', nn.initializers.ones, x.shape[-1:])
         return scale * (x - now[0]) / jnp.sqrt(now[1] + 1e-5)
+
+
+class LinearPredictor(nn.Module):
+    """One layer, which follows its target less well than two."""
+
+    @nn.compact
+    def __call__(self, x, train):
+        return nn.Dense(OUTPUT, use_bias=False, name='linear')(x)
 
 
 class NoPredictor(nn.Module):
@@ -98,10 +106,11 @@ def make_config(**changes):
     """The config of a tiny run; `changes` by the dotted key, with '__' for the dot."""
     config = default.get_config()
     config.batch_size = BATCH
-    config.total_epochs, config.total_steps = None, 300
+    config.total_epochs, config.total_steps = None, 1000
     config.warmup_epochs, config.warmup_steps = None, 10
     config.optimizer.base_learning_rate = 2.0
     config.target.base_ema = 0.9
+    config.projector.output_size = OUTPUT
     config.views.image_size = SIZE
     config.log.every_steps = 10
     config.update_from_flattened_dict({k.replace('__', '.'): v for k, v in changes.items()})
@@ -122,15 +131,25 @@ def make_batch(step):
     return batch
 
 
-def run(config: Any, byol: Byol, devices: int = 1, stop: int | None = None):
-    """(records as of metrics.jsonl, plan) of a run; it ends early where a metric is not finite."""
+def run(config: Any, byol: Byol, devices: int = 1, stop: int | None = None, jump=None):
+    """The records, as of metrics.jsonl, of a run on made-up pictures.
+
+    `stop` ends it early; `jump`, (step, factor), multiplies the learning rate from a step on.
+    """
     plan = make_plan(config, PICTURES, devices)
     training = build_training(config, plan, byol)
+    schedule, optimizer = training.schedule, training.optimizer
+    if jump is not None:
+
+        def schedule(step):
+            return training.schedule(step) * jnp.where(step < jump[0], 1, jump[1])
+
+        optimizer = build_optimizer(config, adapted_params(byol, training.initial[1]), schedule)
     step_fn = pmap_step(
         make_train_step(
             byol,
-            training.optimizer,
-            training.schedule,
+            optimizer,
+            schedule,
             plan,
             config.target.base_ema,
             config.seed,
@@ -138,10 +157,14 @@ def run(config: Any, byol: Byol, devices: int = 1, stop: int | None = None):
         ),
         monitored=True,
     )
-    state, records = replicate(training.initial), []
+    state, records = training.initial, []
+    first = {key: x[: plan.batch_size] for key, x in make_batch(0).items()}
+    compiled = step_fn.lower(state, shard_batch(first, devices)).compile(QUICK)
     for step in range(1, (stop or plan.total_steps) + 1):
-        state, metrics, features = step_fn(state, shard_batch(make_batch(step), devices))
+        batch = {key: x[: plan.batch_size] for key, x in make_batch(step).items()}
+        state, metrics, features = compiled(state, shard_batch(batch, devices))
+        # Awaited: two steps under way on simulated devices can deadlock.
         values = {name: float(value) for name, value in jax.device_get(metrics).items()}
         if step % plan.log_steps == 0:
             records.append({'step': step, **values, **measure(**on_host(features))})
-    return records, plan
+    return records

@@ -195,7 +195,8 @@ def input_bound(history: History, facts: Facts) -> Alarm | None:
     waits = [r['input_wait_fraction'] for r in history[-3:] if 'input_wait_fraction' in r]
     if len(waits) < 3 or not _judged(history):
         return None
-    wait = sum(waits) / len(waits)
+    # The median: one slow stretch (another job on the disk) is no trend.
+    wait = sorted(waits)[1]
     if wait <= 0.3:
         return None
     if facts.workers < facts.cores:
