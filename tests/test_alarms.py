@@ -11,7 +11,7 @@ from tiny_runs import LinearPredictor, NoPredictor, NoStopGradient, make_byol, m
 
 from byol_jax.plan import make_plan
 from byol_jax.report.alarm import ALARM, WATCH, facts_of
-from byol_jax.report.alarm_log import AlarmLog, read_alarms
+from byol_jax.report.alarm_log import AlarmLog, read_alarms, summary
 from byol_jax.report.alarms import non_finite, standing
 from byol_jax.report.metrics import MetricsLog
 from byol_jax.report.progress import Stopwatch
@@ -284,6 +284,7 @@ def test_alarms_are_said_once(tmp_path):
         (100, 'over'),
     ]
     assert {'step', 'name', 'severity', 'evidence', 'cause', 'remedy'} == set(written[0])
+    assert summary(tmp_path).startswith('collapse (alarm, step 80); ')
 
 
 @pytest.mark.parametrize('killed_at', [30, 60, 70, 90, 110])
@@ -304,6 +305,7 @@ def test_without_alarms_there_is_no_file(tmp_path):
     """A healthy run leaves no alarms.jsonl, nor one whose alarms lie after its checkpoint."""
     assert judge_all(tmp_path, records()) == []
     assert not (tmp_path / 'alarms.jsonl').exists()
+    assert summary(tmp_path) == 'none'
     (tmp_path / 'alarms.jsonl').write_text(json.dumps({'step': 99, 'name': 'x', 'severity': WATCH}))
     AlarmLog(tmp_path, facts(sample_config()), start_step=60)
     assert not (tmp_path / 'alarms.jsonl').exists()

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from byol_jax.files import write_whole
-from byol_jax.report.alarm import Alarm, Facts, Record
+from byol_jax.report.alarm import ALARM, Alarm, Facts, Record
 from byol_jax.report.alarms import standing
 from byol_jax.report.metrics import read_metrics
 
@@ -71,3 +71,18 @@ def read_alarms(workdir: Path) -> list[dict[str, Any]]:
         return []
     lines = path.read_text().splitlines(keepends=True)
     return [json.loads(line) for line in lines if line.endswith('\n')]
+
+
+def summary(workdir: Path) -> str:
+    """What was raised in a run, for its report: 'none', or each alarm at its worst."""
+    worst: dict[str, tuple[str, int]] = {}
+    for alarm in read_alarms(workdir):
+        name, severity = alarm['name'], alarm['severity']
+        if name not in worst or (severity == ALARM and worst[name][0] != ALARM):
+            worst[name] = severity, alarm['step']
+    if not worst:
+        return 'none'
+    named = ', '.join(
+        f'{name} ({severity}, step {step:,})' for name, (severity, step) in worst.items()
+    )
+    return f'{named}; alarms.jsonl says why and what to do'
