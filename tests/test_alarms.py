@@ -297,6 +297,11 @@ def test_a_resumed_run_writes_the_same_alarms(tmp_path, killed_at):
     judge_all(whole, history)
     judge_all(again, [r for r in history if r['step'] <= killed_at])
     checkpoint = killed_at - 20
+    before = AlarmLog(again, facts(sample_config()), checkpoint).still_raised()
+    standing_then = {50 <= checkpoint < 80: 'watch', 80 <= checkpoint < 100: 'alarm'}.get(True)
+    assert before.startswith(f'still raised from before: collapse ({standing_then})') or (
+        standing_then is None and before == ''
+    )
     judge_all(again, [r for r in history if r['step'] > checkpoint], start_step=checkpoint)
     assert read_alarms(again) == read_alarms(whole)
 

@@ -14,7 +14,7 @@ import pytest
 from network_steps import QUICK
 from tiny_runs import make_config
 
-from byol_jax.byol import Byol
+from byol_jax.byol import Byol, Features
 from byol_jax.data.pipeline import PairMaker
 from byol_jax.evaluate.monitors import measure
 from byol_jax.evaluate.spectrum import lidar, unit_std
@@ -251,8 +251,23 @@ def test_lidar_is_that_of_the_online_projections():
     assert watch(state) == watch(state)
 
 
-def make_monitors(tmp_path, initial=None):
-    config = make_config()
+def test_lidar_comes_at_its_interval(tmp_path):
+    """Every log.lidar_every_steps steps, never with 0; the other monitors come every time."""
+    byol = linear_byol()
+    params, stats = byol.init(jax.random.key(0), 8)
+    state = SimpleNamespace(online_params=params, online_stats=stats)
+    rows = jnp.asarray(np.random.default_rng(0).normal(size=(1, 2, 6, 4)))
+    monitors = make_monitors(tmp_path, log__lidar_every_steps=20)
+    found = [monitors.measure(step, VALUES, Features(*[rows] * 4), state) for step in (10, 20, 30)]
+    assert ['lidar' in values for values in found] == [False, True, False]
+    assert all('rankme_projection' in values for values in found)
+    assert 1 <= found[1]['lidar'] <= 4.01
+    never = make_monitors(tmp_path, log__lidar_every_steps=0)
+    assert 'lidar' not in never.measure(20, VALUES, Features(*[rows] * 4), state)
+
+
+def make_monitors(tmp_path, initial=None, **changes):
+    config = make_config(**changes)
     plan = make_plan(config, 8, 1)
     run = SimpleNamespace(
         config=config,

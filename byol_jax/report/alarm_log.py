@@ -39,6 +39,11 @@ class AlarmLog:
         last = {a['name']: a['severity'] for a in kept}
         self._severities = {name: severity for name, severity in last.items() if severity != OVER}
 
+    def still_raised(self) -> str:
+        """A line on what stood when the run stopped; '' if nothing did."""
+        names = ', '.join(f'{name} ({severity})' for name, severity in self._severities.items())
+        return names and f'still raised from before: {names}; {self._path} says why and what to do'
+
     def judge(self, record: Record) -> list[str]:
         """Takes the next record; returns a line for each alarm it raises, changes or clears."""
         self._history.append(record)

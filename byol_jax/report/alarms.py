@@ -169,7 +169,7 @@ def small_norm_batch(history: History, facts: Facts) -> Alarm | None:
     if apart:
         cause = (
             f'they are not synchronised: they differ by {spread:.1%} between devices, so some '
-            "layer normalises by itself (Flax's own BatchNorm is synchronised)"
+            "layer takes them by itself (Flax's own BatchNorm is synchronised)"
         )
         remedy = "use Flax's BatchNorm, or give the layer the device axis that it averages over"
     else:

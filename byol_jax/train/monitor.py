@@ -72,6 +72,8 @@ class Monitors:
         self._facts = facts_of(run.config, run.plan)
         self._log = AlarmLog(workdir, self._facts, start_step) if is_main() else None
         self._lidar = Lidar(run.byol, run.data.train, run.config)
+        if self._log is not None and self._log.still_raised():
+            say(self._log.still_raised())
 
     def measure(
         self, step: int, values: Mapping[str, float], features: Features, state: TrainState
