@@ -1,17 +1,17 @@
 """Measures what the monitors cost, beside a training step without them.
 
-    python benchmarks/monitors.py --config=configs/div2k.py:sample [--blocks=10]
+    python benchmarks/monitors.py --config=configs/div2k.py:sample [--steps=100]
 
-Two runs from the same state take turns, `log.every_steps` steps each: one as the training loop is,
-with its features handed out, fetched, measured and judged at the end of the block, and one with the
-bare step. Which goes first alternates. Prints one JSON object:
-  step_seconds     median over the blocks, bare and watched
-  ratio            of the times of the two blocks of a turn: median, and its quartiles
+Two runs from the same state take turns step by step: one whose features are handed out, and, after
+every `log.every_steps` of its steps, fetched, measured and judged, as in the training loop, and one
+with the bare step. Which goes first alternates. Prints one JSON object:
+  step_seconds     median, bare and with features handed out
+  step_ratio       of the two steps of a turn: median, with its quartiles
   host_seconds     fetching, measuring and judging at a log line: median, and largest
   host_share       that over the time between two log lines without monitors; the aim is below 0.01
   lidar_seconds    the first time (making the views, compiling) and again
   lidar_share      the latter over the time between two of them, log.lidar_every_steps
-Data is random; the input pipeline is not measured here.
+Pictures are random; the input pipeline is not measured here.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ from byol_jax.train.setup import Run, build_run
 from byol_jax.train.step import make_train_step, pmap_step, replicate, shard_batch
 
 _CONFIG = config_flags.DEFINE_config_file('config', None, 'Config file with an optional :ARG.')
-_BLOCKS = flags.DEFINE_integer('blocks', 10, 'Turns of each of the two.', lower_bound=2)
+_STEPS = flags.DEFINE_integer('steps', 100, 'Timed steps of each of the two.', lower_bound=4)
 
 
 class Side:
@@ -56,25 +56,25 @@ class Side:
             count,
         )
         self._step = pmap_step(step, monitored=bool(count))
-        self._run, self._batch, self.steps = run, batch, 0
+        self._run, self._batch, self._made = run, batch, 0
         self.state = replicate(run.training.initial)
         self._monitors = Monitors(run, workdir, 0) if workdir else None
         self.host: list[float] = []
 
-    def block(self) -> float:
-        """Makes the steps of a log interval; seconds a step."""
+    def step(self) -> float:
+        """Makes a step and, if it is due, looks at it; seconds of the step alone."""
         start = time.perf_counter()
-        for _ in range(self._run.plan.log_steps):
-            self.state, metrics, *features = self._step(self.state, self._batch)
-            values = {name: float(x) for name, x in jax.device_get(metrics).items()}
-        self.steps += self._run.plan.log_steps
-        if self._monitors is not None:
+        self.state, metrics, *features = self._step(self.state, self._batch)
+        values = {name: float(x) for name, x in jax.device_get(metrics).items()}
+        seconds = time.perf_counter() - start
+        self._made += 1
+        if self._monitors is not None and self._made % self._run.plan.log_steps == 0:
             begun = time.perf_counter()
             # Never a multiple of log.lidar_every_steps: LiDAR is measured by itself.
             values |= self._monitors.measure(-1, values, features[0], self.state)
-            self._monitors.judge({'step': self.steps, **values})
+            self._monitors.judge({'step': self._made, **values})
             self.host.append(time.perf_counter() - begun)
-        return (time.perf_counter() - start) / self._run.plan.log_steps
+        return seconds
 
 
 def main(_: list[str]) -> None:
@@ -91,13 +91,16 @@ def main(_: list[str]) -> None:
     )
     with tempfile.TemporaryDirectory() as folder:
         bare, watched = Side(run, batch, None), Side(run, batch, Path(folder))
-        # The first block compiles.
-        bare.block(), watched.block()
+        # The first step compiles, and the first look is of a cold host.
+        for _ in range(run.plan.log_steps):
+            bare.step(), watched.step()
         watched.host.clear()
         times: dict[Side, list[float]] = {bare: [], watched: []}
-        for turn in range(_BLOCKS.value):
+        for turn in range(_STEPS.value):
             for side in (bare, watched) if turn % 2 else (watched, bare):
-                times[side].append(side.block())
+                times[side].append(side.step())
+    if not watched.host:
+        raise UserError(f'--steps={_STEPS.value} is below log.every_steps={run.plan.log_steps}.')
     ratios = [w / b for w, b in zip(times[watched], times[bare], strict=True)]
     lidar, seconds = Lidar(run.byol, run.data.train, config), []
     for _ in range(2):
@@ -111,8 +114,8 @@ def main(_: list[str]) -> None:
         'batch_size': run.plan.batch_size,
         'log_every_steps': run.plan.log_steps,
         'step_seconds': [step, statistics.median(times[watched])],
-        'ratio': statistics.median(ratios),
-        'ratio_quartiles': statistics.quantiles(ratios, n=4)[::2],
+        'step_ratio': statistics.median(ratios),
+        'step_ratio_quartiles': statistics.quantiles(ratios, n=4)[::2],
         'host_seconds': [statistics.median(watched.host), max(watched.host)],
         'host_share': statistics.median(watched.host) / (step * run.plan.log_steps),
         'lidar_seconds': seconds,
