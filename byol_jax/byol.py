@@ -7,7 +7,7 @@ online parameters theta, target parameters xi, representation y, projection z, p
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -16,6 +16,21 @@ from byol_jax.models.mlp import MLP
 from byol_jax.models.tap import TappedEncoder
 
 Tree = Any
+
+
+class Features(NamedTuple):
+    """What the networks make of a batch: float [2, B, size], view 1 and view 2.
+
+    Attributes:
+      representation: y, of the online network.
+      projection: z = g(y). prediction: q(z).
+      target: z', the target network's projection of the same view.
+    """
+
+    representation: jax.Array
+    projection: jax.Array
+    prediction: jax.Array
+    target: jax.Array
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,6 +94,13 @@ class Byol:
         variables = {'params': self._cast(params['encoder']), **stats['encoder']}
         return self.encoder.apply(variables, self.normalize(images), train, rng)
 
+    def project(self, params: Tree, stats: Tree, images: jax.Array) -> jax.Array:
+        """The online projection z in inference mode: uint8 [B, H, W, 3] -> float32 [B, P]."""
+        y, _ = self.represent(params, stats, images, train=False)
+        variables = {'params': self._cast(params['projector']), **stats['projector']}
+        projection: Any = self.projector.apply(variables, y, train=False)
+        return projection.astype(jnp.float32)
+
     def online(
         self, params: Tree, stats: Tree, images: jax.Array, rng: jax.Array | None = None
     ) -> tuple[jax.Array, jax.Array, Tree]:
@@ -92,12 +114,8 @@ class Byol:
         Returns:
           Prediction q(z) and projection z, float32 [B, P], and the updated stats.
         """
-        projection, stats = self._project(params, stats, images, rng)
-        prediction, predictor_stats = self._head(
-            self.predictor, params['predictor'], stats['predictor'], projection
-        )
-        stats = {**stats, 'predictor': predictor_stats}
-        return prediction.astype(jnp.float32), projection.astype(jnp.float32), stats
+        _, projection, prediction, stats = self._online(params, stats, images, rng)
+        return prediction, projection, stats
 
     def target(
         self, params: Tree, stats: Tree, images: jax.Array, rng: jax.Array | None = None
@@ -112,7 +130,7 @@ class Byol:
         Returns:
           Projection z', float32 [B, P], and the updated stats.
         """
-        projection, stats = self._project(params, stats, images, rng)
+        _, projection, stats = self._project(params, stats, images, rng)
         return projection.astype(jnp.float32), stats
 
     def loss(
@@ -138,11 +156,28 @@ class Byol:
           The loss, float32 in [0, 8], and (online stats, target stats, online projections of
           both views [2B, P]).
         """
+        loss, (online_stats, target_stats, features) = self.loss_and_features(
+            online_params, target_params, online_stats, target_stats, view1, view2, rng
+        )
+        projections = jnp.concatenate(list(features.projection))
+        return loss, (online_stats, target_stats, projections)
+
+    def loss_and_features(
+        self,
+        online_params: Tree,
+        target_params: Tree,
+        online_stats: Tree,
+        target_stats: Tree,
+        view1: jax.Array,
+        view2: jax.Array,
+        rng: jax.Array | None = None,
+    ) -> tuple[jax.Array, tuple[Tree, Tree, Features]]:
+        """As `loss`, with all features of both views in the projections' place."""
         rngs = [None] * 4 if rng is None else list(jax.random.split(rng, 4))
-        prediction1, projection1, online_stats = self.online(
+        y1, projection1, prediction1, online_stats = self._online(
             online_params, online_stats, view1, rngs[0]
         )
-        prediction2, projection2, online_stats = self.online(
+        y2, projection2, prediction2, online_stats = self._online(
             online_params, online_stats, view2, rngs[1]
         )
         target1, target_stats = self.target(target_params, target_stats, view1, rngs[2])
@@ -150,15 +185,32 @@ class Byol:
         per_example = regression_loss(
             prediction1, jax.lax.stop_gradient(target2)
         ) + regression_loss(prediction2, jax.lax.stop_gradient(target1))
-        projections = jnp.concatenate([projection1, projection2])
-        return jnp.mean(per_example), (online_stats, target_stats, projections)
+        features = Features(
+            representation=jnp.stack([y1, y2]),
+            projection=jnp.stack([projection1, projection2]),
+            prediction=jnp.stack([prediction1, prediction2]),
+            target=jnp.stack([target1, target2]),
+        )
+        return jnp.mean(per_example), (online_stats, target_stats, features)
+
+    def _online(
+        self, params: Tree, stats: Tree, images: jax.Array, rng: jax.Array | None
+    ) -> tuple[jax.Array, jax.Array, jax.Array, Tree]:
+        """Representation, projection, prediction (both float32) and the updated stats."""
+        y, projection, stats = self._project(params, stats, images, rng)
+        prediction, predictor_stats = self._head(
+            self.predictor, params['predictor'], stats['predictor'], projection
+        )
+        stats = {**stats, 'predictor': predictor_stats}
+        return y, projection.astype(jnp.float32), prediction.astype(jnp.float32), stats
 
     def _project(
         self, params: Tree, stats: Tree, images: jax.Array, rng: jax.Array | None = None
-    ) -> tuple[jax.Array, Tree]:
+    ) -> tuple[jax.Array, jax.Array, Tree]:
+        """Representation, projection and the updated stats."""
         y, encoder_stats = self.represent(params, stats, images, True, rng)
         z, projector_stats = self._head(self.projector, params['projector'], stats['projector'], y)
-        return z, {**stats, 'encoder': encoder_stats, 'projector': projector_stats}
+        return y, z, {**stats, 'encoder': encoder_stats, 'projector': projector_stats}
 
     def _head(self, module: MLP, params: Tree, stats: Tree, x: jax.Array) -> Any:
         """(output, updated stats) of the projector or predictor in training mode."""

@@ -163,6 +163,7 @@ _RANGES: dict[str, tuple[float, float]] = {
     'optimizer.epsilon': (0, 1),
     'checkpoint.keep': (1, math.inf),
     'log.every_steps': (1, math.inf),
+    'log.lidar_every_steps': (0, math.inf),
     'evaluate.knn_k': (1, math.inf),
     'evaluate.knn_temperature': (1e-6, math.inf),
     'evaluate.batch_size': (1, math.inf),

@@ -107,6 +107,7 @@ def get_config() -> ml_collections.ConfigDict:
     log = config.log = ml_collections.ConfigDict()
     log.every_steps = 50  # steps between two lines of metrics.jsonl
     log.tensorboard = True  # write TensorBoard events too
+    log.lidar_every_steps = 1000  # steps between two LiDAR of 1,000 views, if logged then; 0: never
 
     evaluate = config.evaluate = ml_collections.ConfigDict()
     evaluate.knn_k = 20  # neighbours that vote

@@ -71,3 +71,4 @@ def _sample(config: ml_collections.ConfigDict) -> None:
     config.checkpoint.every_epochs = None
     config.checkpoint.every_steps = 80
     config.log.every_steps = 20
+    config.log.lidar_every_steps = 320

@@ -107,6 +107,20 @@ def test_metrics(run):
         assert 0 <= record['loss'] <= 8
         assert 0 <= record['input_wait_fraction'] <= 1
         assert record['bad_files'] == 0
+        assert {
+            'representation_std',
+            'rankme_representation',
+            'rankme_projection',
+            'alignment',
+            'uniformity',
+            'online_target_cosine',
+            'prediction_target_cosine',
+            'gradient_norm',
+            'update_norm',
+            'parameter_norm',
+        } <= set(record)
+        assert 1 <= record['rankme_projection'] <= 8.01
+        assert record['prediction_target_cosine'] == pytest.approx(1 - record['loss'] / 4, abs=1e-5)
     assert records[-1]['tau'] > records[0]['tau']
 
 
@@ -293,17 +307,53 @@ def test_sigterm_saves(tmp_path, main_py):
 
 
 def test_non_finite_loss_stops(tmp_path, main_py):
-    """A loss that is not finite stops the run and no checkpoint of it is kept."""
+    """A loss that is not finite stops the run; the checkpoint from before it is kept, and is good.
+
+    The first step of the warm-up has a learning rate of 0.
+    """
     result = main_py(
         SAMPLE,
         *TINY,
         '--config.optimizer.base_learning_rate=1e38',
+        '--config.checkpoint.every_steps=1',
         f'--workdir={tmp_path / "w"}',
     )
     assert result.returncode != 0
     assert 'The loss of step' in result.stderr
     assert 'Traceback' not in result.stderr
     assert not (tmp_path / 'w' / 'encoder').exists()
+    kept = [p.name for p in (tmp_path / 'w' / 'checkpoints').iterdir() if p.name.isdigit()]
+    assert kept == ['1']
+    assert all(np.isfinite(leaf).all() for leaf in final_state(tmp_path / 'w').values())
+    alarm = json.loads((tmp_path / 'w' / 'alarms.jsonl').read_text().splitlines()[-1])
+    assert alarm['name'] == 'non_finite'
+    assert 'the checkpoint of step 1, from before it, is kept' in alarm['evidence']
+    assert 'ALARM at step 2: non_finite' in result.stdout
+
+
+@pytest.mark.slow
+def test_a_slow_source_is_named(tmp_path, main_py):
+    """Where pictures come too slowly, the run says so once, with the knob to turn."""
+    rng = np.random.default_rng(0)
+    (tmp_path / 'pictures').mkdir()
+    for i in range(4):
+        picture = Image.fromarray(rng.integers(0, 256, (1500, 1500, 3), np.uint8))
+        picture.save(tmp_path / 'pictures' / f'{i}.png')
+    result = main_py(
+        SAMPLE,
+        *TINY,
+        '--config.data.source=folder',
+        '--config.data.tile_size=0',
+        '--config.data.held_out_fraction=0.0',
+        f'--config.data.path={tmp_path / "pictures"}',
+        '--config.data.workers=1',
+        '--config.total_steps=30',
+        f'--workdir={tmp_path / "w"}',
+    )
+    assert result.returncode == 0, result.stderr
+    raised = [x for x in result.stdout.splitlines() if 'ALARM at step 20: input_bound' in x]
+    assert len(raised) == 1
+    assert 'raise data.workers=1' in raised[0]
 
 
 def test_runs_with_bfloat16_and_accumulation(tmp_path, main_py):
@@ -405,3 +455,6 @@ def test_sample_run_beats_random(tmp_path, main_py):
     table = [x for x in result.stdout.splitlines() if x.startswith(('randomly', 'trained'))]
     random, trained = (float(row.split('%')[0].split()[-1]) for row in table)
     assert trained > random
+    assert not (tmp_path / 'w' / 'alarms.jsonl').exists()
+    records = [json.loads(x) for x in (tmp_path / 'w' / 'metrics.jsonl').read_text().splitlines()]
+    assert [r['step'] for r in records if 'lidar' in r] == [320]

@@ -15,6 +15,7 @@ from byol_jax.data.pipeline import PairMaker
 from byol_jax.data.sources.base import Source
 from byol_jax.errors import BadPicture
 from byol_jax.evaluate.protocol import Evaluation, describe
+from byol_jax.report.alarm_log import summary
 from byol_jax.report.metrics import read_metrics
 from byol_jax.report.page import Result, Thumbnail, results_text, write_report
 from byol_jax.report.pictures import fit, save_picture, views_picture
@@ -104,6 +105,7 @@ def finish_report(
             'Training examples': f'{run.plan.examples:,} ({len(run.data.held_out):,} held out)',
             **_left_out(run),
             'Bad files': f'{bad_files:,}, named in bad_files.txt' if bad_files else 'none',
+            'Alarms': summary(workdir),
             'Steps': f'{run.plan.total_steps:,} of {run.plan.batch_size} pairs '
             f'({run.plan.epoch(run.plan.total_steps):.1f} epochs)',
             'Time of this start': duration(seconds),

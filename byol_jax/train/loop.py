@@ -8,7 +8,6 @@ end: last checkpoint, encoder, before/after table, report.
 from __future__ import annotations
 
 import json
-import math
 import os
 import signal
 import time
@@ -38,6 +37,7 @@ from byol_jax.train.hosts import (
     stop_together,
     wait_for_all,
 )
+from byol_jax.train.monitor import Monitors, NonFinite, check_finite, monitored
 from byol_jax.train.networks import online_encoder
 from byol_jax.train.setup import Run, build_run
 from byol_jax.train.state import TrainState
@@ -87,8 +87,12 @@ def train(config: Any, workdir: Path, command: str) -> None:
     log = None
     if is_main():
         log = MetricsLog(workdir, start_step=int(state.step), tensorboard=config.log.tensorboard)
+    monitors = Monitors(run, workdir, int(state.step))
     try:
-        state = _fit(run, replicate(state), checkpoints, log, bad_log)
+        state = _fit(run, replicate(state), checkpoints, log, bad_log, monitors)
+    except NonFinite as error:
+        monitors.stopped(error, checkpoints.newest())
+        raise
     finally:
         # Closing waits for the other processes, which after an error may never come.
         if jax.process_count() == 1:
@@ -125,6 +129,7 @@ def _fit(
     checkpoints: Checkpoints,
     log: MetricsLog | None,
     bad_log: BadFilesLog,
+    monitors: Monitors,
 ) -> TrainState:
     """Runs the remaining steps."""
     plan, config = run.plan, run.config
@@ -140,7 +145,9 @@ def _fit(
             plan,
             config.target.base_ema,
             config.seed,
-        )
+            monitored(plan),
+        ),
+        monitored=True,
     )
     bad_files = bad_log.bad_files
     inputs = _inputs(run, start, bad_files)
@@ -161,16 +168,17 @@ def _fit(
                 batch = next(inputs)
             except UserError:
                 # What is trained so far is sound: it must not be lost to damaged pictures.
-                _settle_all(under_way)
+                record = _settle_all(under_way) or record
                 # Alone: the other processes are in their next step and would not join in saving.
                 alone = jax.process_count() == 1
                 if alone and step - 1 not in (start, checkpoints.newest()):
+                    monitors.check_state(state, record)
                     checkpoints.save(step - 1, state)
                 raise
             bad_log.note()
             if watch is not None and not _busy(under_way):
                 watch.waited(time.perf_counter() - waiting)
-            state, metrics = step_fn(state, shard_batch(batch, devices))
+            state, metrics, features = step_fn(state, shard_batch(batch, devices))
             under_way.append((step, metrics))
             if watch is None:
                 record = _settle(under_way)
@@ -182,12 +190,15 @@ def _fit(
             if step % plan.log_steps == 0 or last:
                 record = _settle_all(under_way) or record
                 bad_log.note_all()
-                _log(run, log, watch, step, record | {'bad_files': len(bad_files)})
+                values = record | monitors.measure(step, record, features, state)
+                values |= {'bad_files': len(bad_files)}
+                monitors.judge(_log(run, log, watch, step, values))
                 # Of several processes only now does each know what all have found.
                 too_many = not last and bad_files.too_many()
             stopping = not last and (too_many or stop_together(step, asked=bool(stop)))
             if step % plan.checkpoint_steps == 0 or last or stopping:
-                _settle_all(under_way)
+                record = _settle_all(under_way) or record
+                monitors.check_state(state, record)
                 checkpoints.save(step, state)
             if too_many:
                 bad_files.check()
@@ -212,13 +223,7 @@ def _settle(under_way: deque[tuple[int, Any]]) -> dict[str, float]:
     """Waits for the oldest step under way and returns its metrics."""
     step, metrics = under_way.popleft()
     values = {name: float(value) for name, value in jax.device_get(metrics).items()}
-    if not all(math.isfinite(value) for value in values.values()):
-        raise UserError(
-            f'The loss of step {step} is {values["loss"]:.4g} (gradient norm '
-            f'{values["gradient_norm"]:.3g}, learning rate {values["learning_rate"]:.3g}). '
-            'Training stopped; the last checkpoint is from before it. Lower '
-            'optimizer.base_learning_rate or lengthen the warm-up, in a new workdir.'
-        )
+    check_finite(step, values)
     return values
 
 
@@ -236,13 +241,15 @@ def _settle_all(under_way: deque[tuple[int, Any]]) -> dict[str, float]:
 
 def _log(
     run: Run, log: MetricsLog | None, watch: Stopwatch, step: int, values: dict[str, float]
-) -> None:
+) -> dict[str, float]:
+    """Writes and says what is known of a step; returns the record."""
     figures = watch.lap(step)
     seconds_left = figures.pop('seconds_left', 0.0)
     record = {'step': step, 'epoch': run.plan.epoch(step), **values, **figures}
     if log is not None:
         log.write(record)
     say(progress_line(run.plan, step, record, seconds_left))
+    return record
 
 
 def _finish(

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from byol_jax.byol import Byol, feature_std, target_tau, update_target
+from byol_jax.byol import Byol, Features, feature_std, target_tau, update_target
 from byol_jax.plan import Plan
 from byol_jax.train.state import TrainState
 
@@ -28,7 +28,8 @@ def make_train_step(
     plan: Plan,
     base_ema: float,
     seed: int,
-) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
+    monitored: int = 0,
+) -> Callable[[TrainState, Batch], Any]:
     """Returns the pure step `(state, batch) -> (state, metrics)` of one device.
 
     It must run where the axis AXIS is mapped. `batch` holds this device's share: 'view1' and
@@ -40,12 +41,17 @@ def make_train_step(
     `plan.freeze_steps` steps no gradient of the encoder is computed.
 
     What the encoder draws is a function of (seed, step, device, pass): nothing of it is saved.
+
+    With `monitored` above 0 the step returns `(state, metrics, features)`: the `byol.Features` of
+    the first so many examples of each pass of this device, [2, M, size], for the monitors. Metrics
+    then also hold 'parameter_norm', of the online network after the step, and 'stats_spread', how
+    far its batch statistics differ between devices: root of the mean square, of their own size.
     """
-    everything = jax.value_and_grad(byol.loss, has_aux=True)
+    everything = jax.value_and_grad(byol.loss_and_features, has_aux=True)
 
     def heads_alone(online_params: Any, *rest: Any) -> Any:
         held = jax.lax.stop_gradient(online_params['encoder'])
-        return byol.loss({**online_params, 'encoder': held}, *rest)
+        return byol.loss_and_features({**online_params, 'encoder': held}, *rest)
 
     def value_and_grad(step: jax.Array, *arguments: Any) -> Any:
         if not plan.freeze_steps:
@@ -54,14 +60,14 @@ def make_train_step(
         return jax.lax.cond(step < plan.freeze_steps, heads, everything, *arguments)
 
     def passes(state: TrainState, batch: Batch) -> Any:
-        """Loss, gradients, stats and projections of the whole batch of this device."""
+        """Loss, gradients, stats, projections and features of this device's whole batch."""
         rng = jax.random.fold_in(jax.random.key(seed), state.step)
         rng = jax.random.fold_in(rng, jax.lax.axis_index(AXIS))
 
         def one(carry: Any, inputs: tuple[Batch, jax.Array]) -> Any:
             grads, online_stats, target_stats = carry
             views, number = inputs
-            (loss, (online_stats, target_stats, projections)), new = value_and_grad(
+            (loss, (online_stats, target_stats, features)), new = value_and_grad(
                 state.step,
                 state.online_params,
                 state.target_params,
@@ -72,25 +78,32 @@ def make_train_step(
                 jax.random.fold_in(rng, number),
             )
             grads = new if grads is None else jax.tree.map(jnp.add, grads, new)
-            return (grads, online_stats, target_stats), (loss, projections)
+            projections = jnp.concatenate(list(features.projection))
+            shown = jax.tree.map(lambda x: x[:, :monitored], features)
+            return (grads, online_stats, target_stats), (loss, projections, shown)
 
         n = plan.accumulate_steps
         if n == 1:
             start = (None, state.online_stats, state.target_stats)
-            carry, (loss, projections) = one(start, (batch, jnp.zeros((), jnp.int32)))
-            return loss, *carry, projections
+            carry, (loss, *made) = one(start, (batch, jnp.zeros((), jnp.int32)))
+            return loss, *carry, *made
         zeros = jax.tree.map(jnp.zeros_like, state.online_params)
         split = {key: x.reshape(n, -1, *x.shape[1:]) for key, x in batch.items()}
-        (grads, *stats), (losses, projections) = jax.lax.scan(
+        (grads, *stats), (losses, projections, shown) = jax.lax.scan(
             one, (zeros, state.online_stats, state.target_stats), (split, jnp.arange(n))
         )
         grads = jax.tree.map(lambda g: g / n, grads)
-        return losses.mean(), grads, *stats, projections.reshape(-1, projections.shape[-1])
+        projections = projections.reshape(-1, projections.shape[-1])
+        # [passes, 2, M, size] -> [2, passes M, size]
+        shown = jax.tree.map(
+            lambda x: jnp.moveaxis(x, 0, 1).reshape(2, -1, x.shape[-1]), Features(*shown)
+        )
+        return losses.mean(), grads, *stats, projections, shown
 
-    def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
-        loss, grads, online_stats, target_stats, projections = passes(state, batch)
+    def train_step(state: TrainState, batch: Batch) -> Any:
+        loss, grads, own_stats, target_stats, projections, shown = passes(state, batch)
         loss, grads = jax.lax.pmean((loss, grads), AXIS)
-        online_stats, target_stats = average_stats((online_stats, target_stats))
+        online_stats, target_stats = average_stats((own_stats, target_stats))
         updates, optimizer_state = optimizer.update(grads, state.optimizer, state.online_params)
         online_params = optax.apply_updates(state.online_params, updates)
         tau = target_tau(state.step, plan.total_steps, base_ema)
@@ -102,6 +115,9 @@ def make_train_step(
             'gradient_norm': global_norm(grads),
             'update_norm': global_norm(updates),
         }
+        if monitored:
+            metrics['parameter_norm'] = global_norm(online_params)
+            metrics['stats_spread'] = spread(own_stats, online_stats)
         state = TrainState(
             step=state.step + 1,
             online_params=online_params,
@@ -110,7 +126,8 @@ def make_train_step(
             target_stats=target_stats,
             optimizer=optimizer_state,
         )
-        return state, {key: jnp.asarray(value, jnp.float32) for key, value in metrics.items()}
+        metrics = {key: jnp.asarray(value, jnp.float32) for key, value in metrics.items()}
+        return (state, metrics, shown) if monitored else (state, metrics)
 
     return train_step
 
@@ -131,18 +148,31 @@ def average_stats(stats: Any) -> Any:
     return jax.tree.map(same, stats)
 
 
+def spread(own: Any, average: Any) -> jax.Array:
+    """How far devices' own statistics lie from their average, over its size: float32 []."""
+    pairs = zip(jax.tree.leaves(own), jax.tree.leaves(average), strict=True)
+    real = [(x, mean) for x, mean in pairs if jnp.issubdtype(x.dtype, jnp.inexact)]
+    if not real:
+        return jnp.zeros(())
+    away = global_norm([x - mean for x, mean in real])
+    size = global_norm([mean for _, mean in real])
+    return jnp.sqrt(jax.lax.pmean(away**2, AXIS)) / jnp.maximum(size, 1e-12)
+
+
 def global_norm(tree: Any) -> jax.Array:
     """Length of all leaves of a tree taken as one vector: float32 []."""
     return jnp.sqrt(sum(jnp.sum(jnp.square(leaf)) for leaf in jax.tree.leaves(tree)))
 
 
-def pmap_step(train_step: Callable[..., Any]) -> Callable[..., Any]:
+def pmap_step(train_step: Callable[..., Any], monitored: bool = False) -> Callable[..., Any]:
     """Maps the pure step over the local devices' shares of a batch; the state has no device axis.
 
-    The state's buffers are donated: after a call only the returned state may be used.
+    The state's buffers are donated: after a call only the returned state may be used. A monitored
+    step's features come out with the device axis, [devices, 2, M, size].
     """
+    out_axes = (None, None, 0) if monitored else (None, None)
     return jax.pmap(
-        train_step, axis_name=AXIS, in_axes=(None, 0), out_axes=(None, None), donate_argnums=0
+        train_step, axis_name=AXIS, in_axes=(None, 0), out_axes=out_axes, donate_argnums=0
     )
 
 

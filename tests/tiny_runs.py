@@ -1,0 +1,170 @@
+"""Runs of a tiny network on made-up pictures, healthy and broken, for the tests of the alarms."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from network_steps import QUICK
+
+from byol_jax.byol import Byol, Features, regression_loss
+from byol_jax.evaluate.monitors import measure
+from byol_jax.models.mlp import MLP
+from byol_jax.models.tap import TappedEncoder
+from byol_jax.plan import make_plan
+from byol_jax.train.monitor import monitored, on_host
+from byol_jax.train.networks import adapted_params, build_optimizer
+from byol_jax.train.setup import build_training
+from byol_jax.train.step import AXIS, make_train_step, pmap_step, shard_batch
+from configs import default
+
+SIZE, PICTURES, BATCH = 8, 256, 64
+WIDTH, OUTPUT = 32, 16
+
+
+class Net(nn.Module):
+    """A layer of 32 on whole pictures; `synchronised` says over what it is normalised."""
+
+    synchronised: bool = True
+
+    @nn.compact
+    def __call__(self, x, train=False):
+        x = nn.Dense(WIDTH, use_bias=False, name='fc')(x.reshape(len(x), -1))
+        norm = nn.BatchNorm if self.synchronised else OwnNorm
+        x = nn.relu(norm(use_running_average=not train, momentum=0.9, name='bn')(x))
+        return Keep(name='out')(x)
+
+
+class Keep(nn.Module):
+    @nn.compact
+    def __call__(self, x):
+        return x * 1.0
+
+
+class OwnNorm(nn.Module):
+    """Batch normalisation of somebody's own, which knows nothing of other devices."""
+
+    use_running_average: bool
+    momentum: float
+
+    @nn.compact
+    def __call__(self, x):
+        mean = self.variable('batch_stats', 'mean', jnp.zeros, x.shape[-1])
+        var = self.variable('batch_stats', 'var', jnp.ones, x.shape[-1])
+        now = (mean.value, var.value)
+        if not self.use_running_average:
+            now = (x.mean(axis=0), x.var(axis=0))
+            mean.value = self.momentum * mean.value + (1 - self.momentum) * now[0]
+            var.value = self.momentum * var.value + (1 - self.momentum) * now[1]
+        scale = self.param('scale', nn.initializers.ones, x.shape[-1:])
+        return scale * (x - now[0]) / jnp.sqrt(now[1] + 1e-5)
+
+
+class LinearPredictor(nn.Module):
+    """One layer, which follows its target less well than two."""
+
+    @nn.compact
+    def __call__(self, x, train):
+        return nn.Dense(OUTPUT, use_bias=False, name='linear')(x)
+
+
+class NoPredictor(nn.Module):
+    """Hands the projection on; its one parameter, which a network must have, does nothing."""
+
+    @nn.compact
+    def __call__(self, x, train):
+        return x + 0 * self.param('bias', nn.initializers.zeros, x.shape[-1:])
+
+
+class NoStopGradient(Byol):
+    """BYOL with the online network in the target's place, and a gradient through both sides."""
+
+    def loss_and_features(
+        self, online_params, target_params, online_stats, target_stats, view1, view2, rng=None
+    ):
+        y1, z1, q1, online_stats = self._online(online_params, online_stats, view1, None)
+        y2, z2, q2, online_stats = self._online(online_params, online_stats, view2, None)
+        loss = jnp.mean(regression_loss(q1, z2) + regression_loss(q2, z1))
+        pairs = ((y1, y2), (z1, z2), (q1, q2), (z1, z2))
+        return loss, (online_stats, target_stats, Features(*map(jnp.stack, pairs)))
+
+
+def make_byol(kind=Byol, predictor=None, synchronised=True):
+    return kind(
+        TappedEncoder(Net(synchronised), 'out', axis_name=AXIS),
+        MLP(WIDTH, OUTPUT, AXIS),
+        predictor or MLP(WIDTH, OUTPUT, AXIS),
+        mean=(0.5, 0.5, 0.5),
+        std=(0.2, 0.2, 0.2),
+    )
+
+
+def make_config(**changes):
+    """The config of a tiny run; `changes` by the dotted key, with '__' for the dot."""
+    config = default.get_config()
+    config.batch_size = BATCH
+    config.total_epochs, config.total_steps = None, 1000
+    config.warmup_epochs, config.warmup_steps = None, 10
+    config.optimizer.base_learning_rate = 2.0
+    config.target.base_ema = 0.9
+    config.projector.output_size = OUTPUT
+    config.views.image_size = SIZE
+    config.log.every_steps = 10
+    config.update_from_flattened_dict({k.replace('__', '.'): v for k, v in changes.items()})
+    return config
+
+
+def make_batch(step):
+    """Two views of pictures: each its own brightness, contrast and noise. uint8 by view."""
+    fixed = np.random.default_rng(0).normal(size=(PICTURES, SIZE, SIZE, 3))
+    rng = np.random.default_rng([1, step])
+    pictures = fixed[rng.integers(PICTURES, size=BATCH)]
+    batch = {}
+    for view in ('view1', 'view2'):
+        shift, scale = rng.normal(0, 0.5, (2, BATCH, 1, 1, 1))
+        noise = rng.normal(0, 0.5, pictures.shape)
+        values = 128 + 50 * (np.exp(scale) * pictures + shift + noise)
+        batch[view] = np.clip(values, 0, 255).astype(np.uint8)
+    return batch
+
+
+def run(config: Any, byol: Byol, devices: int = 1, stop: int | None = None, jump=None):
+    """The records, as of metrics.jsonl, of a run on made-up pictures.
+
+    `stop` ends it early; `jump`, (step, factor), multiplies the learning rate from a step on.
+    """
+    plan = make_plan(config, PICTURES, devices)
+    training = build_training(config, plan, byol)
+    schedule, optimizer = training.schedule, training.optimizer
+    if jump is not None:
+
+        def schedule(step):
+            return training.schedule(step) * jnp.where(step < jump[0], 1, jump[1])
+
+        optimizer = build_optimizer(config, adapted_params(byol, training.initial[1]), schedule)
+    step_fn = pmap_step(
+        make_train_step(
+            byol,
+            optimizer,
+            schedule,
+            plan,
+            config.target.base_ema,
+            config.seed,
+            monitored(plan),
+        ),
+        monitored=True,
+    )
+    state, records = training.initial, []
+    first = {key: x[: plan.batch_size] for key, x in make_batch(0).items()}
+    compiled = step_fn.lower(state, shard_batch(first, devices)).compile(QUICK)
+    for step in range(1, (stop or plan.total_steps) + 1):
+        batch = {key: x[: plan.batch_size] for key, x in make_batch(step).items()}
+        state, metrics, features = compiled(state, shard_batch(batch, devices))
+        # Awaited: two steps under way on simulated devices can deadlock.
+        values = {name: float(value) for name, value in jax.device_get(metrics).items()}
+        if step % plan.log_steps == 0:
+            records.append({'step': step, **values, **measure(**on_host(features))})
+    return records
