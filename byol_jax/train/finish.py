@@ -11,8 +11,8 @@ import numpy as np
 from PIL import Image
 
 from byol_jax.data.bad_files import BadFile
-from byol_jax.data.pipeline import PairMaker
 from byol_jax.data.sources.base import Source
+from byol_jax.data.stream import PairMaker
 from byol_jax.errors import BadPicture
 from byol_jax.evaluate.protocol import Evaluation, describe
 from byol_jax.report.metrics import read_metrics
