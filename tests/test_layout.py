@@ -30,6 +30,7 @@ TRAIN_ORDER = (
     'modes',
     'loop',
     'finish',
+    'feed',
     'setup',
     'pretrained',
     'networks',

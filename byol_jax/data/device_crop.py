@@ -1,9 +1,9 @@
 """Crop and resize on the device, equal to Pillow's to the bit.
 
 Pillow resizes with whole numbers: weights in units of 2^-22, the sum rounded to 8 bits, first along
-the rows and then along the columns (its src/libImaging/Resample.c, followed in `_weights`). Here
-each of the two is a matrix product in float32 that is exact: weights are split in two, so that
-no sum of products exceeds the 2^24 up to which float32 holds every whole number.
+one axis and then along the other (its src/libImaging/Resample.c, followed in `_weights`). Here each
+of the two is a matrix product in float32 that is exact: weights are split in two, so that no sum of
+products exceeds the 2^24 up to which float32 holds every whole number.
 """
 
 from __future__ import annotations
@@ -14,12 +14,16 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+import PIL
 
 from byol_jax.errors import UserError
 
 # Pillow Resample.c: PRECISION_BITS (32 - 8 - 2); bicubic_filter's a and its support.
 _BITS = 22
 _A, _SUPPORT = -0.5, 2.0
+# Pillow 13.0 resizes the height first where it shrinks much more than the width (its pull request
+# 9549; `tall` below is the rule for square results, found by comparing), else the width.
+_TALL_FIRST = int(PIL.__version__.split('.')[0]) >= 13
 # A weight is upper x 2^11 + lower, with lower in [-1024, 1023].
 _LOWER_BITS = 11
 # 64 x 1024 x 255 is the largest sum of lower parts below 2^24.
@@ -76,19 +80,24 @@ def crop_resize(pictures: jax.Array, crops: jax.Array, weights: Resize, size: in
       size: S.
     """
 
+    # Square, so that one of them can lie on its side.
+    height, width = pictures.shape[1:3]
+    side = max(height, width)
+    pictures = jnp.pad(pictures, ((0, 0), (0, side - height), (0, side - width), (0, 0)))
+
     def one(inputs: tuple[jax.Array, jax.Array]) -> jax.Array:
         picture, (top, left, height, width) = inputs
-        rows, columns, _ = picture.shape
         x = picture.astype(jnp.float32)
-        x = _rounded(
-            jnp.einsum(
-                'psw,hwc->phsc', _matrices(weights, left, width, columns), x, precision=_EXACT
-            )
-        )
-        x = _rounded(
-            jnp.einsum('psh,hwc->pswc', _matrices(weights, top, height, rows), x, precision=_EXACT)
-        )
-        return x.astype(jnp.uint8)
+        tall = _TALL_FIRST & (height > size) & (height - size > 2 * (width - size))
+        # Turned on its side it has its columns resized first.
+        x = jnp.where(tall, x.swapaxes(0, 1), x)
+        first, length = jnp.where(tall, top, left), jnp.where(tall, height, width)
+        matrices = _matrices(weights, first, length, side)
+        x = _rounded(jnp.einsum('psw,hwc->phsc', matrices, x, precision=_EXACT))
+        first, length = jnp.where(tall, left, top), jnp.where(tall, width, height)
+        matrices = _matrices(weights, first, length, side)
+        x = _rounded(jnp.einsum('psh,hwc->pswc', matrices, x, precision=_EXACT))
+        return jnp.where(tall, x.swapaxes(0, 1), x).astype(jnp.uint8)
 
     return map_in_parts(one, (pictures, crops), 2 * pictures[0].size)
 

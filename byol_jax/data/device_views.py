@@ -6,6 +6,7 @@ They give what `augment.make_view` gives for the same parameters, but for roundi
 
 from __future__ import annotations
 
+import functools
 from typing import Any, NamedTuple
 
 import jax
@@ -131,7 +132,9 @@ def blur(x: jax.Array, sigma: jax.Array) -> jax.Array:
     sigma = jnp.where(sigma > 0, sigma, 1)
     kernel = jnp.exp(-(taps**2) / (2 * sigma**2))
     kernel = kernel / kernel.sum()
-    padded = jnp.pad(x, ((0, 0), (radius, radius), (0, 0)))
-    x = sum(kernel[k] * padded[:, k : k + size] for k in range(2 * radius + 1))
-    padded = jnp.pad(x, ((radius, radius), (0, 0), (0, 0)))
-    return sum(kernel[k] * padded[k : k + size] for k in range(2 * radius + 1))
+    for axis in (1, 0):
+        beyond = [(radius, radius) if axis == a else (0, 0) for a in range(3)]
+        padded = jnp.pad(x, beyond)
+        shifted = [jax.lax.slice_in_dim(padded, k, k + size, axis=axis) for k in range(len(taps))]
+        x = functools.reduce(jnp.add, (w * s for w, s in zip(kernel, shifted, strict=True)))
+    return x

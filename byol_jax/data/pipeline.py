@@ -32,7 +32,7 @@ __all__ = [
     'replacements',
 ]
 
-Batch = dict[str, np.ndarray]
+Batch = dict[str, Any]
 
 
 def batches(
@@ -59,7 +59,9 @@ def batches(
         yielded, that of all batches up to it. By default one for this call.
 
     Yields:
-      {'view1', 'view2'}: uint8 [batch_size / process_count, S, S, 3].
+      {'view1', 'view2'}: uint8 [batch_size / process_count, S, S, 3]. With views.on='accelerator'
+      these are cropped and resized only, and there are 'colors1' and 'colors2' too, `Photometric`
+      for `device_views`.
 
     Raises:
       UserError: more is bad than data.max_bad_fraction allows. Of several processes none knows
@@ -67,6 +69,8 @@ def batches(
       NoPictureError: nothing can be read in place of a bad picture.
     """
     maker = PairMaker(source, config)
+    on_device = config.views.on == 'accelerator'
+    make = maker.crops if on_device else maker.views
     batch = config.batch_size
     share = batch // process_count
     size = config.views.image_size
@@ -88,7 +92,7 @@ def batches(
             loaded = maker.load(position)
             if loaded.bad:
                 found[position] = loaded.bad
-            return maker.views(position, loaded.pictures)
+            return make(position, loaded.pictures)
         except UserError as error:
             if isinstance(error, NoPictureError):
                 found[position] = error.bad
@@ -126,4 +130,4 @@ def batches(
         for position in range(first, first + share):
             if position in failures:
                 raise failures[position]
-        yield prepared
+        yield prepared | (maker.photometric(range(first, first + share)) if on_device else {})

@@ -17,8 +17,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from byol_jax.data.augment import draw_view, make_view
+from byol_jax.data.augment import crop_resize, draw_view, make_view
 from byol_jax.data.bad_files import BadFile, bad_file, name_some
+from byol_jax.data.draws import Photometric, draw_crops, draw_photometric, uniforms
 from byol_jax.data.sources.base import Source
 from byol_jax.errors import BadPicture, UserError
 
@@ -121,6 +122,55 @@ class PairMaker:
             )
             views.append(make_view(picture, params, self._size))
         return views[0], views[1]
+
+    def crops(
+        self, position: int, pictures: tuple[np.ndarray, np.ndarray]
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """As `views`, but cropped and resized only; `photometric` has the rest."""
+        epoch, index = self.example(position)
+        crops = []
+        for number, (view, picture) in enumerate(zip(self._views, pictures, strict=True), start=1):
+            height, width = picture.shape[:2]
+            params = draw_view(
+                view, height, width, seed=self._seed, epoch=epoch, example=index, number=number
+            )
+            crops.append(crop_resize(picture, params.crop, self._size))
+        return crops[0], crops[1]
+
+    def photometric(self, positions: Sequence[int]) -> dict[str, Photometric]:
+        """What is drawn for the views at B positions beside the crop: {'colors1', 'colors2'}."""
+        return {
+            f'colors{number}': draw_photometric(view, u)
+            for number, view, u in self._uniforms(positions)
+        }
+
+    def drawn(self, positions: Sequence[int], height: int, width: int) -> dict[str, Any]:
+        """All that makes the views at B positions of pictures of one size.
+
+        Returns:
+          {'example': int32 [B], 'crop1', 'crop2': int32 [B, 4], 'colors1', 'colors2'}.
+        """
+        drawn: dict[str, Any] = {'example': self.examples(positions)[1].astype(np.int32)}
+        for number, view, u in self._uniforms(positions):
+            drawn[f'crop{number}'] = draw_crops(view, height, width, u)
+            drawn[f'colors{number}'] = draw_photometric(view, u)
+        return drawn
+
+    def examples(self, positions: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
+        """As `example` for B positions: (epochs, indices), int64 [B] each."""
+        epochs, places = np.divmod(np.asarray(positions, np.int64), len(self._source))
+        indices = np.empty_like(places)
+        for epoch in np.unique(epochs):
+            here = epochs == epoch
+            order = epoch_order(self._seed, int(epoch), len(self._source))
+            indices[here] = order[places[here]]
+        return epochs, indices
+
+    def _uniforms(self, positions: Sequence[int]) -> Iterator[tuple[int, Any, np.ndarray]]:
+        """The number, the config and the variates of each of the two views at B positions."""
+        epochs, indices = self.examples(positions)
+        for number, view in enumerate(self._views, start=1):
+            yield number, view, uniforms(self._seed, number, epochs, indices)
 
     def pair(self, position: int) -> tuple[np.ndarray, np.ndarray]:
         """The views at a position: two uint8 [S, S, 3]."""
