@@ -14,7 +14,7 @@ All draw the same, so all train on the same views, but for rounding.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Sequence
 from typing import Any
 
 import jax
@@ -89,6 +89,32 @@ def open_feed(run: Run, start: int, bad_files: BadFiles) -> Feed:
     return Feed(
         made, crop_views(config) if config.views.on == 'accelerator' else lambda batch: batch
     )
+
+
+def shown_views(
+    run: Run, positions: Sequence[int], pictures: Sequence[tuple[np.ndarray, np.ndarray]]
+) -> list[tuple[np.ndarray, np.ndarray]]:
+    """The views a run makes at some positions, made where it makes them: uint8 [S, S, 3] each.
+
+    Args:
+      positions: of the stream. pictures: that are shown there (`PairMaker.load`).
+    """
+    config, source = run.config, run.data.train
+    maker = PairMaker(source, config)
+    if config.views.on == 'cpu':
+        return [maker.views(*at) for at in zip(positions, pictures, strict=True)]
+    if pictures_in_memory(source) is not None:
+        shown = np.stack([first for first, _ in pictures])
+        height, width = shown.shape[1:3]
+        drawn = maker.drawn(positions, height, width) | {'example': np.arange(len(shown))}
+        weights = resize_weights(max(height, width), config.views.image_size)
+        views = jax.jit(array_views(config))(drawn, shown, weights)
+    else:
+        crops = [maker.crops(*at) for at in zip(positions, pictures, strict=True)]
+        first, second = map(np.stack, zip(*crops, strict=True))
+        batch = {'view1': first, 'view2': second, **maker.photometric(positions)}
+        views = jax.jit(crop_views(config))(batch)
+    return list(zip(np.asarray(views['view1']), np.asarray(views['view2']), strict=True))
 
 
 def pictures_in_memory(source: Source) -> np.ndarray | None:
