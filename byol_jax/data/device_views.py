@@ -6,7 +6,6 @@ They give what `augment.make_view` gives for the same parameters, but for roundi
 
 from __future__ import annotations
 
-import functools
 from typing import Any, NamedTuple
 
 import jax
@@ -105,10 +104,12 @@ def adjust_hsv(x: jax.Array, factor: jax.Array, turns: jax.Array) -> jax.Array:
         jnp.where(value == g, (b - r) * over + 2, (r - g) * over + 4),
     )
     hue = hue + 6 * turns
+    hue = hue - 6 * jnp.floor(hue / 6)
     chroma = value * saturation
 
     def channel(start: int) -> jax.Array:
-        k = jnp.mod(hue + start, 6)
+        k = hue + start
+        k = jnp.where(k < 6, k, k - 6)
         return value - chroma * jnp.clip(jnp.minimum(k, 4 - k), 0, 1)
 
     return jnp.clip(jnp.stack([channel(5), channel(3), channel(1)], axis=-1), 0, 1)
@@ -128,13 +129,14 @@ def blur(x: jax.Array, sigma: jax.Array) -> jax.Array:
     """
     size = x.shape[0]
     radius = int(size / BLUR_DIVIDER / 2)
-    taps = jnp.arange(-radius, radius + 1)
     sigma = jnp.where(sigma > 0, sigma, 1)
-    kernel = jnp.exp(-(taps**2) / (2 * sigma**2))
-    kernel = kernel / kernel.sum()
-    for axis in (1, 0):
-        beyond = [(radius, radius) if axis == a else (0, 0) for a in range(3)]
-        padded = jnp.pad(x, beyond)
-        shifted = [jax.lax.slice_in_dim(padded, k, k + size, axis=axis) for k in range(len(taps))]
-        x = functools.reduce(jnp.add, (w * s for w, s in zip(kernel, shifted, strict=True)))
-    return x
+    kernel = jnp.exp(-(jnp.arange(-radius, radius + 1) ** 2) / (2 * sigma**2))
+    # As products with a matrix: a convolution would need a kernel of its own for each picture.
+    pixels = jnp.arange(size)
+    apart = pixels[:, None] - pixels
+    matrix = jnp.where(
+        jnp.abs(apart) <= radius, jnp.exp(-(apart**2) / (2 * sigma**2)) / kernel.sum(), 0
+    )
+    highest = jax.lax.Precision.HIGHEST
+    x = jnp.einsum('sw,hwc->hsc', matrix, x, precision=highest)
+    return jnp.einsum('sh,hwc->swc', matrix, x, precision=highest)
