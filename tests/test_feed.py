@@ -21,7 +21,14 @@ from byol_jax.plan import make_plan
 from byol_jax.train import feed as feeds
 from byol_jax.train.feed import open_feed, pictures_in_memory, shown_views
 from byol_jax.train.setup import build_training
-from byol_jax.train.step import AXIS, make_train_step, pmap_step, replicate, shard_batch
+from byol_jax.train.step import (
+    AXIS,
+    everywhere,
+    make_train_step,
+    pmap_step,
+    replicate,
+    shard_batch,
+)
 from configs import default
 
 # A step that is not awaited can deadlock on simulated devices: a hard limit.
@@ -155,6 +162,26 @@ def test_array_is_given_not_compiled_in(array):
     assert all(np.size(constant) < array.images.size for constant in jaxpr.consts)
 
 
+def test_every_device_makes_its_own_views(array):
+    """The mapped step gets on each of four devices the views of that device's share; called twice,
+    since nothing shared may be donated."""
+    devices = jax.local_device_count()
+    assert devices == 4
+    feed = feed_of(array, quick(make_config()), devices=devices)
+
+    def step(state, views):
+        return state + 1, jax.lax.all_gather(views, AXIS)
+
+    mapped, make = feed.compile(step), jax.jit(feed.views)
+    state = everywhere(np.zeros((), np.int32))
+    for count in (1, 2):
+        batch = next(feed.batches)
+        state, views = mapped(state, shard_batch(batch, devices))
+        assert int(state) == count
+        assert same(views, shard_batch(make(batch, *feed.shared), devices))
+
+
+@pytest.mark.slow
 def test_step_trains_on_the_views(array):
     """A step that makes its views, on four devices and with accumulation, changes the state as the
     plain step does on the same views made beforehand; twice, so nothing shared was donated."""
