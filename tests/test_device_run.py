@@ -88,7 +88,8 @@ def test_killed_run_goes_on_bit_for_bit(tmp_path, array_flags, kind, devices):
     run(whole, *flags, **options)
     for name in ('views.png', 'report.html', 'encoder/encoder.json'):
         assert (whole / name).exists()
-    assert Image.open(whole / 'views.png').size[0] > 200
+    with Image.open(whole / 'views.png') as picture:
+        assert picture.size[0] > 200
     process = subprocess.Popen(
         **command(*flags, f'--workdir={killed}', **options),
         stdout=subprocess.PIPE,
