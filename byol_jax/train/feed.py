@@ -14,6 +14,7 @@ All draw the same, so all train on the same views, but for rounding.
 from __future__ import annotations
 
 import dataclasses
+import importlib.util
 from collections.abc import Callable, Generator, Sequence
 from typing import Any
 
@@ -64,7 +65,8 @@ def open_feed(run: Run, start: int, bad_files: BadFiles) -> Feed:
       bad_files: where what cannot be read is counted.
 
     Raises:
-      UserError: the pictures do not fit on the device, or are too large for the views.
+      UserError: the pictures do not fit on the device, or are too large for the views, or
+        TensorFlow is needed and not there.
     """
     config, source = run.config, run.data.train
     if config.views.on == 'accelerator':
@@ -74,6 +76,11 @@ def open_feed(run: Run, start: int, bad_files: BadFiles) -> Feed:
             size = config.views.image_size
             shared = everywhere((pictures, resize_weights(max(pictures.shape[1:3]), size)))
             return Feed(_indices(run, start), array_views(config), shared)
+    if importlib.util.find_spec('tensorflow') is None:
+        raise UserError(
+            "TensorFlow is not installed. Only data.source='array' with views.on='accelerator', and "
+            'without tiles, trains without it: pip install -r requirements.txt.'
+        )
     # Only here, since it imports TensorFlow.
     from byol_jax.data.pipeline import batches
 
