@@ -110,9 +110,11 @@ def test_killed_run_goes_on_bit_for_bit(tmp_path, array_flags, kind, devices):
 def test_trains_as_on_the_cpu(tmp_path, array_flags):
     """Where the views are made changes a run no more than rounding does: its losses are the same
     to a thousandth, on one device, on two, and with the views made on the CPU."""
+    # Of two devices accumulation makes other passes, with other batch statistics.
+    whole = [flag for flag in array_flags if 'accumulate' not in flag]
     losses = {}
     for name, options in {'one': {}, 'two': {'devices': 2}, 'cpu': {}}.items():
-        flags = [f for f in array_flags if name != 'cpu' or '.views.on' not in f]
+        flags = [f for f in whole if name != 'cpu' or '.views.on' not in f]
         run(tmp_path / name, *flags, **options)
         lines = (tmp_path / name / 'metrics.jsonl').read_text().splitlines()
         losses[name] = [json.loads(line)['loss'] for line in lines]

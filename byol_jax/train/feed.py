@@ -78,8 +78,8 @@ def open_feed(run: Run, start: int, bad_files: BadFiles) -> Feed:
             return Feed(_indices(run, start), array_views(config), shared)
     if importlib.util.find_spec('tensorflow') is None:
         raise UserError(
-            "TensorFlow is not installed. Only data.source='array' with views.on='accelerator', and "
-            'without tiles, trains without it: pip install -r requirements.txt.'
+            "TensorFlow is not installed. Only data.source='array' with views.on='accelerator', "
+            'and without tiles, trains without it: pip install -r requirements.txt.'
         )
     # Only here, since it imports TensorFlow.
     from byol_jax.data.pipeline import batches
