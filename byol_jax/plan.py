@@ -12,6 +12,8 @@ from byol_jax.errors import UserError, did_you_mean
 REFERENCE_BATCH = 256
 
 PRECISIONS = ('float32', 'bfloat16')
+# Where the views are made.
+PLACES = ('cpu', 'accelerator')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -188,6 +190,11 @@ def check_ranges(config: Any) -> None:
         raise UserError(
             f"precision='{config.precision}' is not one of {', '.join(PRECISIONS)}."
             + did_you_mean(config.precision, PRECISIONS)
+        )
+    if config.views.on not in PLACES:
+        raise UserError(
+            f"views.on='{config.views.on}' is not one of {', '.join(PLACES)}."
+            + did_you_mean(config.views.on, PLACES)
         )
     for name in ('view1', 'view2'):
         _check_view(config.views[name], f'views.{name}')

@@ -1,9 +1,10 @@
 """CIFAR-10: ResNet-18 with the stem for small images, 32 pixels, batch 512, no blur.
 
 configs/cifar10.py:200|800 chooses the number of epochs, 200 without an argument. Data: TFDS
-cifar10, or class folders with --config.data.source=folder --config.data.path=DIR. Learning rate and
-weight decay are those of DeepMind's small-scale set-up (configs/imagenette.py); tau goes with the
-length as in the paper, Appendix J.
+cifar10; class folders with --config.data.source=folder --config.data.path=DIR; or, all on the
+accelerator, an array with --config.data.source=array --config.data.path=FILE.npz
+--config.views.on=accelerator (docs/data.md). Learning rate and weight decay are those of DeepMind's
+small-scale set-up (configs/imagenette.py); tau goes with the length as in the paper, Appendix J.
 """
 
 import ml_collections

@@ -43,8 +43,8 @@ def get_config() -> ml_collections.ConfigDict:
     config.precision = 'float32'  # compute type, 'float32' or 'bfloat16'; parameters stay float32
 
     data = config.data = ml_collections.ConfigDict()
-    data.source = 'folder'  # 'sample', 'folder', 'video' or 'tfds'
-    data.path = config_dict.placeholder(str)  # the folder; TFDS's data_dir, DIV2K's own folders
+    data.source = 'folder'  # 'sample', 'folder', 'video', 'tfds' or 'array'
+    data.path = config_dict.placeholder(str)  # folder; TFDS's data_dir; 'array': the .npz file
     data.name = ''  # name of the TFDS data set, such as 'imagenet2012' or 'div2k/bicubic_x2'
     data.split = 'train'  # TFDS split to train on; slices and sums too: 'train[:10%]+test'
     data.download = True  # TFDS downloads what is not on disk; False: it never asks the network
@@ -64,6 +64,7 @@ def get_config() -> ml_collections.ConfigDict:
 
     views = config.views = ml_collections.ConfigDict()
     views.image_size = 224  # side of both views, pixels
+    views.on = 'cpu'  # or 'accelerator': colours, blur and flip in the step, an array's crops too
     views.mean = (0.485, 0.456, 0.406)  # subtracted on the device; DeepMind byol/utils/dataset.py
     views.std = (0.229, 0.224, 0.225)  # divided by on the device; same source
     views.view1 = get_view(blur=1.0, solarize=0.0)  # T

@@ -31,6 +31,7 @@ TRAIN_ORDER = (
     'loop',
     'finish',
     'monitor',
+    'feed',
     'setup',
     'pretrained',
     'networks',

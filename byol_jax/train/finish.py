@@ -11,8 +11,8 @@ import numpy as np
 from PIL import Image
 
 from byol_jax.data.bad_files import BadFile
-from byol_jax.data.pipeline import PairMaker
 from byol_jax.data.sources.base import Source
+from byol_jax.data.stream import PairMaker
 from byol_jax.errors import BadPicture
 from byol_jax.evaluate.protocol import Evaluation, describe
 from byol_jax.report.alarm_log import summary
@@ -20,6 +20,7 @@ from byol_jax.report.metrics import read_metrics
 from byol_jax.report.page import Result, Thumbnail, results_text, write_report
 from byol_jax.report.pictures import fit, save_picture, views_picture
 from byol_jax.report.progress import duration
+from byol_jax.train.feed import shown_views
 from byol_jax.train.setup import Run
 from byol_jax.train.workdir import resolve
 
@@ -42,12 +43,13 @@ def draw_views(run: Run, workdir: Path) -> list[BadFile]:
     if any(first != second for first, second in map(maker.pictures, positions)):
         keys = tuple(run.config.data.pair_keys)
         titles = [f'original {n}' for n in (keys if keys[0] != keys[1] else (1, 2))]
-    rows: list[tuple[np.ndarray, ...]] = []
-    bad: list[BadFile] = []
-    for position in positions:
-        pictures, _, unreadable = maker.load(position)
-        bad += unreadable
-        rows.append((*pictures[: len(titles)], *maker.views(position, pictures)))
+    loaded = [maker.load(position) for position in positions]
+    bad = [file for each in loaded for file in each.bad]
+    pictures = [each.pictures for each in loaded]
+    rows = [
+        (*originals[: len(titles)], *views)
+        for originals, views in zip(pictures, shown_views(run, positions, pictures), strict=True)
+    ]
     side = min(224, max(96, run.config.views.image_size))
     save_picture(views_picture(rows, (*titles, 'view 1', 'view 2'), side), workdir / 'views.png')
     return list(dict.fromkeys(bad))

@@ -12,15 +12,13 @@ import os
 import signal
 import time
 from collections import deque
-from collections.abc import Generator, Iterator
+from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
 import jax
 
-from byol_jax.data.bad_files import BadFiles
-from byol_jax.data.pipeline import Batch, batches
 from byol_jax.errors import UserError
 from byol_jax.evaluate.protocol import evaluate
 from byol_jax.interop.export import save_encoder
@@ -28,6 +26,7 @@ from byol_jax.report.metrics import MetricsLog
 from byol_jax.report.progress import Stopwatch, duration, progress_line
 from byol_jax.train.bad_files import BadFilesLog
 from byol_jax.train.checkpoint import Checkpoints
+from byol_jax.train.feed import open_feed
 from byol_jax.train.finish import draw_views, finish_report
 from byol_jax.train.hosts import (
     check_same_everywhere,
@@ -41,7 +40,7 @@ from byol_jax.train.monitor import Monitors, NonFinite, check_finite, monitored
 from byol_jax.train.networks import online_encoder
 from byol_jax.train.setup import Run, build_run
 from byol_jax.train.state import TrainState
-from byol_jax.train.step import make_train_step, pmap_step, replicate, shard_batch
+from byol_jax.train.step import make_train_step, replicate, shard_batch
 from byol_jax.train.workdir import claim_workdir, fingerprint
 
 
@@ -137,7 +136,9 @@ def _fit(
     if start >= plan.total_steps:
         say(f'all {plan.total_steps} steps are done')
         return state
-    step_fn = pmap_step(
+    bad_files = bad_log.bad_files
+    feed = open_feed(run, start, bad_files)
+    step_fn = feed.compile(
         make_train_step(
             run.byol,
             run.training.optimizer,
@@ -149,8 +150,6 @@ def _fit(
         ),
         monitored=True,
     )
-    bad_files = bad_log.bad_files
-    inputs = _inputs(run, start, bad_files)
     devices = jax.local_device_count()
     # Simulated devices on few cores can deadlock with two steps under way.
     most_under_way = 1 if jax.default_backend() == 'cpu' else 2
@@ -159,13 +158,13 @@ def _fit(
     record: dict[str, float] = {}
     say('compiling the training step ...')
     # Left open, its threads would keep the process from ending after an error.
-    with closing(inputs), _stop_signals() as stop:
+    with closing(feed.batches), _stop_signals() as stop:
         for step in range(start + 1, plan.total_steps + 1):
             while len(under_way) >= most_under_way:
                 _settle(under_way)
             waiting = time.perf_counter()
             try:
-                batch = next(inputs)
+                batch = next(feed.batches)
             except UserError:
                 # What is trained so far is sound: it must not be lost to damaged pictures.
                 record = _settle_all(under_way) or record
@@ -205,18 +204,6 @@ def _fit(
             if stopping:
                 raise Interrupted(stop[0] if stop else signal.SIGTERM)
     return state
-
-
-def _inputs(run: Run, start: int, bad_files: BadFiles) -> Generator[Batch]:
-    return batches(
-        run.data.train,
-        run.config,
-        start_step=start,
-        stop_step=run.plan.total_steps,
-        process_index=jax.process_index(),
-        process_count=jax.process_count(),
-        bad_files=bad_files,
-    )
 
 
 def _settle(under_way: deque[tuple[int, Any]]) -> dict[str, float]:

@@ -16,8 +16,8 @@ from threadpoolctl import ThreadpoolController
 
 from byol_jax.byol import Byol, Features
 from byol_jax.data.augment import draw_view, make_view
-from byol_jax.data.pipeline import PairMaker
 from byol_jax.data.sources.base import Source
+from byol_jax.data.stream import PairMaker
 from byol_jax.errors import UserError
 from byol_jax.evaluate.monitors import measure
 from byol_jax.evaluate.spectrum import lidar

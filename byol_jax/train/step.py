@@ -164,15 +164,26 @@ def global_norm(tree: Any) -> jax.Array:
     return jnp.sqrt(sum(jnp.sum(jnp.square(leaf)) for leaf in jax.tree.leaves(tree)))
 
 
-def pmap_step(train_step: Callable[..., Any], monitored: bool = False) -> Callable[..., Any]:
+def pmap_step(
+    train_step: Callable[..., Any], shared: int = 0, monitored: bool = False
+) -> Callable[..., Any]:
     """Maps the pure step over the local devices' shares of a batch; the state has no device axis.
 
-    The state's buffers are donated: after a call only the returned state may be used. A monitored
-    step's features come out with the device axis, [devices, 2, M, size].
+    The state's buffers are donated: after a call only the returned state may be used.
+
+    Args:
+      train_step: `(state, batch, *more) -> (state, metrics)`, or a monitored step.
+      shared: how many more arguments there are. Each is whole on every device (`everywhere`), and
+        is not donated.
+      monitored: the step hands out features too, with the device axis: [devices, 2, M, size].
     """
     out_axes = (None, None, 0) if monitored else (None, None)
     return jax.pmap(
-        train_step, axis_name=AXIS, in_axes=(None, 0), out_axes=out_axes, donate_argnums=0
+        train_step,
+        axis_name=AXIS,
+        in_axes=(None, 0) + (None,) * shared,
+        out_axes=out_axes,
+        donate_argnums=0,
     )
 
 
@@ -182,11 +193,15 @@ def replicate(state: TrainState) -> TrainState:
     Without this the second step would compile anew, for the layout of the first one's result. The
     given state stays usable after its copy has been donated.
     """
+    return everywhere(jax.tree.map(np.array, state))
+
+
+def everywhere(tree: Any) -> Any:
+    """Copies a tree of NumPy arrays to every device of this process, as the mapped step has it."""
     mesh = jax.sharding.Mesh(np.array(jax.local_devices()), (AXIS,))
-    everywhere = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
-    return jax.tree.map(lambda x: jax.device_put(np.array(x), everywhere), state)
+    return jax.device_put(tree, jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec()))
 
 
 def shard_batch(batch: dict[str, Any], devices: int) -> dict[str, Any]:
     """Gives a batch the device axis that pmap maps: [B, ...] -> [devices, B / devices, ...]."""
-    return {key: x.reshape(devices, -1, *x.shape[1:]) for key, x in batch.items()}
+    return jax.tree.map(lambda x: x.reshape(devices, -1, *x.shape[1:]), batch)

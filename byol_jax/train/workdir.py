@@ -78,7 +78,10 @@ def check_workdir(workdir: Path, config: Any) -> None:
 
 
 def fingerprint(data: Data) -> dict[str, Any]:
-    """What identifies a data set: the numbers of its examples and a digest of their names."""
+    """What identifies a data set: the numbers of its examples and a digest of their names.
+
+    Of an array, which has no names of its own, a digest of the pictures too.
+    """
     names = hashlib.sha256()
     for part in (data.train, data.held_out):
         for start in range(0, len(part), _CHUNK):
@@ -90,18 +93,20 @@ def fingerprint(data: Data) -> dict[str, Any]:
         'examples': len(data.train),
         'held_out': len(data.held_out),
         'names_sha256': names.hexdigest(),
+        **({'pictures_sha256': data.sha256} if data.sha256 else {}),
     }
 
 
 def _check_data(path: Path, data: Mapping[str, Any]) -> None:
     old = json.loads(path.read_text()) if path.exists() else dict(data)
     if old != data:
+        pictures = ', or other pictures in the array' if 'pictures_sha256' in data else ''
         raise UserError(
             f'The data is not what this run began with: {old["examples"]:,} training and '
             f'{old["held_out"]:,} held-out examples then, {data["examples"]:,} and '
-            f'{data["held_out"]:,} now, or other names. The order of the data and the schedules '
-            'would change. Restore the files (an empty one in place of one that is lost will do, '
-            'if no tiles are cut: it counts as bad), or start anew in another --workdir.'
+            f'{data["held_out"]:,} now, or other names{pictures}. The order of the data and the '
+            'schedules would change. Restore the files (an empty one in place of one that is lost '
+            'will do, if no tiles are cut: it counts as bad), or start anew in another --workdir.'
         )
 
 

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from byol_jax.data.bad_files import SHOWN, BadFile, name_some, printable
+from byol_jax.data.sources.array import Array
 from byol_jax.data.sources.base import Cached, Source, Subset
 from byol_jax.data.sources.div2k import Div2k
 from byol_jax.data.sources.folder import Folder
@@ -17,7 +18,7 @@ from byol_jax.data.sources.tiles import Tiles
 from byol_jax.data.sources.video import Video
 from byol_jax.errors import UserError, did_you_mean
 
-SOURCES = ('sample', 'folder', 'video', 'tfds')
+SOURCES = ('sample', 'folder', 'video', 'tfds', 'array')
 
 _WAYS_OUT = (
     'Three ways out: (1) run where the network is reachable, and TFDS downloads DIV2K by itself; '
@@ -32,12 +33,14 @@ class Data(NamedTuple):
     held_out: never trained on; may be empty.
     bad: pictures of which no tiles could be cut because their size cannot be read.
     small: (name, height, width) of pictures smaller than a tile; they are in neither part.
+    sha256: of the pictures, where they are one array, which no names identify; else ''.
     """
 
     train: Source
     held_out: Source
     bad: Sequence[BadFile] = ()
     small: Sequence[tuple[str, int, int]] = ()
+    sha256: str = ''
 
     def left_out(self) -> list[str]:
         """Lines for a person that name what is in neither part; most often none."""
@@ -66,6 +69,7 @@ def build_data(config: Any) -> Data:
     """
     data = config.data
     source = _open(data)
+    sha256 = source.sha256 if isinstance(source, Array) else ''
     keys = tuple(data.pair_keys)
     for key in keys:
         if key not in source.keys:
@@ -81,9 +85,9 @@ def build_data(config: Any) -> Data:
         counted = 'hr' if 'hr' in source.keys else source.keys[0]
         tiles = Tiles(source, data.tile_size, data.tile_stride, counted)
         train, held_out = tiles.split(data.held_out_fraction, data.held_out_seed)
-        return Data(Subset(tiles, train), Subset(tiles, held_out), tiles.bad, tiles.small)
+        return Data(Subset(tiles, train), Subset(tiles, held_out), tiles.bad, tiles.small, sha256)
     train, held_out = _split(source, data.held_out_fraction, data.held_out_seed)
-    return Data(Subset(source, train), Subset(source, held_out))
+    return Data(Subset(source, train), Subset(source, held_out), sha256=sha256)
 
 
 def _open(data: Any) -> Source:
@@ -131,6 +135,13 @@ def _open(data: Any) -> Source:
             if is_div2k:
                 raise UserError(f'{error}\n{_WAYS_OUT}') from error
             raise
+    if data.source == 'array':
+        if not data.path:
+            raise UserError(
+                "data.source='array' needs the file: --config.data.path=FILE.npz with an array "
+                "'images', uint8 [N, H, W, 3]. examples/make_array.py makes one of class folders."
+            )
+        return Array(data.path)
     raise UserError(
         f"data.source='{data.source}' is not one of {', '.join(SOURCES)}."
         f'{did_you_mean(data.source, SOURCES)}'
