@@ -51,6 +51,7 @@ def get_config() -> ml_collections.ConfigDict:
     data.max_frame_gap = 15  # 'video': view 2 is at most so many frames away; 0: the same frame
     data.tile_size = 0  # cut pictures into square tiles of this many pixels; 0: whole pictures
     data.tile_stride = 0  # pixels from one tile to the next; 0: tile_size
+    data.tile_shift = False  # shift the grid of the training tiles anew in each epoch
     data.held_out_fraction = 0.0  # share kept from training: of examples, clips, or tiles' area
     data.held_out_seed = 0  # which examples are held out; not the run's seed, so runs compare
     data.cache_gib = 2.0  # memory for the decoded pictures that tiles are cut from, GiB

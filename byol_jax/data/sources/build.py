@@ -13,6 +13,7 @@ from byol_jax.data.sources.div2k import Div2k
 from byol_jax.data.sources.folder import Folder
 from byol_jax.data.sources.pairs import FilePairs
 from byol_jax.data.sources.sample import SamplePhotographs
+from byol_jax.data.sources.shift import ShiftedTiles
 from byol_jax.data.sources.tiles import Tiles
 from byol_jax.data.sources.video import Video
 from byol_jax.errors import UserError, did_you_mean
@@ -80,8 +81,12 @@ def build_data(config: Any) -> Data:
         # DIV2K's tiles are counted in high-resolution pixels, whichever view those feed.
         counted = 'hr' if 'hr' in source.keys else source.keys[0]
         tiles = Tiles(source, data.tile_size, data.tile_stride, counted)
-        train, held_out = tiles.split(data.held_out_fraction, data.held_out_seed)
-        return Data(Subset(tiles, train), Subset(tiles, held_out), tiles.bad, tiles.small)
+        part = (data.held_out_fraction, data.held_out_seed)
+        train, held_out = tiles.split(*part)
+        training = Subset(tiles, train)
+        if data.tile_shift:
+            training = ShiftedTiles(tiles, train, tiles.blocks(*part), config.seed, keys)
+        return Data(training, Subset(tiles, held_out), tiles.bad, tiles.small)
     train, held_out = _split(source, data.held_out_fraction, data.held_out_seed)
     return Data(Subset(source, train), Subset(source, held_out))
 
