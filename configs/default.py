@@ -55,6 +55,7 @@ def get_config() -> ml_collections.ConfigDict:
     data.held_out_fraction = 0.0  # share kept from training: of examples, clips, or tiles' area
     data.held_out_seed = 0  # which examples are held out; not the run's seed, so runs compare
     data.cache_gib = 2.0  # memory for the decoded pictures that tiles are cut from, GiB
+    data.cache = ''  # folder to keep all pictures in, decoded, in place of cache_gib; '': none
     data.max_megapixels = 200.0  # larger pictures (by their header) are refused, not decoded
     data.max_bad_fraction = 0.01  # share of unreadable pictures a run bears, at least one; 0: none
     data.workers = 0  # examples prepared in parallel; 0: one per CPU core

@@ -35,6 +35,7 @@ TRAIN_ORDER = (
     'networks',
     'workdir',
     'bad_files',
+    'picture_cache',
     'checkpoint',
     'hosts',
     'step',

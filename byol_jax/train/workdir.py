@@ -20,6 +20,7 @@ _FREE = (
     'evaluate.',
     'data.workers',
     'data.prefetch',
+    'data.cache',
     'data.cache_gib',
     'data.max_bad_fraction',
 )

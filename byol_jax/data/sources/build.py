@@ -9,6 +9,7 @@ import numpy as np
 
 from byol_jax.data.bad_files import SHOWN, BadFile, name_some, printable
 from byol_jax.data.sources.base import Cached, Source, Subset
+from byol_jax.data.sources.cache import DiskCached
 from byol_jax.data.sources.div2k import Div2k
 from byol_jax.data.sources.folder import Folder
 from byol_jax.data.sources.pairs import FilePairs
@@ -33,12 +34,14 @@ class Data(NamedTuple):
     held_out: never trained on; may be empty.
     bad: pictures of which no tiles could be cut because their size cannot be read.
     small: (name, height, width) of pictures smaller than a tile; they are in neither part.
+    cache: the decoded pictures on disk that both parts are read from, if there is such a cache.
     """
 
     train: Source
     held_out: Source
     bad: Sequence[BadFile] = ()
     small: Sequence[tuple[str, int, int]] = ()
+    cache: DiskCached | None = None
 
     def left_out(self) -> list[str]:
         """Lines for a person that name what is in neither part; most often none."""
@@ -76,8 +79,13 @@ def build_data(config: Any) -> Data:
             )
     if len(keys) != 2:
         raise UserError(f'data.pair_keys={keys} must name two pictures, one for each view.')
+    memory = int(data.cache_gib * 2**30) if data.tile_size else 0
+    cache = None
+    if data.cache:
+        source = cache = DiskCached(source, data.cache, memory)
+    elif data.tile_size:
+        source = Cached(source, memory)
     if data.tile_size:
-        source = Cached(source, int(data.cache_gib * 2**30))
         # DIV2K's tiles are counted in high-resolution pixels, whichever view those feed.
         counted = 'hr' if 'hr' in source.keys else source.keys[0]
         tiles = Tiles(source, data.tile_size, data.tile_stride, counted)
@@ -86,9 +94,9 @@ def build_data(config: Any) -> Data:
         training = Subset(tiles, train)
         if data.tile_shift:
             training = ShiftedTiles(tiles, train, tiles.blocks(*part), config.seed, keys)
-        return Data(training, Subset(tiles, held_out), tiles.bad, tiles.small)
+        return Data(training, Subset(tiles, held_out), tiles.bad, tiles.small, cache)
     train, held_out = _split(source, data.held_out_fraction, data.held_out_seed)
-    return Data(Subset(source, train), Subset(source, held_out))
+    return Data(Subset(source, train), Subset(source, held_out), cache=cache)
 
 
 def _open(data: Any) -> Source:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import os
 import re
 import socket
 import struct
@@ -71,6 +72,8 @@ class Tfds(Source):
         self.keys = keys
         self._title = name
         self._records = _records(builder, name, split)
+        self._split = f'{builder.data_dir} {split}'
+        self._files = [i.filename for i in builder.info.splits[split].file_instructions]
         features = builder.info.features
         label = features['label'] if 'label' in features else None  # noqa: SIM401 (no get)
         if isinstance(label, tfds.features.ClassLabel):
@@ -112,6 +115,15 @@ class Tfds(Source):
 
     def name(self, index: int) -> str:
         return f'{self._title} #{index}'
+
+    def stamp(self, index: int, key: str) -> tuple[str, str] | None:
+        return f'{self._split} #{index} {key}', self._version
+
+    @functools.cached_property
+    def _version(self) -> str:
+        """What changes when a file of the split does."""
+        found = [(file, os.stat(file)) for file in self._files]
+        return ' '.join(f'{file} {stat.st_size} {stat.st_mtime_ns}' for file, stat in found)
 
     def _record(self, index: int) -> Any:
         try:
