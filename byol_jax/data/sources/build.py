@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -82,7 +83,9 @@ def build_data(config: Any) -> Data:
     memory = int(data.cache_gib * 2**30) if data.tile_size else 0
     cache = None
     if data.cache:
-        source = cache = DiskCached(source, data.cache, memory)
+        # The limit is one on files.
+        limit = data.max_megapixels if source.own_files else math.inf
+        source = cache = DiskCached(source, data.cache, memory, limit)
     elif data.tile_size:
         source = Cached(source, memory)
     if data.tile_size:

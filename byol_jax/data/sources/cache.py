@@ -8,6 +8,7 @@ from __future__ import annotations
 import fcntl
 import functools
 import itertools
+import math
 import shutil
 import time
 from collections.abc import Iterator
@@ -52,13 +53,20 @@ class DiskCached(Source):
     system's to keep or drop: this process holds no copy.
     """
 
-    def __init__(self, source: Source, folder: str | Path, memory_bytes: int = 0):
+    def __init__(
+        self,
+        source: Source,
+        folder: str | Path,
+        memory_bytes: int = 0,
+        max_megapixels: float = math.inf,
+    ):
         """Reads and writes nothing yet.
 
         Args:
           source: whose pictures are kept; it has stamps (`Source.stamp`).
           folder: of the cache; other sources' pictures may be in it too.
           memory_bytes: of decoded pictures to keep in memory while they are not on disk.
+          max_megapixels: of larger ones the source says what they are, though they may be kept.
 
         Raises:
           UserError: the source has no stamps.
@@ -69,6 +77,7 @@ class DiskCached(Source):
         self.labels_at_hand, self.groups = source.labels_at_hand, source.groups
         self.own_files = source.own_files
         self._decoded = source
+        self._max_megapixels = max_megapixels
         self._sizes: dict[tuple[int, str], tuple[int, int]] = {}
         if not source.own_files and type(source).stamp is Source.stamp:
             raise UserError(
@@ -82,7 +91,9 @@ class DiskCached(Source):
     def load(self, index: int, key: str) -> np.ndarray:
         entry = self._entry(index, key)
         picture = None if entry is None else entry.read()
-        return self.source.load(index, key) if picture is None else picture
+        if picture is None or picture.shape[0] * picture.shape[1] / 1e6 > self._max_megapixels:
+            return self.source.load(index, key)
+        return picture
 
     @functools.cached_property
     def labels(self) -> np.ndarray | None:  # type: ignore[override]
@@ -204,10 +215,14 @@ class DiskCached(Source):
         free = shutil.disk_usage(self.folder).free
         if needed > free:
             raise UserError(
-                f'data.cache={self.folder} needs {needed / 1e9:,.1f} GB for the {len(missing):,} '
-                f'pictures that are not in it yet, decoded, and its disk has {free / 1e9:,.1f} GB '
+                f'data.cache={self.folder} needs {_amount(needed)} for the {len(missing):,} '
+                f'pictures that are not in it yet, decoded, and its disk has {_amount(free)} '
                 'free. Free some, give a folder on another disk, or leave data.cache out.'
             )
+
+
+def _amount(number: int) -> str:
+    return f'{number / 1e9:,.1f} GB' if number >= 1e9 else f'{number / 1e6:,.1f} MB'
 
 
 def _locked(file: IO[str]) -> bool:
