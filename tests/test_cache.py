@@ -28,6 +28,7 @@ from byol_jax.data.sources.cache import DiskCached
 from byol_jax.data.sources.folder import Folder
 from byol_jax.errors import UserError
 from byol_jax.report.progress import cache_line
+from byol_jax.train.workdir import check_workdir, claim_workdir
 from configs import default, div2k
 
 COUNT, SIDE = 6, 48
@@ -391,9 +392,18 @@ def test_the_line_of_progress():
     assert cache_line(filled._replace(done=800), 400.0).endswith('] 800/800  1,650 MB  6m40s')
 
 
+def test_a_run_may_go_on_with_another_cache(pictures):
+    """data.cache may differ when a run goes on; data.tile_shift, which changes batches, may not."""
+    run = pictures.parent / 'run'
+    claim_workdir(run, make_config(pictures), {})
+    check_workdir(run, make_config(pictures, cache='elsewhere'))
+    with pytest.raises(UserError, match=r'data\.tile_shift: False there, True now'):
+        check_workdir(run, make_config(pictures, tile_shift=True))
+
+
 @pytest.mark.slow
 def test_a_run_with_a_cache_is_the_run_without(main_py, pictures):
-    """Training with data.cache gives the same weights, and a run may go on with another cache."""
+    """Training with data.cache gives the same weights, and says that it builds the cache."""
     digests = []
     for name, more in (('plain', ()), ('cached', (f'--config.data.cache={pictures.parent}/c',))):
         result = main_py(
