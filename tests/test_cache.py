@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import json
 import os
 import resource
 import signal
@@ -28,7 +29,7 @@ from byol_jax.data.sources.cache import DiskCached
 from byol_jax.data.sources.folder import Folder
 from byol_jax.errors import UserError
 from byol_jax.report.progress import cache_line
-from byol_jax.train.workdir import check_workdir, claim_workdir
+from byol_jax.train.workdir import check_workdir, resolve
 from configs import default, div2k
 
 COUNT, SIDE = 6, 48
@@ -395,7 +396,8 @@ def test_the_line_of_progress():
 def test_a_run_may_go_on_with_another_cache(pictures):
     """data.cache may differ when a run goes on; data.tile_shift, which changes batches, may not."""
     run = pictures.parent / 'run'
-    claim_workdir(run, make_config(pictures), {})
+    run.mkdir()
+    (run / 'config.json').write_text(json.dumps(resolve(make_config(pictures))))
     check_workdir(run, make_config(pictures, cache='elsewhere'))
     with pytest.raises(UserError, match=r'data\.tile_shift: False there, True now'):
         check_workdir(run, make_config(pictures, tile_shift=True))
