@@ -53,9 +53,11 @@ def get_config() -> ml_collections.ConfigDict:
     data.max_frame_gap = 15  # 'video': view 2 is at most so many frames away; 0: the same frame
     data.tile_size = 0  # cut pictures into square tiles of this many pixels; 0: whole pictures
     data.tile_stride = 0  # pixels from one tile to the next; 0: tile_size
+    data.tile_shift = False  # shift the grid of the training tiles anew in each epoch
     data.held_out_fraction = 0.0  # share kept from training: of examples, clips, or tiles' area
     data.held_out_seed = 0  # which examples are held out; not the run's seed, so runs compare
     data.cache_gib = 2.0  # memory for the decoded pictures that tiles are cut from, GiB
+    data.cache = ''  # folder to keep all pictures in, decoded, in place of cache_gib; '': none
     data.max_megapixels = 200.0  # larger pictures (by their header) are refused, not decoded
     data.max_bad_fraction = 0.01  # share of unreadable pictures a run bears, at least one; 0: none
     data.index = 'auto'  # keeps the list of a folder's files: 'auto' in ~/.cache; a file; '': none

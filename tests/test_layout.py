@@ -37,6 +37,7 @@ TRAIN_ORDER = (
     'networks',
     'workdir',
     'bad_files',
+    'picture_cache',
     'checkpoint',
     'hosts',
     'step',

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import socket
 import time
 import urllib.request
@@ -16,6 +17,7 @@ import tensorflow_datasets as tfds
 import urllib3
 
 from byol_jax.data.sources import build
+from byol_jax.data.sources.cache import DiskCached
 from byol_jax.data.sources.tfds import Tfds
 from byol_jax.errors import BadPicture, UserError
 from configs import default
@@ -449,3 +451,31 @@ def test_build_data_opens_tfds(prepared):
     assert sorted([*train.indices, *held_out.indices]) == list(range(23))
     for part in (train, held_out):
         assert part.labels.tolist() == whole.labels[part.indices].tolist()
+
+
+def test_decoded_pictures_are_kept_on_disk(prepared, tmp_path, monkeypatch):
+    """data.cache decodes each picture of a data set once; a changed file of records makes all of
+    its entries stale; and sizes come from the entries."""
+    source = Tfds(NAME, 'train', prepared[1])
+    expected = [source.load(i, 'image') for i in range(len(source))]
+    last = list(DiskCached(source, tmp_path).fill(('image',), 2))[-1]
+    assert (last.done, last.bad) == (len(source), 0)
+
+    def never(*_):
+        raise AssertionError('decoded again')
+
+    again = DiskCached(Tfds(NAME, 'train', prepared[1]), tmp_path)
+    with monkeypatch.context() as patch:
+        patch.setattr(Tfds, '_record', never)
+        assert [filled.total for filled in again.fill(('image',), 2)] == [0]
+        for i, picture in enumerate(expected):
+            np.testing.assert_array_equal(again.load(i, 'image'), picture)
+            assert again.size(i, 'image') == picture.shape[:2]
+    file = prepared[0].info.splits['train'].filepaths[0]
+    times = os.stat(file).st_atime_ns, os.stat(file).st_mtime_ns
+    try:
+        os.utime(file, ns=(times[0], times[1] + 1))
+        changed = DiskCached(Tfds(NAME, 'train', prepared[1]), tmp_path)
+        assert list(changed.fill(('image',), 2))[-1].total == len(source)
+    finally:
+        os.utime(file, ns=times)

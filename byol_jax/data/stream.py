@@ -95,7 +95,10 @@ class PairMaker:
             first, second = self._which(epoch, candidate)
             try:
                 # In the source's order: a later frame of a clip is decoded on from an earlier one.
-                loaded = {which: self._source.load(*which) for which in sorted({first, second})}
+                loaded = {
+                    which: self._source.load_in_epoch(epoch, *which)
+                    for which in sorted({first, second})
+                }
             except BadPicture as error:
                 bad.append(bad_file(error))
             else:

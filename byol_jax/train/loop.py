@@ -1,8 +1,8 @@
 """The training run, from a config to an exported encoder and a report.
 
-Order of a run: open and check everything; claim the workdir; draw the views; resume or start;
-then for each step: wait for the step before, take a batch, run the step, log, checkpoint; at the
-end: last checkpoint, encoder, before/after table, report.
+Order of a run: open and check everything; claim the workdir; draw the views; fill data.cache;
+resume or start; then for each step: wait for the step before, take a batch, run the step, log,
+checkpoint; at the end: last checkpoint, encoder, before/after table, report.
 """
 
 from __future__ import annotations
@@ -38,6 +38,7 @@ from byol_jax.train.hosts import (
 )
 from byol_jax.train.monitor import Monitors, NonFinite, check_finite, monitored
 from byol_jax.train.networks import online_encoder
+from byol_jax.train.picture_cache import fill_cache
 from byol_jax.train.setup import Run, build_run
 from byol_jax.train.state import TrainState
 from byol_jax.train.step import make_train_step, replicate, shard_batch
@@ -77,6 +78,8 @@ def train(config: Any, workdir: Path, command: str) -> None:
         draw_views(run, workdir)
     wait_for_all('workdir claimed')
     _introduce(run, workdir)
+    fill_cache(run.data, config)
+    wait_for_all('pictures decoded')
     checkpoints = Checkpoints(workdir, config.checkpoint.keep)
     restored = checkpoints.restore(run.training.initial)
     state = run.training.initial

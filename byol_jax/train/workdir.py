@@ -22,6 +22,7 @@ _FREE = (
     'evaluate.',
     'data.workers',
     'data.prefetch',
+    'data.cache',
     'data.cache_gib',
     'data.index',
     'data.max_bad_fraction',

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import abc
 import functools
+import os
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from threading import Lock
@@ -21,6 +22,7 @@ class Source(abc.ABC):
       groups: int [N] where examples belong together, such as the frames of a clip, and only whole
         groups may be held out; else None.
       labels_at_hand: whether `labels` costs nothing; else it reads every example.
+      own_files: whether `file` is the path of a file that holds this picture and no other.
     """
 
     keys: tuple[str, ...] = ('image',)
@@ -28,6 +30,7 @@ class Source(abc.ABC):
     label_names: Sequence[str] = ()
     groups: np.ndarray | None = None
     labels_at_hand = True
+    own_files = False
 
     @abc.abstractmethod
     def __len__(self) -> int:
@@ -55,6 +58,27 @@ class Source(abc.ABC):
         Examples cut from one file have it in common.
         """
         return self.name(index)
+
+    def load_in_epoch(self, epoch: int, index: int, key: str) -> np.ndarray:
+        """As `load`, for training in an epoch (from 0), of which what is shown may be a function.
+
+        By default all epochs show the same.
+        """
+        return self.load(index, key)
+
+    def stamp(self, index: int, key: str) -> tuple[str, str] | None:
+        """(which picture this is, what changes when its pixels may have), for a cache on disk.
+
+        None: nothing is known of that, so the picture must not be kept.
+
+        Raises:
+          OSError: its file is not there, or cannot be asked.
+        """
+        if not self.own_files:
+            return None
+        path = os.path.abspath(self.file(index, key))
+        found = os.stat(path)
+        return path, f'{found.st_size} {found.st_mtime_ns}'
 
     def labels_of(self, indices: np.ndarray) -> np.ndarray | None:
         """Labels of some examples: int [len(indices)], or None."""
@@ -104,6 +128,9 @@ class Subset(Source):
 
     def load(self, index: int, key: str) -> np.ndarray:
         return self.source.load(int(self.indices[index]), key)
+
+    def load_in_epoch(self, epoch: int, index: int, key: str) -> np.ndarray:
+        return self.source.load_in_epoch(epoch, int(self.indices[index]), key)
 
     def name(self, index: int) -> str:
         return self.source.name(int(self.indices[index]))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -10,10 +11,12 @@ import numpy as np
 from byol_jax.data.bad_files import SHOWN, BadFile, name_some, printable
 from byol_jax.data.sources.array import Array
 from byol_jax.data.sources.base import Cached, Source, Subset
+from byol_jax.data.sources.cache import DiskCached
 from byol_jax.data.sources.div2k import Div2k
 from byol_jax.data.sources.folder import Folder
 from byol_jax.data.sources.pairs import FilePairs
 from byol_jax.data.sources.sample import SamplePhotographs
+from byol_jax.data.sources.shift import ShiftedTiles
 from byol_jax.data.sources.tiles import Tiles
 from byol_jax.data.sources.video import Video
 from byol_jax.errors import UserError, did_you_mean
@@ -34,6 +37,7 @@ class Data(NamedTuple):
     bad: pictures of which no tiles could be cut because their size cannot be read.
     small: (name, height, width) of pictures smaller than a tile; they are in neither part.
     sha256: of the pictures, where they are one array, which no names identify; else ''.
+    cache: the decoded pictures on disk that both parts are read from, if there is such a cache.
     """
 
     train: Source
@@ -41,6 +45,7 @@ class Data(NamedTuple):
     bad: Sequence[BadFile] = ()
     small: Sequence[tuple[str, int, int]] = ()
     sha256: str = ''
+    cache: DiskCached | None = None
 
     def left_out(self) -> list[str]:
         """Lines for a person that name what is in neither part; most often none."""
@@ -79,15 +84,26 @@ def build_data(config: Any) -> Data:
             )
     if len(keys) != 2:
         raise UserError(f'data.pair_keys={keys} must name two pictures, one for each view.')
+    memory = int(data.cache_gib * 2**30) if data.tile_size else 0
+    cache = None
+    if data.cache:
+        # The limit is one on files.
+        limit = data.max_megapixels if source.own_files else math.inf
+        source = cache = DiskCached(source, data.cache, memory, limit)
+    elif data.tile_size:
+        source = Cached(source, memory)
     if data.tile_size:
-        source = Cached(source, int(data.cache_gib * 2**30))
         # DIV2K's tiles are counted in high-resolution pixels, whichever view those feed.
         counted = 'hr' if 'hr' in source.keys else source.keys[0]
         tiles = Tiles(source, data.tile_size, data.tile_stride, counted)
-        train, held_out = tiles.split(data.held_out_fraction, data.held_out_seed)
-        return Data(Subset(tiles, train), Subset(tiles, held_out), tiles.bad, tiles.small, sha256)
+        part = (data.held_out_fraction, data.held_out_seed)
+        train, held_out = tiles.split(*part)
+        training: Source = Subset(tiles, train)
+        if data.tile_shift:
+            training = ShiftedTiles(tiles, train, tiles.blocks(*part), config.seed, keys)
+        return Data(training, Subset(tiles, held_out), tiles.bad, tiles.small, sha256, cache)
     train, held_out = _split(source, data.held_out_fraction, data.held_out_seed)
-    return Data(Subset(source, train), Subset(source, held_out), sha256=sha256)
+    return Data(Subset(source, train), Subset(source, held_out), sha256=sha256, cache=cache)
 
 
 def _open(data: Any) -> Source:

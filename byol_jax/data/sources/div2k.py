@@ -23,6 +23,7 @@ class Div2k(Source):
     """
 
     keys = ('hr', 'lr')
+    own_files = True
 
     def __init__(
         self, root: str | Path, split: str, keys: tuple[str, ...], max_megapixels: float = 200

@@ -22,6 +22,8 @@ class Folder(Source):
     two of them, as in `train/cat/1.jpg`; else there are none.
     """
 
+    own_files = True
+
     def __init__(
         self,
         root: str | Path,

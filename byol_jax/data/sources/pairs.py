@@ -25,6 +25,8 @@ class FilePairs(Source):
     files of the first pattern.
     """
 
+    own_files = True
+
     def __init__(
         self,
         root: str | Path,
@@ -106,6 +108,9 @@ class FilePairs(Source):
 
     def name(self, index: int) -> str:
         return self._files[self.keys[0]][index]
+
+    def file(self, index: int, key: str) -> str:
+        return str(self.root / self._files[key][index])
 
     def size(self, index: int, key: str) -> tuple[int, int]:
         return read_size(self.root / self._files[key][index], self.max_megapixels)

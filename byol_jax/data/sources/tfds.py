@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import io
+import os
 from collections.abc import Sequence
 from typing import Any
 
@@ -71,6 +72,8 @@ class Tfds(Source):
         self.max_megapixels = max_megapixels
         self._title = name
         self._records = open_records(builder, name, split)
+        self._split = f'{builder.data_dir} {split}'
+        self._files = [i.filename for i in builder.info.splits[split].file_instructions]
 
     @functools.cached_property
     def label_names(self) -> Sequence[str]:  # type: ignore[override]
@@ -137,6 +140,15 @@ class Tfds(Source):
 
     def name(self, index: int) -> str:
         return f'{self._title} #{index}'
+
+    def stamp(self, index: int, key: str) -> tuple[str, str] | None:
+        return f'{self._split} #{index} {key}', self._version
+
+    @functools.cached_property
+    def _version(self) -> str:
+        """What changes when a file of the split does."""
+        found = [(file, os.stat(file)) for file in self._files]
+        return ' '.join(f'{file} {stat.st_size} {stat.st_mtime_ns}' for file, stat in found)
 
     def _feature(self, index: int, path: str) -> Any:
         """A feature of an example, as it is serialized."""

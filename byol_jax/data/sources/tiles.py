@@ -18,6 +18,7 @@ class Tiles(Source):
     smaller than a tile, there are no tiles.
 
     Attributes:
+      counted: the picture of an example in whose pixels sizes are counted.
       bad: the pictures left out because their size cannot be read.
       small: (name, height, width) of the pictures left out because no tile fits in, pixels.
     """
@@ -37,7 +38,7 @@ class Tiles(Source):
         self.source = source
         self.keys = source.keys
         self.tile_size = tile_size
-        self._key = key or source.keys[0]
+        self.counted = key or source.keys[0]
         stride = stride or tile_size
         sizes = self._sizes()
         boxes = [
@@ -58,7 +59,7 @@ class Tiles(Source):
         sizes = {}
         for picture in range(len(self.source)):
             try:
-                size = self.source.size(picture, self._key)
+                size = self.source.size(picture, self.counted)
             except BadPicture as error:
                 self.bad.append(bad_file(error))
                 continue
@@ -86,11 +87,15 @@ class Tiles(Source):
 
     def load(self, index: int, key: str) -> np.ndarray:
         picture, top, left = (int(v) for v in self.boxes[index])
+        return self.cut(picture, top, left, key)
+
+    def cut(self, picture: int, top: int, left: int, key: str) -> np.ndarray:
+        """A tile of any place of a picture, in the pixels that sizes are counted in."""
         image = self.source.load(picture, key)
         size = self.tile_size
-        if key != self._key:
+        if key != self.counted:
             # The same part of a picture of another size.
-            scale = image.shape[0] / self.source.size(picture, self._key)[0]
+            scale = image.shape[0] / self.source.size(picture, self.counted)[0]
             top, left, size = round(top * scale), round(left * scale), max(1, round(size * scale))
         return image[top : top + size, left : left + size]
 
@@ -115,13 +120,36 @@ class Tiles(Source):
         Returns:
           Indices of the training tiles and of the held-out tiles.
         """
-        if fraction == 0:
+        blocks = self.blocks(fraction, seed)
+        if not blocks:
             return np.arange(len(self)), np.zeros(0, np.int64)
         train, held_out = [], []
         size = self.tile_size
         for picture in np.unique(self.boxes[:, 0]).tolist():
             indices = np.flatnonzero(self.boxes[:, 0] == picture)
             place = self.boxes[indices, 1:]
+            if picture not in blocks:
+                train.append(indices)  # Too small to be divided.
+                continue
+            low, high = blocks[picture]
+            inside = np.all((place >= low) & (place + size <= high), axis=1)
+            train.append(indices[_outside(place, size, low, high)])
+            held_out.append(indices[inside])
+        return np.concatenate(train), np.concatenate([np.zeros(0, np.int64), *held_out])
+
+    def blocks(self, fraction: float, seed: int) -> dict[int, tuple[np.ndarray, np.ndarray]]:
+        """The part of each picture that `split` keeps from training.
+
+        Returns:
+          By picture, the (top, left) that it begins at and the (bottom, right) that it ends before,
+          pixels; without the pictures that are too small to be divided.
+        """
+        if fraction == 0:
+            return {}
+        blocks = {}
+        size = self.tile_size
+        for picture in np.unique(self.boxes[:, 0]).tolist():
+            place = self.boxes[self.boxes[:, 0] == picture, 1:]
             sides = place.max(axis=0) + size
             side = np.maximum(size, np.rint(sides * np.sqrt(fraction))).astype(int)
             rng = np.random.Generator(np.random.Philox(key=[seed, 1], counter=[0, 0, picture, 0]))
@@ -129,15 +157,10 @@ class Tiles(Source):
             room = place[np.all(place <= sides - side, axis=1)]
             apart = [np.any(_outside(place, size, low, low + side)) for low in room]
             room = room[np.array(apart, bool)]
-            if not len(room):
-                train.append(indices)  # Too small to be divided.
-                continue
-            low = room[rng.integers(len(room))]
-            high = low + side
-            inside = np.all((place >= low) & (place + size <= high), axis=1)
-            train.append(indices[_outside(place, size, low, high)])
-            held_out.append(indices[inside])
-        return np.concatenate(train), np.concatenate([np.zeros(0, np.int64), *held_out])
+            if len(room):
+                low = room[rng.integers(len(room))]
+                blocks[picture] = low, low + side
+        return blocks
 
 
 def _outside(place: np.ndarray, size: int, low: np.ndarray, high: np.ndarray) -> np.ndarray:
