@@ -4,18 +4,21 @@ A view is made in two halves. `draw_view` turns integers (seed, epoch, example, 
 `ViewParams`; `make_view` applies one to a picture and has no randomness at all. The formulae are
 those of google-deepmind/deepmind-research byol/utils/augmentations.py at f5de0ed (additive
 brightness, contrast about each channel's mean, saturation and hue in HSV, clipping after each,
-blur with zero padding); the resize is Pillow's antialiased bicubic.
+blur with zero padding); the resize is Pillow's antialiased bicubic (`data/resize.py`).
 """
 
 from __future__ import annotations
 
+import functools
 import itertools
 import math
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
-from PIL import Image
+
+from byol_jax.data.resize import resize
 
 # One process runs many examples at once already; threads inside OpenCV would only fight over cores.
 cv2.setNumThreads(0)
@@ -111,15 +114,16 @@ def make_view(image: np.ndarray, params: ViewParams, size: int) -> np.ndarray:
     if not (params.order or params.gray or params.sigma or params.solarize <= 1):
         return np.ascontiguousarray(out)
     x = np.multiply(out, np.float32(1 / 255), dtype=np.float32)
-    for name in params.order:
-        x = _JITTERS[name](x, getattr(params, name))
+    for names in _adjacent(params.order):
+        x = _JITTERS[names](x, *(getattr(params, name) for name in names))
     if params.gray:
         x = to_gray(x)
     if params.sigma:
         x = blur(x, params.sigma)
     if params.solarize <= 1:
         x = solarize(x, params.solarize)
-    return np.rint(_clip(x) * np.float32(255)).astype(np.uint8)
+    # Rounds, and nothing here is below 0, of which it would take the size.
+    return cv2.convertScaleAbs(x, alpha=255)
 
 
 def crop_resize(image: np.ndarray, crop: tuple[int, int, int, int], size: int) -> np.ndarray:
@@ -129,17 +133,12 @@ def crop_resize(image: np.ndarray, crop: tuple[int, int, int, int], size: int) -
     """
     top, left, height, width = crop
     window = image[top : top + height, left : left + width]
-    if (height, width) == (size, size):
-        return window
-    resized = Image.fromarray(np.ascontiguousarray(window)).resize(
-        (size, size), Image.Resampling.BICUBIC
-    )
-    return np.asarray(resized)
+    return window if (height, width) == (size, size) else resize(window, size)
 
 
 def adjust_brightness(image: np.ndarray, delta: float) -> np.ndarray:
     """Adds `delta` to float32 [H, W, 3] in [0, 1] and clips."""
-    return _clip(image + np.float32(delta))
+    return _clip(cv2.add(image, (delta, delta, delta, 0)))
 
 
 def adjust_contrast(image: np.ndarray, factor: float) -> np.ndarray:
@@ -152,16 +151,22 @@ def adjust_contrast(image: np.ndarray, factor: float) -> np.ndarray:
 
 def adjust_saturation(image: np.ndarray, factor: float) -> np.ndarray:
     """Scales the S of HSV of float32 [H, W, 3] in [0, 1]; S is clipped to [0, 1]."""
-    hsv = cv2.cvtColor(image, cv2.COLOR_RGB2HSV)
-    hsv[..., 1] = np.clip(hsv[..., 1] * np.float32(factor), 0, 1)
-    return _clip(cv2.cvtColor(hsv, cv2.COLOR_HSV2RGB))
+    return adjust_hsv(image, factor, 0.0)
 
 
 def adjust_hue(image: np.ndarray, turns: float) -> np.ndarray:
     """Turns the H of HSV of float32 [H, W, 3] in [0, 1] by a fraction of the colour circle."""
+    return adjust_hsv(image, 1.0, turns)
+
+
+def adjust_hsv(image: np.ndarray, factor: float, turns: float) -> np.ndarray:
+    """`adjust_saturation` and `adjust_hue`, in either order: each leaves the other's part alone."""
     hsv = cv2.cvtColor(image, cv2.COLOR_RGB2HSV)
-    # OpenCV's float hue is in degrees.
-    hsv[..., 0] = np.mod(hsv[..., 0] + np.float32(360 * turns), np.float32(360))
+    # OpenCV's float hue is in degrees; it takes those from 360 to 720 too.
+    change = np.array([[1, 0, 0, 360 * (turns % 1)], [0, factor, 0, 0], [0, 0, 1, 0]])
+    hsv = cv2.transform(hsv, change)
+    if factor > 1:
+        hsv = cv2.min(hsv, (math.inf, 1, math.inf, 0))
     return _clip(cv2.cvtColor(hsv, cv2.COLOR_HSV2RGB))
 
 
@@ -183,15 +188,22 @@ def blur_kernel(size: int, sigma: float) -> np.ndarray:
 
 
 def blur(image: np.ndarray, sigma: float) -> np.ndarray:
-    """Blurs float32 [H, W, 3] with `blur_kernel`; beyond the border all is 0."""
+    """Blurs float32 [H, W, 3] with `blur_kernel`; beyond the border all is 0.
+
+    Its taps beyond 4 sigma are left out: 3e-5 of it all, less than a hundredth of a level.
+    """
     kernel = blur_kernel(image.shape[0], sigma)
-    image = np.ascontiguousarray(image)
+    spare = max(len(kernel) // 2 - math.ceil(4 * sigma), 0)
+    kernel = kernel[spare : len(kernel) - spare]
     return cv2.sepFilter2D(image, -1, kernel, kernel, borderType=cv2.BORDER_CONSTANT)
 
 
 def solarize(image: np.ndarray, threshold: float) -> np.ndarray:
     """Inverts the values of float32 [H, W, 3] in [0, 1] that are not below `threshold`."""
-    return np.where(image < np.float32(threshold), image, np.float32(1) - image)
+    inverted = np.float32(1) - image
+    if threshold == 0.5:
+        return cv2.min(image, inverted)
+    return np.where(image < np.float32(threshold), image, inverted)
 
 
 def center_view(image: np.ndarray, size: int, crop_fraction: float) -> np.ndarray:
@@ -213,12 +225,26 @@ def _uniform(u: float, low: float, high: float) -> float:
 
 
 def _clip(image: np.ndarray) -> np.ndarray:
-    return np.clip(image, 0, 1, out=image)
+    cv2.threshold(image, 1, 1, cv2.THRESH_TRUNC, dst=image)
+    return cv2.threshold(image, 0, 0, cv2.THRESH_TOZERO, dst=image)[1]
 
 
-_JITTERS = {
-    'brightness': adjust_brightness,
-    'contrast': adjust_contrast,
-    'saturation': adjust_saturation,
-    'hue': adjust_hue,
+@functools.cache
+def _adjacent(order: tuple[str, ...]) -> tuple[tuple[str, ...], ...]:
+    """An order of jitters in parts: saturation and hue are one where they follow each other."""
+    parts: list[tuple[str, ...]] = []
+    for name in order:
+        if parts and {name, *parts[-1]} == {'saturation', 'hue'}:
+            parts[-1] = ('saturation', 'hue')
+        else:
+            parts.append((name,))
+    return tuple(parts)
+
+
+_JITTERS: dict[tuple[str, ...], Callable[..., np.ndarray]] = {
+    ('brightness',): adjust_brightness,
+    ('contrast',): adjust_contrast,
+    ('saturation',): adjust_saturation,
+    ('hue',): adjust_hue,
+    ('saturation', 'hue'): adjust_hsv,
 }

@@ -1,29 +1,23 @@
 """Crop and resize on the device, equal to Pillow's to the bit.
 
 Pillow resizes with whole numbers: weights in units of 2^-22, the sum rounded to 8 bits, first along
-one axis and then along the other (its src/libImaging/Resample.c, followed in `_weights`). Here each
-of the two is a matrix product in float32 that is exact: weights are split in two, so that no sum of
+one axis and then along the other (see `data/resize.py`, whose weights these are). Here each of the
+two is a matrix product in float32 that is exact: weights are split in two, so that no sum of
 products exceeds the 2^24 up to which float32 holds every whole number.
 """
 
 from __future__ import annotations
 
-import math
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import PIL
 
+from byol_jax.data.resize import BITS, height_first, most_taps
+from byol_jax.data.resize import weights as pillow_weights
 from byol_jax.errors import UserError
 
-# Pillow Resample.c: PRECISION_BITS (32 - 8 - 2); bicubic_filter's a and its support.
-_BITS = 22
-_A, _SUPPORT = -0.5, 2.0
-# Pillow 13.0 resizes the height first where it shrinks much more than the width (its pull request
-# 9549; `tall` below is the rule for square results, found by comparing), else the width.
-_TALL_FIRST = int(PIL.__version__.split('.')[0]) >= 13
 # A weight is upper x 2^11 + lower, with lower in [-1024, 1023].
 _LOWER_BITS = 11
 # 64 x 1024 x 255 is the largest sum of lower parts below 2^24.
@@ -54,7 +48,7 @@ def resize_weights(longest: int, size: int) -> Resize:
     Raises:
       UserError: pictures are too large for these views.
     """
-    most = _taps(longest / size)
+    most = most_taps(longest / size)
     if most > _MOST_TAPS:
         raise UserError(
             f'Pictures of {longest} pixels are more than 15 times the views '
@@ -64,7 +58,7 @@ def resize_weights(longest: int, size: int) -> Resize:
     start = np.zeros((longest + 1, size), np.int32)
     weights = np.zeros((longest + 1, size, most), np.int64)
     for length in range(1, longest + 1):
-        start[length], row = _weights(length, size)
+        start[length], row = pillow_weights(length, size)
         weights[length, :, : row.shape[1]] = row
     upper = (weights + 2 ** (_LOWER_BITS - 1)) >> _LOWER_BITS
     lower = weights - (upper << _LOWER_BITS)
@@ -88,7 +82,7 @@ def crop_resize(pictures: jax.Array, crops: jax.Array, weights: Resize, size: in
     def one(inputs: tuple[jax.Array, jax.Array]) -> jax.Array:
         picture, (top, left, height, width) = inputs
         x = picture.astype(jnp.float32)
-        tall = _TALL_FIRST & (height > size) & (height - size > 2 * (width - size))
+        tall = height_first(height, width, size)
         # Turned on its side it has its columns resized first.
         x = jnp.where(tall, x.swapaxes(0, 1), x)
         first, length = jnp.where(tall, top, left), jnp.where(tall, height, width)
@@ -128,32 +122,5 @@ def _matrices(weights: Resize, first: jax.Array, length: jax.Array, pixels: int)
 def _rounded(sums: jax.Array) -> jax.Array:
     """Sums of upper and of lower parts, [2, ...], to whole numbers 0 .. 255, all float32."""
     upper, lower = sums.astype(jnp.int32)
-    total = (upper << _LOWER_BITS) + lower + 2 ** (_BITS - 1)
-    return jnp.clip(total >> _BITS, 0, 255).astype(jnp.float32)
-
-
-def _taps(scale: float) -> int:
-    """Pixels that feed one result, at most, where `scale` pixels become one."""
-    return math.ceil(_SUPPORT * max(scale, 1.0)) * 2 + 1
-
-
-def _weights(length: int, size: int) -> tuple[np.ndarray, np.ndarray]:
-    """For `length` pixels resized to `size`: the first pixel int [S] and weights int [S, taps]."""
-    scale = length / size
-    stretch = max(scale, 1.0)
-    center = (np.arange(size) + 0.5) * scale
-    # Truncated as C does; negative values are set to 0 anyway.
-    first = np.maximum((center - _SUPPORT * stretch + 0.5).astype(np.int64), 0)
-    last = np.minimum((center + _SUPPORT * stretch + 0.5).astype(np.int64), length)
-    taps = np.arange(_taps(scale))
-    x = np.abs((taps + first[:, None] - center[:, None] + 0.5) * (1.0 / stretch))
-    near = ((_A + 2.0) * x - (_A + 3.0)) * x * x + 1
-    far = (((x - 5) * x + 8) * x - 4) * _A
-    weights = np.where(x < 1.0, near, np.where(x < 2.0, far, 0.0))
-    weights[taps >= (last - first)[:, None]] = 0.0
-    total = np.zeros(size)
-    # One after the other, as Pillow adds them: another order may round another way.
-    for column in weights.T:
-        total += column
-    weights /= total[:, None]
-    return first, np.trunc(weights * 2**_BITS + np.copysign(0.5, weights)).astype(np.int64)
+    total = (upper << _LOWER_BITS) + lower + 2 ** (BITS - 1)
+    return jnp.clip(total >> BITS, 0, 255).astype(jnp.float32)
