@@ -194,6 +194,10 @@ def test_input_bound_with_all_cores_names_other_knobs():
     assert found.severity == WATCH
     assert 'more cores' in found.remedy
     assert 'data.cache_gib' in found.remedy
+    assert 'views.on=accelerator' in found.remedy
+    config.views.on = 'accelerator'
+    found = by_name(records(4, input_wait_fraction=0.4), config)['input_bound']
+    assert 'views.on' not in found.remedy
 
 
 def test_a_loss_near_zero_alone_is_no_alarm():

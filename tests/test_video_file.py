@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import os
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -460,3 +461,12 @@ def test_names_of_frames_are_readable():
     """The clips of these tests say which frame they are, or nothing above means anything."""
     for clip, number in ((0, 0), (3, 39), (15, 255)):
         assert which(frame(number, clip)) == (clip, number)
+
+
+@pytest.mark.timeout(20)
+def test_pipe_is_no_video(tmp_path):
+    """A named pipe among the videos is an error at once, though reading it would never end."""
+    path = tmp_path / 'camera.mp4'
+    os.mkfifo(path)
+    with pytest.raises(UserError, match=r'camera\.mp4 is no file but a pipe'):
+        VideoFile(path, 200)

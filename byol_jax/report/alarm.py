@@ -51,7 +51,7 @@ class Facts(NamedTuple):
       warmup_steps: of the learning rate.
       base_learning_rate, weight_decay, base_ema: of the config.
       workers: examples prepared in parallel. cores: of this host.
-      tile_size, cache_gib, image_size: of the config.
+      tile_size, cache_gib, image_size, views_on: of the config.
     """
 
     batch_size: int
@@ -67,6 +67,7 @@ class Facts(NamedTuple):
     tile_size: int
     cache_gib: float
     image_size: int
+    views_on: str
 
 
 def facts_of(config: Any, plan: Plan) -> Facts:
@@ -86,4 +87,5 @@ def facts_of(config: Any, plan: Plan) -> Facts:
         tile_size=config.data.tile_size,
         cache_gib=config.data.cache_gib,
         image_size=config.views.image_size,
+        views_on=config.views.on,
     )

@@ -206,9 +206,12 @@ def input_bound(history: History, facts: Facts) -> Alarm | None:
             f'data.workers={facts.workers} already uses all {facts.cores} cores: give the run more '
             f'cores, store smaller pictures, or lower views.image_size={facts.image_size}'
         )
+    if facts.views_on == 'cpu':
+        remedy += "; or, in a new workdir, make the views' colours there with views.on=accelerator"
     if facts.tile_size:
         remedy += (
-            f'; if the decoded pictures exceed data.cache_gib={facts.cache_gib:g}, raise that first'
+            f'; if the decoded pictures exceed data.cache_gib={facts.cache_gib:g}, raise that '
+            'first, or keep them on disk (data.cache)'
         )
     return _alarm(
         history,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import stat
 from pathlib import Path
 from typing import IO
 
@@ -24,7 +25,11 @@ def check_complete(path: Path) -> None:
     formats, and of files whose sizes were left open by what wrote them, nothing is known here.
     """
     try:
-        size = path.stat().st_size
+        status = path.stat()
+        if not stat.S_ISREG(status.st_mode):
+            # The reader of a pipe waits for a writer, and some devices never end.
+            raise UserError(f'{path} is no file but a pipe, socket or device. Remove it.')
+        size = status.st_size
         with path.open('rb') as file:
             head = file.read(8)
             declared = 0
