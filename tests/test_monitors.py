@@ -15,7 +15,8 @@ from network_steps import QUICK
 from tiny_runs import make_config
 
 from byol_jax.byol import Byol, Features
-from byol_jax.data.pipeline import PairMaker
+from byol_jax.data.sources.base import Source
+from byol_jax.data.stream import PairMaker
 from byol_jax.evaluate.monitors import measure
 from byol_jax.evaluate.spectrum import lidar, unit_std
 from byol_jax.models.tap import TappedEncoder
@@ -202,10 +203,8 @@ def test_spread_of_statistics():
     np.testing.assert_allclose(jax.vmap(both, axis_name='devices')(same), 0)
 
 
-class Pictures:
+class Pictures(Source):
     """A source of eight pictures in memory."""
-
-    labels_at_hand = False
 
     def __init__(self, count=8):
         self.pictures = np.random.default_rng(0).integers(0, 256, (count, 24, 32, 3), np.uint8)
@@ -216,8 +215,8 @@ class Pictures:
     def load(self, index, key):
         return self.pictures[index]
 
-    def partners(self, index):
-        return ()
+    def name(self, index):
+        return str(index)
 
 
 def test_lidar_views_are_those_of_training():

@@ -466,7 +466,7 @@ def test_decoded_pictures_are_kept_on_disk(prepared, tmp_path, monkeypatch):
 
     again = DiskCached(Tfds(NAME, 'train', prepared[1]), tmp_path)
     with monkeypatch.context() as patch:
-        patch.setattr(Tfds, '_record', never)
+        patch.setattr(Tfds, '_feature', never)
         assert [filled.total for filled in again.fill(('image',), 2)] == [0]
         for i, picture in enumerate(expected):
             np.testing.assert_array_equal(again.load(i, 'image'), picture)
