@@ -9,6 +9,7 @@ from collections import Counter
 
 import numpy as np
 import pytest
+from PIL import Image
 from scipy import ndimage, stats
 
 from byol_jax.data import augment
@@ -135,6 +136,21 @@ def test_resize_is_antialiased_bicubic(height, width, size):
     assert np.abs(error).max() <= 1.125
     # Rounding is fair: its mean over n values stays within 5 standard errors of 0.
     assert abs(error.mean()) <= 5 * 0.5 / math.sqrt(error.size)
+
+
+@pytest.mark.parametrize('size', [1, 37, 224])
+def test_resize_is_pillows_to_the_bit(size):
+    """Products in float32, with what they leave unsure made exact, give Pillow's whole numbers."""
+    rng = np.random.default_rng(size)
+    # Taller, wider and square; 336 and 448 to 224 put many results next to half a number; the last
+    # are so wide that their products are cut into columns.
+    sides = [*rng.integers(1, 420, (30, 2)).tolist(), (336, 336), (448, 300), (1, 90), (90, 1)]
+    for height, width in [*sides, (900, 1300), (1300, 900)]:
+        image = noise(height, width, seed=height)
+        for picture in (image, np.where(image < 128, 0, 255).astype(np.uint8)):
+            expected = Image.fromarray(picture).resize((size, size), Image.Resampling.BICUBIC)
+            ours = augment.crop_resize(picture, (0, 0, height, width), size)
+            np.testing.assert_array_equal(ours, np.asarray(expected), f'{height}x{width}')
 
 
 def test_resize_of_a_crop_sees_nothing_outside_it():

@@ -107,22 +107,20 @@ def band(length: int, size: int) -> Band:
     starts = np.arange(0, size, _BLOCK_ROWS)
     stops = np.minimum(starts + _BLOCK_ROWS, size)
     low, high = first[starts], np.minimum(pixels[stops - 1, -1] + 1, length)
-    block, row = np.divmod(np.arange(size), _BLOCK_ROWS)
-    places = pixels - low[block][:, None]
-    # Beyond the picture weights are 0.
-    inside = pixels < length
+    places = pixels - np.repeat(low, stops - starts)[:, None]
     dense = np.zeros((len(starts), _BLOCK_ROWS, int(places.max()) + 1), np.float32)
-    rows = np.broadcast_to((block * _BLOCK_ROWS + row)[:, None], places.shape)[inside]
+    # Beyond the picture weights are 0.
+    row, tap = np.nonzero(pixels < length)
     # Whole numbers of at most 23 bits, so exact in float32.
-    dense[rows // _BLOCK_ROWS, rows % _BLOCK_ROWS, places[inside]] = whole[inside] / 2**BITS
+    dense[(*np.divmod(row, _BLOCK_ROWS), places[row, tap])] = whole[row, tap] / 2**BITS
     blocks = [
         (int(start), int(stop), int(left), int(right), matrix[: stop - start, : right - left])
         for start, stop, left, right, matrix in zip(starts, stops, low, high, dense, strict=True)
     ]
-    # Each of the additions of float32 is wrong by at most half of its last digit (Higham 2002,
-    # equation 3.5); the additions of a block, of which those of zeros are exact.
+    # K products and sums in float32 are wrong by at most K / 2^24 of the sum of sizes (Higham 2002,
+    # equation 3.5; a block's zeros are exact), and adding this bound to a result by one more.
     most = 255 * float(np.abs(whole).sum(axis=1).max()) / 2**BITS
-    error = most * whole.shape[1] * 2.0**-24
+    error = most * (whole.shape[1] + 1) * 2.0**-24
     return Band(tuple(blocks), np.minimum(pixels, length - 1), whole, error)
 
 
