@@ -153,6 +153,7 @@ def test_a_killed_run_goes_on_bit_for_bit(finished, main_py, tmp_path, kind):
         np.testing.assert_array_equal(a, e, err_msg=jax.tree_util.keystr(path))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('kind', ['linen', *NNX])
 def test_the_export_gives_the_trained_features(finished, kind):
     """load_encoder gives, to the bit, the features of the last checkpoint's online network."""

@@ -275,6 +275,7 @@ except byol_jax.errors.UserError as error:
 """
 
 
+@pytest.mark.slow
 def test_array_needs_no_tensorflow(array):
     """Where TensorFlow is not installed, all that main.py imports is importable and an array
     feeds the step; what does need it says so. (tests/test_device_run.py trains so, from main.py

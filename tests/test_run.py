@@ -239,6 +239,7 @@ def test_flags_of_modes(main_py, tmp_path, arguments, words):
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 def test_resume_onto_a_logged_step(tmp_path, main_py):
     """A run may log every step, and go on from a checkpoint whose next step is a logged one."""
     often = ('--config.log.every_steps=1', '--config.checkpoint.every_steps=3')
@@ -306,6 +307,7 @@ def test_sigterm_saves(tmp_path, main_py):
     assert len(saved) == 1
 
 
+@pytest.mark.slow
 def test_non_finite_loss_stops(tmp_path, main_py):
     """A loss that is not finite stops the run; the checkpoint from before it is kept, and is good.
 
@@ -356,6 +358,7 @@ def test_a_slow_source_is_named(tmp_path, main_py):
     assert 'raise data.workers=1' in raised[0]
 
 
+@pytest.mark.slow
 def test_runs_with_bfloat16_and_accumulation(tmp_path, main_py):
     """bfloat16 compute and gradient accumulation train, with float32 parameters."""
     result = main_py(
@@ -384,6 +387,7 @@ def test_missing_data_trains_on_nothing(tmp_path, main_py):
     assert not (tmp_path / 'w').exists()
 
 
+@pytest.mark.slow
 def test_official_div2k_folders(tmp_path, main_py):
     """The official folders train, with the low-resolution picture as the first view's source."""
     rng = np.random.default_rng(0)
@@ -423,6 +427,7 @@ def make_damaged_folder(folder: Path) -> Path:
     return damaged
 
 
+@pytest.mark.slow
 def test_damaged_picture_loses_no_step(tmp_path, main_py):
     """Where none may be bad, the first one is named, and the steps made before it are saved."""
     folder = tmp_path / 'pictures'
