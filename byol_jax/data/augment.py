@@ -29,6 +29,8 @@ LUMA = (0.2989, 0.5870, 0.1140)
 # DeepMind byol/utils/augmentations.py, blur_divider: the kernel spans a tenth of the view.
 BLUR_DIVIDER = 10
 
+Floats = Sequence[float] | np.ndarray
+
 # Variates that one view draws.
 VARIATES = 15
 
@@ -82,7 +84,7 @@ def draw_view(
     return view_params(view, height, width, u)
 
 
-def view_params(view: Any, height: int, width: int, u: Sequence[float]) -> ViewParams:
+def view_params(view: Any, height: int, width: int, u: Floats) -> ViewParams:
     """Turns VARIATES uniforms in [0, 1) into one view's parameters.
 
     Args:
@@ -109,7 +111,7 @@ def draw_crop(
     ratio: tuple[float, float],
     height: int,
     width: int,
-    u: Sequence[float],
+    u: Floats,
 ) -> tuple[int, int, int, int]:
     """Turns four uniforms in [0, 1) into a crop (top, left, height, width), all in pixels.
 

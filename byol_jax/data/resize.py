@@ -56,7 +56,8 @@ class Band(NamedTuple):
 
 def resize(image: np.ndarray, size: int) -> np.ndarray:
     """Resizes uint8 [H, W, 3] to uint8 [size, size, 3], equal to Pillow's bicubic resize."""
-    if height_first(*image.shape[:2], size):
+    height, width = image.shape[:2]
+    if height_first(height, width, size):
         down = _pass(image, size)
         return cv2.transpose(_pass(cv2.transpose(down), size))
     across = cv2.transpose(_pass(cv2.transpose(image), size))
