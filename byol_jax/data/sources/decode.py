@@ -11,6 +11,7 @@ from typing import IO
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
+from byol_jax.data.sources.jpeg import decode_plain, plain_jpeg
 from byol_jax.errors import BadPicture
 
 # `opened` checks data.max_megapixels instead, before anything is decoded.
@@ -60,6 +61,12 @@ def decode(data: bytes, name: str, max_megapixels: float) -> np.ndarray:
     """
     if not data:
         raise BadPicture(name, 'is empty', _ADVICE)
+    header = plain_jpeg(data)
+    if header is not None:
+        check_pixels(name, *header, max_megapixels)
+        picture = decode_plain(data)
+        if picture is not None:
+            return picture
     try:
         with opened(io.BytesIO(data), name, max_megapixels) as image:
             return np.asarray(to_rgb(_upright(image)))
