@@ -9,6 +9,7 @@ from typing import Any, Protocol
 
 from PIL import Image
 
+from byol_jax.errors import UserError
 from byol_jax.files import write_whole
 from byol_jax.report.tensorboard import TensorBoardWriter
 from byol_jax.report.weights_and_biases import WandbWriter
@@ -79,12 +80,30 @@ class MetricsLog:
 
 
 def read_metrics(workdir: Path) -> list[dict[str, Any]]:
-    """The records of `workdir/metrics.jsonl`; a last line cut off by a kill is left out."""
-    path = workdir / 'metrics.jsonl'
+    """The records of `workdir/metrics.jsonl`; none if it is not there."""
+    return read_records(workdir / 'metrics.jsonl')
+
+
+def read_records(path: Path) -> list[dict[str, Any]]:
+    """The lines of a file of JSON objects that each have a step; none if it is not there.
+
+    A last line cut off by a kill, or still being written, is left out.
+
+    Raises:
+      UserError: any other line is no such object.
+    """
     if not path.exists():
         return []
     records = []
-    for line in path.read_text().splitlines(keepends=True):
-        if line.endswith('\n'):
-            records.append(json.loads(line))
+    lines = path.read_bytes().splitlines(keepends=True)
+    for number, line in enumerate(lines, start=1):
+        if not line.endswith(b'\n'):
+            continue
+        try:
+            record = json.loads(line)
+        except ValueError as error:
+            raise UserError(f'{path} is damaged: line {number} is not JSON ({error}).') from error
+        if not isinstance(record, dict) or not isinstance(record.get('step'), int):
+            raise UserError(f'{path} is damaged: line {number} is no record with a step.')
+        records.append(record)
     return records

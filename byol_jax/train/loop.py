@@ -61,7 +61,7 @@ def train(config: Any, workdir: Path, command: str) -> None:
     Args:
       config: a resolved config.
       workdir: where everything is written.
-      command: that started the run, for the report.
+      command: that started the run, for the report and command.txt.
 
     Raises:
       UserError: something cannot be used, too many pictures cannot be read, or the loss is not
@@ -76,7 +76,7 @@ def train(config: Any, workdir: Path, command: str) -> None:
     data = fingerprint(run.data)
     check_same_everywhere(json.dumps(data), 'The data')
     if is_main():
-        claim_workdir(workdir, config, data)
+        claim_workdir(workdir, config, data, command)
         bad_log.open()
         # What cannot be read here is counted when it comes in training.
         draw_views(run, workdir)
