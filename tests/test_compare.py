@@ -166,15 +166,15 @@ def test_evaluations_and_results(tmp_path):
 
 def test_what_training_writes_is_read(tmp_path):
     """The table and command of a run are found where training puts them."""
-    from byol_jax.report.page import Result
-    from byol_jax.report.results import write_results
+    from byol_jax.report.results_file import write_results
     from byol_jax.train import workdir as workdirs
 
     config = default.get_config()
     a = tmp_path / 'a'
     data = {'examples': 5, 'held_out': 1}
     workdirs.claim_workdir(a, config, data, 'python main.py --config=x')
-    write_results(a, [Result('loaded', 0.5, 0.1), Result('trained', 0.75, 0.2)], 'By cosine.')
+    rows = [{'name': 'x', 'accuracy': share, 'feature_std': 0.1} for share in (0.5, 0.75)]
+    write_results(a, rows, 'By cosine.')
     b = make_run(tmp_path / 'b')
     assert read_runs([a, b])[0].command == 'python main.py --config=x'
     assert table_of([a, b], 'Runs')['state'][0].startswith('under way')

@@ -28,8 +28,8 @@ _FIRST = (
     'images_per_second',
     'input_wait_fraction',
 )
-_SHARES = ('linear', 'probe', 'online_probe_accuracy', 'input_wait_fraction')
-_SHARE_PREFIXES = ('knn_', 'recall_')
+_SHARES = ('online_probe_accuracy', 'input_wait_fraction')
+_SHARE_PREFIXES = ('knn_', 'recall_', 'linear', 'probe', 'ridge')
 
 
 class Row(NamedTuple):

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import html
+import itertools
 import math
 from collections.abc import Sequence
 from typing import NamedTuple
+
+import numpy as np
 
 # A point of a line: x and y.
 Point = tuple[float, float]
@@ -56,15 +59,14 @@ def thin(points: Sequence[Point], most: int = 400) -> list[Point]:
     """
     if len(points) <= most:
         return list(points)
-    inner = points[1:-1]
+    heights = np.array([y for _, y in points[1:-1]])
     stretches = (most - 2) // 2
-    kept = [points[0]]
-    for n in range(stretches):
-        stretch = inner[n * len(inner) // stretches : (n + 1) * len(inner) // stretches]
-        low = min(range(len(stretch)), key=lambda i: stretch[i][1])
-        high = max(range(len(stretch)), key=lambda i: stretch[i][1])
-        kept += [stretch[i] for i in sorted({low, high})]
-    return [*kept, points[-1]]
+    starts = np.arange(stretches + 1) * len(heights) // stretches
+    kept = {0, len(points) - 1}
+    for start, end in itertools.pairwise(starts.tolist()):
+        stretch = heights[start:end]
+        kept |= {1 + start + int(stretch.argmin()), 1 + start + int(stretch.argmax())}
+    return [points[i] for i in sorted(kept)]
 
 
 def line_chart(
