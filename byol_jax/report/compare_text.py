@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from byol_jax.report.compare_tables import Row, Table
 
 # Letters of a cell or heading, at most: what is longer is cut in the middle, and whole on the page.
-_CELL, _HEADING = 32, 40
+_CELL, _HEADING = 40, 40
 _GAP = '  '
 
 
