@@ -14,7 +14,7 @@ from ml_collections import config_flags
 from byol_jax.cli import checked_flags, load_config
 from byol_jax.errors import UserError
 
-MODES = ('train', 'views', 'summary', 'evaluate', 'embed', 'export')
+MODES = ('train', 'views', 'summary', 'evaluate', 'embed', 'export', 'compare')
 
 _CONFIG = config_flags.DEFINE_config_file(
     'config', None, 'Config file, which is executed, with an optional :ARG.'
@@ -27,13 +27,22 @@ _FROM = flags.DEFINE_string(
 _ENCODER = flags.DEFINE_string(
     'encoder', None, 'Folder of an exported encoder; by default <workdir>/encoder.'
 )
-_OUTPUT = flags.DEFINE_string('output', None, 'Where to write the embeddings, .npz or .parquet.')
+_OUTPUT = flags.DEFINE_string(
+    'output', None, 'File to write: embeddings (.npz or .parquet), or a comparison (.html).'
+)
+_WORKDIRS = flags.DEFINE_string('workdirs', None, 'With --mode=compare: the runs, as A,B[,C...].')
 _COORDINATOR = flags.DEFINE_string('coordinator', None, 'host:port of process 0 of several.')
 _PROCESS_COUNT = flags.DEFINE_integer('process_count', None, 'Processes of the run.')
 _PROCESS_INDEX = flags.DEFINE_integer('process_index', None, 'This process, from 0.')
 
 # Flags that only some modes take.
-_ONLY_WITH = ((_ENCODER, ('evaluate', 'embed')), (_OUTPUT, ('embed',)))
+_ONLY_WITH = (
+    (_ENCODER, ('evaluate', 'embed')),
+    (_OUTPUT, ('embed', 'compare')),
+    (_WORKDIRS, ('compare',)),
+)
+# Flags that a comparison has no use for.
+_NOT_WITH_COMPARE = (_CONFIG, _WORKDIR, _FROM, _COORDINATOR, _PROCESS_COUNT, _PROCESS_INDEX)
 
 
 def _optional_path(flag: Any) -> Path | None:
@@ -49,6 +58,18 @@ def main(_: list[str]) -> None:
             raise UserError(
                 f'--{flag.name}={flag.value} goes with {right}, not with --mode={_MODE.value}.'
             )
+    if _MODE.value == 'compare':
+        for flag in _NOT_WITH_COMPARE:
+            if flag.value is not None:
+                raise UserError(
+                    f'--{flag.name} does not go with --mode=compare, which reads the runs that '
+                    '--workdirs=A,B names and nothing else.'
+                )
+        # Needs no config, TensorFlow or device.
+        from byol_jax.report.compare import compare
+
+        compare(_WORKDIRS.value, _optional_path(_OUTPUT))
+        return
     if _FROM.value is not None:
         # Needs neither a config nor TensorFlow.
         from byol_jax.interop.imports import export_from

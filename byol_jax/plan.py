@@ -81,7 +81,7 @@ def make_plan(config: Any, examples: int, device_count: int, process_count: int 
             f'batch_size={batch} with accumulate_steps={accumulate} leaves one image a forward '
             'pass: batch normalisation needs at least 2. Use a larger batch_size.'
         )
-    total = _steps(config, 'total', batch, examples)
+    total = total_steps(config, examples)
     warmup = _steps(config, 'warmup', batch, examples)
     if config.total_steps is not None and total < 1:
         raise UserError(f'total_steps={total} leaves nothing to train: it must be at least 1.')
@@ -116,6 +116,15 @@ def make_plan(config: Any, examples: int, device_count: int, process_count: int 
         log_steps=config.log.every_steps,
         freeze_steps=freeze,
     )
+
+
+def total_steps(config: Any, examples: int) -> int:
+    """Optimizer steps of a whole run; of a config as JSON values too.
+
+    Raises:
+      UserError: not exactly one of total_epochs and total_steps is given.
+    """
+    return _steps(config, 'total', config['batch_size'], examples)
 
 
 def _steps(config: Any, prefix: str, batch: int, examples: int, where: str = '') -> int:

@@ -111,6 +111,7 @@ def get_config() -> ml_collections.ConfigDict:
     log = config.log = ml_collections.ConfigDict()
     log.every_steps = 50  # steps between two lines of metrics.jsonl
     log.tensorboard = True  # write TensorBoard events too
+    log.wandb = False  # write to Weights & Biases too, offline unless WANDB_MODE=online is set
     log.lidar_every_steps = 1000  # steps between two LiDAR of 1,000 views, if logged then; 0: never
 
     evaluate = config.evaluate = ml_collections.ConfigDict()

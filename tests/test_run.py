@@ -63,9 +63,11 @@ def test_leaves_what_the_contract_names(run):
     names = {p.name for p in workdir.iterdir()}
     assert names == {
         '.lock',
+        'command.txt',
         'config.json',
         'data.json',
         'metrics.jsonl',
+        'results.json',
         'tensorboard',
         'checkpoints',
         'views.png',
@@ -224,7 +226,10 @@ def test_evaluate_takes_any_encoder(run, main_py, tmp_path):
     ('arguments', 'words'),
     [
         (('--encoder=x',), '--encoder=x goes with --mode=evaluate and --mode=embed, not with'),
-        (('--output=x.npz', '--mode=evaluate'), '--output=x.npz goes with --mode=embed, not with'),
+        (
+            ('--output=x.npz', '--mode=evaluate'),
+            '--output=x.npz goes with --mode=embed and --mode=',
+        ),
         (('--output=x.csv', '--mode=embed'), 'x.csv: embeddings are written to a file that ends'),
     ],
     ids=['encoder', 'output', 'suffix'],

@@ -9,7 +9,7 @@ from typing import Any
 from byol_jax.files import write_whole
 from byol_jax.report.alarm import ALARM, Alarm, Facts, Record
 from byol_jax.report.alarms import standing
-from byol_jax.report.metrics import read_metrics
+from byol_jax.report.metrics import read_metrics, read_records
 
 # The severity with which an alarm is cleared.
 OVER = 'over'
@@ -71,11 +71,7 @@ class AlarmLog:
 
 def read_alarms(workdir: Path) -> list[dict[str, Any]]:
     """The lines of `workdir/alarms.jsonl`, if any; a last one cut off by a kill is left out."""
-    path = workdir / 'alarms.jsonl'
-    if not path.exists():
-        return []
-    lines = path.read_text().splitlines(keepends=True)
-    return [json.loads(line) for line in lines if line.endswith('\n')]
+    return read_records(workdir / 'alarms.jsonl')
 
 
 def summary(workdir: Path) -> str:

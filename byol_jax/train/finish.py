@@ -20,6 +20,7 @@ from byol_jax.report.metrics import read_metrics
 from byol_jax.report.page import Result, Thumbnail, results_text, write_report
 from byol_jax.report.pictures import fit, save_picture, views_picture
 from byol_jax.report.progress import duration
+from byol_jax.report.results_file import write_results
 from byol_jax.train.feed import shown_views
 from byol_jax.train.setup import Run
 from byol_jax.train.workdir import resolve
@@ -80,7 +81,7 @@ def finish_report(
     command: str,
     seconds: float,
 ) -> str:
-    """Writes report.html and returns the before/after table for the terminal.
+    """Writes report.html and results.json; returns the before/after table for the terminal.
 
     Args:
       run: that has ended. workdir: of the run.
@@ -123,6 +124,7 @@ def finish_report(
         config=resolve(run.config),
         command=command,
     )
+    write_results(workdir, [result._asdict() for result in results], protocol)
     return f'{results_text(results)}\n{protocol}'
 
 

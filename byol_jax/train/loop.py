@@ -18,12 +18,14 @@ from pathlib import Path
 from typing import Any
 
 import jax
+from PIL import Image
 
 from byol_jax.errors import UserError
 from byol_jax.evaluate.protocol import evaluate
 from byol_jax.interop.export import save_encoder
 from byol_jax.report.metrics import MetricsLog
 from byol_jax.report.progress import Stopwatch, duration, progress_line
+from byol_jax.report.weights_and_biases import check_wandb
 from byol_jax.train.bad_files import BadFilesLog
 from byol_jax.train.checkpoint import Checkpoints
 from byol_jax.train.feed import open_feed
@@ -42,7 +44,7 @@ from byol_jax.train.picture_cache import fill_cache
 from byol_jax.train.setup import Run, build_run
 from byol_jax.train.state import TrainState
 from byol_jax.train.step import make_train_step, replicate, shard_batch
-from byol_jax.train.workdir import claim_workdir, fingerprint
+from byol_jax.train.workdir import claim_workdir, fingerprint, resolve
 
 
 class Interrupted(Exception):
@@ -59,7 +61,7 @@ def train(config: Any, workdir: Path, command: str) -> None:
     Args:
       config: a resolved config.
       workdir: where everything is written.
-      command: that started the run, for the report.
+      command: that started the run, for the report and command.txt.
 
     Raises:
       UserError: something cannot be used, too many pictures cannot be read, or the loss is not
@@ -67,12 +69,14 @@ def train(config: Any, workdir: Path, command: str) -> None:
       Interrupted: by SIGTERM or Ctrl-C, after a checkpoint.
     """
     started = time.perf_counter()
+    if config.log.wandb:
+        check_wandb()
     run = build_run(config)
     bad_log = BadFilesLog(run.data, config, workdir)
     data = fingerprint(run.data)
     check_same_everywhere(json.dumps(data), 'The data')
     if is_main():
-        claim_workdir(workdir, config, data)
+        claim_workdir(workdir, config, data, command)
         bad_log.open()
         # What cannot be read here is counted when it comes in training.
         draw_views(run, workdir)
@@ -88,7 +92,14 @@ def train(config: Any, workdir: Path, command: str) -> None:
         say(f'going on from the checkpoint of step {restored[0]}')
     log = None
     if is_main():
-        log = MetricsLog(workdir, start_step=int(state.step), tensorboard=config.log.tensorboard)
+        log = MetricsLog(
+            workdir,
+            start_step=int(state.step),
+            tensorboard=config.log.tensorboard,
+            wandb_config=resolve(config) if config.log.wandb else None,
+        )
+        with Image.open(workdir / 'views.png') as views:
+            log.picture('views', views, int(state.step))
     monitors = Monitors(run, workdir, int(state.step))
     try:
         state = _fit(run, replicate(state), checkpoints, log, bad_log, monitors)

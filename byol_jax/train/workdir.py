@@ -14,6 +14,7 @@ import numpy as np
 from byol_jax.data.sources.build import Data
 from byol_jax.errors import UserError
 from byol_jax.files import write_whole
+from byol_jax.report.config_diff import differences
 
 # Keys that change nothing about the trained weights and may differ when a run goes on.
 _FREE = (
@@ -37,7 +38,7 @@ _CHUNK = 4096
 _locks: list[IO[str]] = []
 
 
-def claim_workdir(workdir: Path, config: Any, data: Mapping[str, Any]) -> None:
+def claim_workdir(workdir: Path, config: Any, data: Mapping[str, Any], command: str = '') -> None:
     """Makes the workdir and writes config.json, or checks that it belongs to this config.
 
     The workdir is then locked for this process.
@@ -46,6 +47,7 @@ def claim_workdir(workdir: Path, config: Any, data: Mapping[str, Any]) -> None:
       workdir: of the run.
       config: of the run.
       data: what the run trains on (`fingerprint`); kept in data.json.
+      command: that started this; kept in command.txt for people, the newest one.
 
     Raises:
       UserError: it belongs to another config or other data (the differences are named), another
@@ -56,6 +58,7 @@ def claim_workdir(workdir: Path, config: Any, data: Mapping[str, Any]) -> None:
         check_workdir(workdir, config)
         _check_data(workdir / 'data.json', data)
         _lock(workdir)
+        _write_command(workdir, command)
         return
     if (workdir / 'checkpoints').exists():
         raise UserError(
@@ -67,6 +70,7 @@ def claim_workdir(workdir: Path, config: Any, data: Mapping[str, Any]) -> None:
         _lock(workdir)
         _write_json(workdir / 'data.json', data)
         _write_json(path, resolve(config))
+        _write_command(workdir, command)
     except OSError as error:
         raise UserError(f'--workdir={workdir} cannot be written: {error.strerror}.') from error
 
@@ -128,33 +132,25 @@ def _write_json(path: Path, content: Mapping[str, Any]) -> None:
     write_whole(path, lambda partial: partial.write_text(text))
 
 
+def _write_command(workdir: Path, command: str) -> None:
+    if command:
+        write_whole(workdir / 'command.txt', lambda partial: partial.write_text(f'{command}\n'))
+
+
 def resolve(config: Any) -> dict[str, Any]:
     """The config as plain JSON values."""
     return json.loads(json.dumps(config.to_dict()))
 
 
-def flatten(tree: Mapping[str, Any], prefix: str = '') -> dict[str, Any]:
-    """{'a': {'b': 1}} -> {'a.b': 1}."""
-    flat = {}
-    for key, value in tree.items():
-        if isinstance(value, Mapping):
-            flat.update(flatten(value, f'{prefix}{key}.'))
-        else:
-            flat[f'{prefix}{key}'] = value
-    return flat
-
-
 def _check_same(path: Path, resolved: Mapping[str, Any], workdir: Path) -> None:
     try:
-        old = flatten(json.loads(path.read_text()))
+        old = json.loads(path.read_text())
     except ValueError as error:
         raise UserError(f'{path} is damaged ({error}). Give another --workdir.') from error
-    new = flatten(resolved)
-    missing = '(not there)'
     changed = [
-        f'  {key}: {old.get(key, missing)!r} there, {new.get(key, missing)!r} now'
-        for key in sorted(old.keys() | new.keys())
-        if old.get(key, missing) != new.get(key, missing) and not key.startswith(_FREE)
+        f'  {key}: {there!r} there, {now!r} now'
+        for key, (there, now) in differences((old, resolved)).items()
+        if not key.startswith(_FREE)
     ]
     if changed:
         raise UserError(
