@@ -11,26 +11,8 @@ import numpy as np
 from byol_jax.data.bad_files import BadFile, BadFiles
 from byol_jax.data.quiet_tensorflow import tf
 from byol_jax.data.sources.base import Source
-from byol_jax.data.stream import (
-    MOST_REPLACEMENTS,
-    NoPictureError,
-    PairMaker,
-    draw_place,
-    epoch_order,
-    replacements,
-)
+from byol_jax.data.stream import NoPictureError, PairMaker
 from byol_jax.errors import UserError
-
-__all__ = [
-    'MOST_REPLACEMENTS',
-    'Batch',
-    'NoPictureError',
-    'PairMaker',
-    'batches',
-    'draw_place',
-    'epoch_order',
-    'replacements',
-]
 
 Batch = dict[str, Any]
 
