@@ -23,6 +23,7 @@ class Source(abc.ABC):
         groups may be held out; else None.
       labels_at_hand: whether `labels` costs nothing; else it reads every example.
       own_files: whether `file` is the path of a file that holds this picture and no other.
+      unused: lines for a person that name what else there is and is not used, most often none.
     """
 
     keys: tuple[str, ...] = ('image',)
@@ -31,6 +32,7 @@ class Source(abc.ABC):
     groups: np.ndarray | None = None
     labels_at_hand = True
     own_files = False
+    unused: Sequence[str] = ()
 
     @abc.abstractmethod
     def __len__(self) -> int:
