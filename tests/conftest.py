@@ -42,6 +42,28 @@ TINY = (
 )
 
 
+# What takes longest begins first, so that two workers end together (`--no-loadscope-reorder`).
+_LONGEST = (
+    'test_device_run.py',
+    'test_run.py',
+    'test_hosts.py',
+    'test_any_run.py',
+    'test_bad_files_run.py',
+    'test_scale.py',
+    'test_cli.py',
+    'test_any_linen.py',
+    'test_any_nnx.py',
+    'test_deepmind.py',
+    'test_torchvision.py',
+    'test_step.py',
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    places = {name: place for place, name in enumerate(_LONGEST)}
+    items.sort(key=lambda item: places.get(item.path.name, len(places)))
+
+
 @pytest.fixture(scope='session')
 def main_py() -> Callable[..., subprocess.CompletedProcess[str]]:
     """Runs main.py as a user would, in a process of its own, under a hard time limit."""
