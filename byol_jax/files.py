@@ -1,10 +1,25 @@
-"""Files that are there whole or not at all."""
+"""Files that are there whole or not at all, and what is no file."""
 
 from __future__ import annotations
 
+import os
+import stat
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+
+def not_a_file(status: os.stat_result) -> str:
+    """What something is instead of a file, such as 'a folder', by its `stat`; '' for a file."""
+    for is_so, what in (
+        (stat.S_ISREG, ''),
+        (stat.S_ISDIR, 'a folder'),
+        (stat.S_ISFIFO, 'a pipe'),
+        (stat.S_ISSOCK, 'a socket'),
+    ):
+        if is_so(status.st_mode):
+            return what
+    return 'a device'
 
 
 def write_whole(path: Path, write: Callable[[Path], Any], writer: str = '') -> None:

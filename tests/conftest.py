@@ -1,10 +1,11 @@
-"""Test set-up: four simulated CPU devices, quiet TensorFlow, and tiny configs."""
+"""Test set-up: four simulated CPU devices, quiet TensorFlow, shared compilations, tiny configs."""
 
 from __future__ import annotations
 
 import os
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,6 +16,13 @@ os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '3')
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
+
+# Compiling is most of the work of many tests: XLA takes half the time without its optimisations.
+QUICK = {'xla_backend_optimization_level': 0, 'xla_llvm_disable_expensive_passes': True}
+
+# The processes that tests start compile the same few programs again and again; the first leaves
+# them here for the others. A folder of this process's own: JAX writes into it without a lock.
+_PROGRAMS = tempfile.TemporaryDirectory(prefix='byol_jax_tests-')
 
 # A run of main.py of a few seconds, compile included.
 TINY = (
@@ -34,15 +42,43 @@ TINY = (
 )
 
 
+# What takes longest begins first, so that two workers end together (`--no-loadscope-reorder`).
+_LONGEST = (
+    'test_device_run.py',
+    'test_run.py',
+    'test_hosts.py',
+    'test_any_run.py',
+    'test_bad_files_run.py',
+    'test_scale.py',
+    'test_cli.py',
+    'test_any_linen.py',
+    'test_any_nnx.py',
+    'test_deepmind.py',
+    'test_torchvision.py',
+    'test_step.py',
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    places = {name: place for place, name in enumerate(_LONGEST)}
+    items.sort(key=lambda item: places.get(item.path.name, len(places)))
+
+
 @pytest.fixture(scope='session')
 def main_py() -> Callable[..., subprocess.CompletedProcess[str]]:
     """Runs main.py as a user would, in a process of its own, under a hard time limit."""
 
-    def run(*arguments: str, devices: int = 1, timeout: float = 240, **environment: str):
+    def run(
+        *arguments: str,
+        devices: int = 1,
+        compiling: str = 'shared',
+        timeout: float = 240,
+        **environment: str,
+    ):
         return subprocess.run(
             [sys.executable, 'main.py', *arguments],
             cwd=ROOT,
-            env=process_environment(devices) | environment,
+            env=process_environment(devices, compiling) | environment,
             capture_output=True,
             text=True,
             timeout=timeout,
@@ -64,7 +100,27 @@ def video_backend(request, monkeypatch) -> str:
     return request.param
 
 
-def process_environment(devices: int) -> dict[str, str]:
-    """The environment of a process with this many simulated CPU devices."""
-    flags = f'--xla_force_host_platform_device_count={devices}'
-    return {**os.environ, 'JAX_PLATFORMS': 'cpu', 'XLA_FLAGS': flags}
+def process_environment(devices: int, compiling: str = 'shared') -> dict[str, str]:
+    """The environment of a process with this many simulated CPU devices.
+
+    Compiling is half of a tiny run's work.
+
+    Args:
+      devices: simulated.
+      compiling: 'shared': without optimisations, and only what no other such process has compiled
+        yet; 'alone': without optimisations, everything; 'optimised': everything, as a user's.
+    """
+    flags = [f'--xla_force_host_platform_device_count={devices}']
+    if compiling != 'optimised':
+        flags += [f'--{name}={str(value).lower()}' for name, value in QUICK.items()]
+    shared = {
+        'JAX_COMPILATION_CACHE_DIR': _PROGRAMS.name,
+        'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0',
+        'JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES': '-1',
+    }
+    return {
+        **os.environ,
+        'JAX_PLATFORMS': 'cpu',
+        'XLA_FLAGS': ' '.join(flags),
+        **(shared if compiling == 'shared' else {}),
+    }

@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 import jax
 import numpy as np
+from conftest import QUICK
 
 from byol_jax import optim
 from byol_jax.byol import Byol
@@ -19,8 +20,6 @@ from configs import default
 
 BATCH, SIZE = 16, 8
 SHAPE = (4, SIZE, SIZE, 3)
-# Compiling is most of the work of these tests: XLA takes half the time without its optimisations.
-QUICK = {'xla_backend_optimization_level': 0, 'xla_llvm_disable_expensive_passes': True}
 quick_jit = functools.partial(jax.jit, compiler_options=QUICK)
 
 IMAGES = np.random.default_rng(0).normal(size=SHAPE).astype(np.float32)

@@ -75,8 +75,7 @@ def run(workdir, *flags: str, **options) -> str:
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
-@pytest.mark.parametrize('devices', [1, 2])
-@pytest.mark.parametrize('kind', ['array', 'pictures'])
+@pytest.mark.parametrize(('kind', 'devices'), [('array', 2), ('pictures', 1)])
 def test_killed_run_goes_on_bit_for_bit(tmp_path, array_flags, kind, devices):
     """A run killed half-way and started again ends as one that was not, views on the accelerator;
     of an array, with TensorFlow not installed, from the first line to the report."""

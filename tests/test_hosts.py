@@ -36,7 +36,8 @@ def start_two(workdir: Path, *more: str) -> list[subprocess.Popen]:
                 f'--process_index={index}',
             ],
             cwd=ROOT,
-            env=process_environment(1),
+            # Shared, one would read what the other is about to write.
+            env=process_environment(1, 'alone'),
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,

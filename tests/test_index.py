@@ -558,6 +558,16 @@ def test_the_fingerprint_is_that_of_the_names(animals, tmp_path):
     }
 
 
+def test_a_cache_keeps_the_fingerprint_and_its_speed(animals, tmp_path, monkeypatch):
+    """With data.cache it is the same, and no name is asked for alone."""
+    expected = fingerprint(build_data(make_config(animals)))
+    monkeypatch.delattr(Folder, 'name')
+    monkeypatch.setattr(Folder, '__abstractmethods__', frozenset())
+    data = build_data(make_config(animals, cache=str(tmp_path / 'cache')))
+    assert data.cache is not None
+    assert fingerprint(data) == expected
+
+
 def test_names_that_are_no_text_have_a_fingerprint(tmp_path):
     """A file's name may be any bytes: the run starts, and another such name is another data set."""
     digests = set()

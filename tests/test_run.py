@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -37,11 +38,13 @@ def wait_for(path: Path, process: subprocess.Popen, seconds: float = 200) -> Non
         time.sleep(0.02)
 
 
-def start(workdir: Path, *more: str, devices: int = 1) -> subprocess.Popen:
+def start(
+    workdir: Path, *more: str, devices: int = 1, compiling: str = 'shared'
+) -> subprocess.Popen:
     return subprocess.Popen(
         [sys.executable, 'main.py', SAMPLE, *TINY, *more, f'--workdir={workdir}'],
         cwd=ROOT,
-        env=process_environment(devices),
+        env=process_environment(devices, compiling),
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -52,7 +55,7 @@ def start(workdir: Path, *more: str, devices: int = 1) -> subprocess.Popen:
 def run(main_py, tmp_path_factory):
     """One uninterrupted tiny run: (workdir, completed process)."""
     workdir = tmp_path_factory.mktemp('run') / 'w'
-    result = main_py(SAMPLE, *TINY, f'--workdir={workdir}')
+    result = main_py(SAMPLE, *TINY, f'--workdir={workdir}', compiling='alone')
     assert result.returncode == 0, result.stderr
     return workdir, result
 
@@ -214,7 +217,8 @@ def test_embed_with_any_encoder_to_parquet(run, main_py, tmp_path):
 def test_evaluate_takes_any_encoder(run, main_py, tmp_path):
     """--encoder is measured as at the end of its own run, at its size, whatever the config's."""
     where = (f'--encoder={run[0] / "encoder"}', f'--workdir={tmp_path / "w"}')
-    result = main_py(SAMPLE, *TINY, '--config.views.image_size=64', '--mode=evaluate', *where)
+    other = (*TINY, '--config.views.image_size=64')
+    result = main_py(SAMPLE, *other, '--mode=evaluate', *where)
     assert result.returncode == 0, result.stderr
     in_the_run = next(x for x in run[1].stdout.splitlines() if x.startswith('trained 8 steps'))
     alone = next(x for x in result.stdout.splitlines() if x.startswith(str(run[0] / 'encoder')))
@@ -274,16 +278,21 @@ def test_export_with_another_config_changes_nothing(run, main_py):
 
 
 @pytest.mark.parametrize('devices', [1, pytest.param(2, marks=pytest.mark.slow)])
-def test_killed_run_goes_on_bit_for_bit(tmp_path, main_py, devices):
-    """A run killed with SIGKILL half-way and started again ends as one that was not."""
-    whole = tmp_path / 'whole'
-    assert main_py(SAMPLE, *TINY, f'--workdir={whole}', devices=devices).returncode == 0
+def test_killed_run_goes_on_bit_for_bit(run, tmp_path, main_py, devices):
+    """A run killed with SIGKILL half-way and started again ends as one that was not.
+
+    What it runs is compiled anew each time.
+    """
+    how = {'devices': devices, 'compiling': 'alone' if devices == 1 else 'optimised'}
+    whole = run[0] if devices == 1 else tmp_path / 'whole'
+    if devices > 1:
+        assert main_py(SAMPLE, *TINY, f'--workdir={whole}', **how).returncode == 0
     killed = tmp_path / 'killed'
-    process = start(killed, devices=devices)
+    process = start(killed, **how)
     wait_for(killed / 'checkpoints' / '4', process)
     process.send_signal(signal.SIGKILL)
     process.communicate(timeout=60)
-    result = main_py(SAMPLE, *TINY, f'--workdir={killed}', devices=devices)
+    result = main_py(SAMPLE, *TINY, f'--workdir={killed}', **how)
     assert result.returncode == 0, result.stderr
     assert 'going on from the checkpoint of step' in result.stdout
     expected, actual = final_state(whole), final_state(killed)
@@ -456,15 +465,28 @@ def test_damaged_picture_loses_no_step(tmp_path, main_py):
     assert (tmp_path / 'w' / 'bad_files.txt').read_text().startswith(f'{damaged}\t')
 
 
+@pytest.fixture
+def sample_run(tmp_path, main_py):
+    """The sample run as shipped: (workdir, what it printed).
+
+    The environment's SAMPLE_RUN is the workdir of one made already, WORKDIR.log what it printed.
+    """
+    made = os.environ.get('SAMPLE_RUN')
+    if made:
+        return Path(made), Path(f'{made}.log').read_text()
+    result = main_py(SAMPLE, f'--workdir={tmp_path / "w"}', compiling='optimised', timeout=800)
+    assert result.returncode == 0, result.stderr
+    return tmp_path / 'w', result.stdout
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-def test_sample_run_beats_random(tmp_path, main_py):
+def test_sample_run_beats_random(sample_run):
     """The sample run as shipped ends with an encoder better than the random one."""
-    result = main_py(SAMPLE, f'--workdir={tmp_path / "w"}', timeout=800)
-    assert result.returncode == 0, result.stderr
-    table = [x for x in result.stdout.splitlines() if x.startswith(('randomly', 'trained'))]
+    workdir, printed = sample_run
+    table = [x for x in printed.splitlines() if x.startswith(('randomly', 'trained'))]
     random, trained = (float(row.split('%')[0].split()[-1]) for row in table)
     assert trained > random
-    assert not (tmp_path / 'w' / 'alarms.jsonl').exists()
-    records = [json.loads(x) for x in (tmp_path / 'w' / 'metrics.jsonl').read_text().splitlines()]
+    assert not (workdir / 'alarms.jsonl').exists()
+    records = [json.loads(x) for x in (workdir / 'metrics.jsonl').read_text().splitlines()]
     assert [r['step'] for r in records if 'lidar' in r] == [320]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 import subprocess
 import sys
@@ -11,6 +12,15 @@ import pytest
 from conftest import ROOT, process_environment
 
 MILLION = 1_000_000
+# Seconds.
+LIMITS = {
+    ('cold', 'list'): 30,
+    ('index', 'list'): 2,
+    # The index file read once more, labels, and what is held out.
+    ('index', 'build_data'): 2,
+    ('index', 'fingerprint'): 2,
+    ('start', 'start'): 1,
+}
 
 
 def measure(*arguments: str, timeout: float) -> dict[str, dict[str, float]]:
@@ -35,30 +45,26 @@ def test_a_million_files(tmp_path):
     """Listed in 30 s without an index file and 2 s with it, in 500 MB; a start in an epoch in 1 s.
 
     Memory is that of whole processes that have imported what the folder source needs, at its
-    highest. Times are the best of three, since other work may run beside.
+    highest. Times are the best of up to three, since other work may run beside.
     """
     folder = tmp_path / 'million'
+    best: dict[tuple[str, str], float] = dict.fromkeys(LIMITS, math.inf)
     try:
-        tries = [measure(f'--folder={folder}', timeout=290) for _ in range(3)]
+        for _ in range(3):
+            found = measure(f'--folder={folder}', timeout=290)
+            for what in ('cold', 'index', 'pairs'):
+                assert found[what]['files'] == MILLION
+                assert found[what]['resident'] < 500, what
+            assert found['index']['examples'] == MILLION
+            assert found['pairs']['examples'] == MILLION / 2
+            best = {(what, part): min(s, found[what][part]) for (what, part), s in best.items()}
+            if all(best[which] < LIMITS[which] for which in LIMITS):
+                break
     finally:
         # pytest keeps what three runs leave.
         shutil.rmtree(folder)
-    for found in tries:
-        for what in ('cold', 'index', 'pairs'):
-            assert found[what]['files'] == MILLION
-            assert found[what]['resident'] < 500, what
-        assert found['index']['examples'] == MILLION
-        assert found['pairs']['examples'] == MILLION / 2
-
-    def best(what: str, part: str) -> float:
-        return min(found[what][part] for found in tries)
-
-    assert best('cold', 'list') < 30
-    assert best('index', 'list') < 2
-    # The index file read once more, labels, and what is held out.
-    assert best('index', 'build_data') < 2
-    assert best('index', 'fingerprint') < 2
-    assert best('start', 'start') < 1
+    for which, limit in LIMITS.items():
+        assert best[which] < limit, which
 
 
 @pytest.mark.slow

@@ -8,8 +8,10 @@ import tensorflow_datasets as tfds
 from tfds_sets import builder_class, image, noise, prepare
 
 from byol_jax.data.sources.base import Subset
+from byol_jax.data.sources.build import build_data
 from byol_jax.data.sources.tfds import Tfds
 from byol_jax.errors import BadPicture, UserError
+from configs import default
 
 Class = tfds.features.ClassLabel
 
@@ -211,8 +213,15 @@ def test_what_can_be_no_label(folder, name, key, message):
 
 
 def test_lists_of_labels_are_no_label(folder):
-    """A data set with several labels a picture counts as unlabelled, unless one is asked for."""
-    assert Tfds('byol_set_lists', 'train', folder).labels is None
+    """A data set with several labels a picture counts as unlabelled, and the run says so."""
+    source = Tfds('byol_set_lists', 'train', folder)
+    assert source.labels is None
+    config = default.get_config()
+    config.data.update({'source': 'tfds', 'name': 'byol_set_lists', 'path': str(folder)})
+    (line,) = build_data(config).left_out()
+    assert line.startswith("left out, the labels of TFDS 'byol_set_lists' (labels, objects/label)")
+    config.data.label_key = ''
+    assert not build_data(config).left_out()
 
 
 def test_labels_that_are_not_public(folder):

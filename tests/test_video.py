@@ -286,8 +286,8 @@ def test_a_run_goes_on_from_its_step_alone(mixed, video_backend):
 # Prints a digest of the first 48 pairs of the clips in the folder that it is given.
 DIGEST = """
 import hashlib, sys
-from byol_jax.data.stream import PairMaker
 from byol_jax.data.sources.build import build_data
+from byol_jax.data.stream import PairMaker
 from configs import default
 config = default.get_config()
 config.views.image_size = 16

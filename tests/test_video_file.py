@@ -464,9 +464,18 @@ def test_names_of_frames_are_readable():
 
 
 @pytest.mark.timeout(20)
-def test_pipe_is_no_video(tmp_path):
-    """A named pipe among the videos is an error at once, though reading it would never end."""
+@pytest.mark.parametrize(
+    ('make', 'what'),
+    [
+        (os.mkfifo, 'pipe'),
+        (os.mkdir, 'folder'),
+        (lambda path: path.symlink_to('/dev/zero'), 'device'),
+    ],
+    ids=['pipe', 'folder', 'device'],
+)
+def test_what_is_no_file_is_no_video(tmp_path, make, what):
+    """A named pipe, say, is an error at once, though reading it would never end."""
     path = tmp_path / 'camera.mp4'
-    os.mkfifo(path)
-    with pytest.raises(UserError, match=r'camera\.mp4 is no file but a pipe'):
+    make(path)
+    with pytest.raises(UserError, match=rf'camera\.mp4 is no file but a {what}\.'):
         VideoFile(path, 200)

@@ -8,7 +8,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-from network_steps import QUICK
+from conftest import QUICK
 
 from byol_jax.byol import Byol, Features, regression_loss
 from byol_jax.evaluate.monitors import measure

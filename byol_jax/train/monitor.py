@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import os
 from collections.abc import Mapping
@@ -117,15 +118,21 @@ class Monitors:
         Raises:
           NonFinite: a leaf is not finite that was so at the start (a mask may hold -inf).
         """
-        for (path, leaf), first in zip(
-            jax.tree.leaves_with_path(state),
-            jax.tree.leaves(self._run.training.initial),
-            strict=True,
+        for (path, leaf), finite in zip(
+            jax.tree.leaves_with_path(state), self._finite_at_start, strict=True
         ):
-            if jnp.issubdtype(first.dtype, jnp.inexact) and np.isfinite(first).all():
+            if finite:
                 own = np.asarray(leaf.addressable_data(0), np.float32)
                 if not np.isfinite(own).all():
                     raise NonFinite(int(state.step), values, path_name(path))
+
+    @functools.cached_property
+    def _finite_at_start(self) -> list[bool]:
+        """Of each leaf of the state, whether it holds floats, all of them finite at the start."""
+        return [
+            bool(jnp.issubdtype(leaf.dtype, jnp.inexact) and np.isfinite(leaf).all())
+            for leaf in jax.tree.leaves(self._run.training.initial)
+        ]
 
     def stopped(self, error: NonFinite, saved: int) -> None:
         """Says and writes that a run stops; `saved` is the step of its newest checkpoint, or 0."""

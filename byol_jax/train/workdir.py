@@ -98,7 +98,7 @@ def fingerprint(data: Data) -> dict[str, Any]:
         'examples': len(data.train),
         'held_out': len(data.held_out),
         'names_sha256': names.hexdigest(),
-        **({'pictures_sha256': data.sha256} if data.sha256 else {}),
+        **({} if data.array is None else {'pictures_sha256': data.array.sha256}),
     }
 
 

@@ -1,4 +1,4 @@
-"""The contract of a source, and the two wrappers every source can be put in."""
+"""The contract of a source, and the wrappers that every source can be put in."""
 
 from __future__ import annotations
 
@@ -23,6 +23,7 @@ class Source(abc.ABC):
         groups may be held out; else None.
       labels_at_hand: whether `labels` costs nothing; else it reads every example.
       own_files: whether `file` is the path of a file that holds this picture and no other.
+      unused: lines for a person that name what else there is and is not used, most often none.
     """
 
     keys: tuple[str, ...] = ('image',)
@@ -31,6 +32,7 @@ class Source(abc.ABC):
     groups: np.ndarray | None = None
     labels_at_hand = True
     own_files = False
+    unused: Sequence[str] = ()
 
     @abc.abstractmethod
     def __len__(self) -> int:
@@ -101,15 +103,18 @@ class Source(abc.ABC):
         return np.zeros(0, np.int64)
 
 
-class Subset(Source):
-    """Some examples of another source, in the given order."""
+class Wrapped(Source):
+    """All examples of another source, in its order; a subclass changes some of what it says.
 
-    def __init__(self, source: Source, indices: np.ndarray):
+    `load_in_epoch` and `size` come from the subclass's own `load`, as of any source.
+    """
+
+    def __init__(self, source: Source):
         self.source = source
-        self.indices = np.asarray(indices, np.int64)
         self.keys = source.keys
+        self.groups = source.groups
         self.labels_at_hand = source.labels_at_hand
-        self.groups = None if source.groups is None else source.groups[self.indices]
+        self.own_files = source.own_files
 
     @property
     def label_names(self) -> Sequence[str]:  # type: ignore[override]
@@ -118,6 +123,40 @@ class Subset(Source):
     @functools.cached_property
     def labels(self) -> np.ndarray | None:  # type: ignore[override]
         """Read when first asked for, since some sources must read every example for it."""
+        return self.source.labels
+
+    def labels_of(self, indices: np.ndarray) -> np.ndarray | None:
+        return self.source.labels_of(indices)
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def name(self, index: int) -> str:
+        return self.source.name(index)
+
+    def names(self, indices: np.ndarray) -> Iterator[str]:
+        return self.source.names(indices)
+
+    def file(self, index: int, key: str) -> str:
+        return self.source.file(index, key)
+
+    def stamp(self, index: int, key: str) -> tuple[str, str] | None:
+        return self.source.stamp(index, key)
+
+    def partners(self, index: int) -> np.ndarray:
+        return self.source.partners(index)
+
+
+class Subset(Wrapped):
+    """Some examples of another source, in the given order."""
+
+    def __init__(self, source: Source, indices: np.ndarray):
+        super().__init__(source)
+        self.indices = np.asarray(indices, np.int64)
+        self.groups = None if source.groups is None else source.groups[self.indices]
+
+    @functools.cached_property
+    def labels(self) -> np.ndarray | None:  # type: ignore[override]
         return self.source.labels_of(self.indices)
 
     def labels_of(self, indices: np.ndarray) -> np.ndarray | None:
@@ -141,6 +180,9 @@ class Subset(Source):
     def file(self, index: int, key: str) -> str:
         return self.source.file(int(self.indices[index]), key)
 
+    def stamp(self, index: int, key: str) -> tuple[str, str] | None:
+        return self.source.stamp(int(self.indices[index]), key)
+
     def size(self, index: int, key: str) -> tuple[int, int]:
         return self.source.size(int(self.indices[index]), key)
 
@@ -156,20 +198,15 @@ class Subset(Source):
         return places
 
 
-class Cached(Source):
+class Cached(Wrapped):
     """Keeps the decoded pictures used last in memory, up to a number of bytes."""
 
     def __init__(self, source: Source, max_bytes: int):
-        self.source = source
-        self.keys = source.keys
-        self.labels_at_hand = source.labels_at_hand
+        super().__init__(source)
         self._max_bytes = max_bytes
         self._bytes = 0
         self._pictures: OrderedDict[tuple[int, str], np.ndarray] = OrderedDict()
         self._lock = Lock()
-
-    def __len__(self) -> int:
-        return len(self.source)
 
     def load(self, index: int, key: str) -> np.ndarray:
         with self._lock:
@@ -186,23 +223,6 @@ class Cached(Source):
                     _, oldest = self._pictures.popitem(last=False)
                     self._bytes -= oldest.nbytes
         return picture
-
-    @property
-    def label_names(self) -> Sequence[str]:  # type: ignore[override]
-        return self.source.label_names
-
-    @functools.cached_property
-    def labels(self) -> np.ndarray | None:  # type: ignore[override]
-        return self.source.labels
-
-    def labels_of(self, indices: np.ndarray) -> np.ndarray | None:
-        return self.source.labels_of(indices)
-
-    def name(self, index: int) -> str:
-        return self.source.name(index)
-
-    def file(self, index: int, key: str) -> str:
-        return self.source.file(index, key)
 
     def size(self, index: int, key: str) -> tuple[int, int]:
         if type(self.source).size is Source.size:

@@ -36,7 +36,8 @@ class Data(NamedTuple):
     held_out: never trained on; may be empty.
     bad: pictures of which no tiles could be cut because their size cannot be read.
     small: (name, height, width) of pictures smaller than a tile; they are in neither part.
-    sha256: of the pictures, where they are one array, which no names identify; else ''.
+    array: whose pictures both parts are, where they are one array, which no names identify.
+    unused: lines that name what else is in the data and is not used, such as lists of labels.
     cache: the decoded pictures on disk that both parts are read from, if there is such a cache.
     """
 
@@ -44,11 +45,12 @@ class Data(NamedTuple):
     held_out: Source
     bad: Sequence[BadFile] = ()
     small: Sequence[tuple[str, int, int]] = ()
-    sha256: str = ''
+    array: Array | None = None
+    unused: Sequence[str] = ()
     cache: DiskCached | None = None
 
     def left_out(self) -> list[str]:
-        """Lines for a person that name what is in neither part; most often none."""
+        """Lines for a person that name what is not used, or in neither part; most often none."""
         lines = []
         if self.bad:
             lines.append(
@@ -62,7 +64,7 @@ class Data(NamedTuple):
                 f'left out, {len(self.small):,} picture(s) smaller than a tile: {", ".join(some)}'
                 + (f', and {more:,} more' if more else '')
             )
-        return lines
+        return [*lines, *self.unused]
 
 
 def build_data(config: Any) -> Data:
@@ -74,7 +76,7 @@ def build_data(config: Any) -> Data:
     """
     data = config.data
     source = _open(data)
-    sha256 = source.sha256 if isinstance(source, Array) else ''
+    array, unused = source if isinstance(source, Array) else None, source.unused
     keys = tuple(data.pair_keys)
     for key in keys:
         if key not in source.keys:
@@ -101,9 +103,11 @@ def build_data(config: Any) -> Data:
         training: Source = Subset(tiles, train)
         if data.tile_shift:
             training = ShiftedTiles(tiles, train, tiles.blocks(*part), config.seed, keys)
-        return Data(training, Subset(tiles, held_out), tiles.bad, tiles.small, sha256, cache)
+        tested = Subset(tiles, held_out)
+        return Data(training, tested, tiles.bad, tiles.small, array, unused, cache)
     train, held_out = _split(source, data.held_out_fraction, data.held_out_seed)
-    return Data(Subset(source, train), Subset(source, held_out), sha256=sha256, cache=cache)
+    training, tested = Subset(source, train), Subset(source, held_out)
+    return Data(training, tested, array=array, unused=unused, cache=cache)
 
 
 def _open(data: Any) -> Source:

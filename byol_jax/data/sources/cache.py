@@ -6,12 +6,11 @@ Entries (`entry.Entry`) are written by one process at a time, which holds a lock
 from __future__ import annotations
 
 import fcntl
-import functools
 import itertools
 import math
 import shutil
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,7 +18,7 @@ from typing import IO, NamedTuple
 
 import numpy as np
 
-from byol_jax.data.sources.base import Cached, Source
+from byol_jax.data.sources.base import Cached, Source, Wrapped
 from byol_jax.data.sources.entry import HEADER_BYTES, SUFFIX, Entry
 from byol_jax.errors import BadPicture, UserError
 
@@ -44,7 +43,7 @@ class Filled(NamedTuple):
     waiting: bool = False
 
 
-class DiskCached(Source):
+class DiskCached(Wrapped):
     """A source whose pictures come from a folder of decoded ones, where they are in it.
 
     Others are decoded, as without the cache. `fill` decodes all that are not in it yet.
@@ -71,11 +70,8 @@ class DiskCached(Source):
         Raises:
           UserError: the source has no stamps.
         """
-        self.source = Cached(source, memory_bytes)
+        super().__init__(Cached(source, memory_bytes))
         self.folder = Path(folder).expanduser()
-        self.keys = source.keys
-        self.labels_at_hand, self.groups = source.labels_at_hand, source.groups
-        self.own_files = source.own_files
         self._decoded = source
         self._max_megapixels = max_megapixels
         self._sizes: dict[tuple[int, str], tuple[int, int]] = {}
@@ -85,38 +81,12 @@ class DiskCached(Source):
                 'sets; this source has neither. Leave it out.'
             )
 
-    def __len__(self) -> int:
-        return len(self.source)
-
     def load(self, index: int, key: str) -> np.ndarray:
         entry = self._entry(index, key)
         picture = None if entry is None else entry.read()
         if picture is None or picture.shape[0] * picture.shape[1] / 1e6 > self._max_megapixels:
             return self.source.load(index, key)
         return picture
-
-    @property
-    def label_names(self) -> Sequence[str]:  # type: ignore[override]
-        return self.source.label_names
-
-    @functools.cached_property
-    def labels(self) -> np.ndarray | None:  # type: ignore[override]
-        return self.source.labels
-
-    def labels_of(self, indices: np.ndarray) -> np.ndarray | None:
-        return self.source.labels_of(indices)
-
-    def name(self, index: int) -> str:
-        return self.source.name(index)
-
-    def file(self, index: int, key: str) -> str:
-        return self.source.file(index, key)
-
-    def partners(self, index: int) -> np.ndarray:
-        return self._decoded.partners(index)
-
-    def stamp(self, index: int, key: str) -> tuple[str, str] | None:
-        return self._decoded.stamp(index, key)
 
     def size(self, index: int, key: str) -> tuple[int, int]:
         if type(self._decoded).size is not Source.size:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import stat
 from pathlib import Path
 from typing import IO
 
 from byol_jax.errors import UserError
+from byol_jax.files import not_a_file
 
 # First bytes of Matroska and WebM (RFC 8794, Section 8.1), and the Segment that holds all the rest
 # (RFC 9559, Section 5.1).
@@ -26,9 +26,10 @@ def check_complete(path: Path) -> None:
     """
     try:
         status = path.stat()
-        if not stat.S_ISREG(status.st_mode):
+        what = not_a_file(status)
+        if what:
             # The reader of a pipe waits for a writer, and some devices never end.
-            raise UserError(f'{path} is no file but a pipe, socket or device. Remove it.')
+            raise UserError(f'{path} is no file but {what}. Remove it.')
         size = status.st_size
         with path.open('rb') as file:
             head = file.read(8)

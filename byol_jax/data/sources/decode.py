@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import stat
 import struct
 from pathlib import Path
 from typing import IO
@@ -13,6 +12,7 @@ from PIL import Image, UnidentifiedImageError
 
 from byol_jax.data.sources.jpeg import decode_plain, plain_jpeg
 from byol_jax.errors import BadPicture
+from byol_jax.files import not_a_file
 
 # `opened` checks data.max_megapixels instead, before anything is decoded.
 Image.MAX_IMAGE_PIXELS = None
@@ -115,8 +115,8 @@ def read_file(path: Path, max_megapixels: float) -> np.ndarray:
     """Reads and decodes one image file: uint8 [H, W, 3].
 
     Raises:
-      BadPicture: as `decode` does, or the file cannot be read, is a pipe or device, or holds more
-        bytes than a picture of `max_megapixels` can.
+      BadPicture: as `decode` does, or the file cannot be read, is none but a folder, pipe or
+        device, or holds more bytes than a picture of `max_megapixels` can.
     """
     try:
         _check_file(path, max_megapixels)
@@ -129,9 +129,10 @@ def read_file(path: Path, max_megapixels: float) -> np.ndarray:
 def _check_file(path: Path, max_megapixels: float) -> None:
     """Raises BadPicture for what could be read without end, or would fill the memory."""
     status = path.stat()
-    if not (stat.S_ISREG(status.st_mode) or stat.S_ISDIR(status.st_mode)):
+    what = not_a_file(status)
+    if what:
         # The reader of a pipe waits for a writer, and some devices never end.
-        raise BadPicture(str(path), 'is no file but a pipe, socket or device', _ADVICE)
+        raise BadPicture(str(path), f'is no file but {what}', _ADVICE)
     if status.st_size > _BYTES_A_PIXEL * max_megapixels * 1e6 + _BYTES_BESIDE:
         raise BadPicture(
             str(path),

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from byol_jax.data.sources.base import Subset
-from byol_jax.data.sources.tiles import Tiles
+from byol_jax.data.sources.tiles import Tiles, by_picture
 from byol_jax.errors import BadPicture
 
 # (top, left) of some tiles, int [N, 2]; the first and the last place a tile may have, int [2] each.
@@ -57,10 +57,9 @@ class ShiftedTiles(Subset):
         self._rank, self._count = np.zeros(shape, np.int32), np.ones(shape, np.int32)
         self._first, self._room = np.zeros(shape, np.int32), np.ones(shape, np.int32)
         self._step = np.ones(shape, np.int32)
-        for picture in np.unique(self._pictures).tolist():
-            here = np.flatnonzero(self._pictures == picture)
+        for picture, here in by_picture(self._pictures):
             places = tiles.boxes[self.indices[here], 1:]
-            last = tiles.boxes[tiles.boxes[:, 0] == picture, 1:].max(axis=0)
+            last = tiles.boxes[tiles.of_picture[picture], 1:].max(axis=0)
             step = _common_step(tiles, picture, keys)
             for part in _parts(places, last, tiles.tile_size, blocks.get(picture)):
                 self._spread(here, places, part, step)

@@ -16,7 +16,12 @@ from byol_jax.data.quiet_tensorflow import tf
 from byol_jax.data.sources.base import Source
 from byol_jax.data.sources.decode import opened
 from byol_jax.data.sources.tfds_builder import open_builder, prepare
-from byol_jax.data.sources.tfds_features import AUTO, label_feature, picture_features
+from byol_jax.data.sources.tfds_features import (
+    AUTO,
+    label_feature,
+    label_lists,
+    picture_features,
+)
 from byol_jax.data.sources.tfds_records import open_records
 from byol_jax.errors import BadPicture, UserError
 
@@ -67,6 +72,8 @@ class Tfds(Source):
         builder = open_builder(name, data_dir or None)
         self._images = picture_features(builder.info.features, name, keys)
         self._label = label_feature(builder.info, name, label_key)
+        if label_key == AUTO and self._label is None:
+            self.unused = _lists_of_labels(name, list(label_lists(builder.info.features)))
         prepare(builder, name, download)
         self.keys = keys
         self.max_megapixels = max_megapixels
@@ -167,6 +174,15 @@ class Tfds(Source):
             f'cannot be read: {type(error).__name__}: {said}',
             'Prepare the data set again.',
         )
+
+
+def _lists_of_labels(name: str, paths: list[str]) -> tuple[str, ...]:
+    if not paths:
+        return ()
+    return (
+        f"left out, the labels of TFDS '{name}' ({', '.join(paths)}): a picture has any number of "
+        'them, and accuracy is of one',
+    )
 
 
 def _to_rgb(picture: np.ndarray) -> np.ndarray:

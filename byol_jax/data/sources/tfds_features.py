@@ -13,6 +13,8 @@ from byol_jax.errors import UserError, did_you_mean
 # data.label_key of a data set that is left to declare its label itself.
 AUTO = 'auto'
 
+_SEQUENCES = (tfds.features.Sequence, tfds.features.Dataset)
+
 
 def flatten_features(features: Any, above: str = '') -> Iterator[tuple[str, Any]]:
     """(path, feature) of every feature that an example has once, such as ('x/image', Image).
@@ -111,6 +113,23 @@ def label_feature(info: Any, name: str, key: str) -> tuple[str, Any] | None:
     return None
 
 
+def label_lists(features: Any) -> Iterator[str]:
+    """Paths of the class labels of which an example has any number, such as 'objects/label'."""
+    for path, feature in flatten_features(features):
+        if isinstance(feature, _SEQUENCES):
+            yield from _class_labels(feature, path)
+
+
+def _class_labels(feature: Any, path: str) -> Iterator[str]:
+    if isinstance(feature, tfds.features.ClassLabel):
+        yield path
+    elif isinstance(feature, _SEQUENCES):
+        yield from _class_labels(feature.feature, path)
+    elif isinstance(feature, tfds.features.FeaturesDict):
+        for key, part in feature.items():
+            yield from _class_labels(part, f'{path}/{key}')
+
+
 def _no_label(name: str, key: str, flat: Mapping[str, Any], usable: list[str]) -> str:
     what = f'is no feature of TFDS {name!r}'
     if _several(flat, key):
@@ -125,8 +144,7 @@ def _no_label(name: str, key: str, flat: Mapping[str, Any], usable: list[str]) -
 
 
 def _is_sequence(feature: Any) -> bool:
-    kinds = (tfds.features.Sequence, tfds.features.Dataset)
-    return isinstance(feature, kinds) or (
+    return isinstance(feature, _SEQUENCES) or (
         not isinstance(feature, tfds.features.Image) and len(getattr(feature, 'shape', ())) > 0
     )
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Iterator
+
 import numpy as np
 
 from byol_jax.data.bad_files import BadFile, bad_file, name_some
@@ -49,6 +52,7 @@ class Tiles(Source):
         ]
         # [N, 3]: picture, top, left.
         self.boxes = np.array(boxes, np.int32)
+        self._blocks: dict[tuple[float, int], dict[int, tuple[np.ndarray, np.ndarray]]] = {}
         self.labels = self.boxes[:, 0].astype(np.int64)
         self.label_names = [source.name(i) for i in range(len(source))]
 
@@ -106,6 +110,11 @@ class Tiles(Source):
     def file(self, index: int, key: str) -> str:
         return self.source.file(int(self.boxes[index, 0]), key)
 
+    @functools.cached_property
+    def of_picture(self) -> dict[int, np.ndarray]:
+        """By picture that has any, the indices of its tiles: int [its tiles], ascending."""
+        return dict(by_picture(self.boxes[:, 0]))
+
     def split(self, fraction: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
         """Splits the tiles so that no pixel of a held-out tile is ever trained on.
 
@@ -125,8 +134,7 @@ class Tiles(Source):
             return np.arange(len(self)), np.zeros(0, np.int64)
         train, held_out = [], []
         size = self.tile_size
-        for picture in np.unique(self.boxes[:, 0]).tolist():
-            indices = np.flatnonzero(self.boxes[:, 0] == picture)
+        for picture, indices in self.of_picture.items():
             place = self.boxes[indices, 1:]
             if picture not in blocks:
                 train.append(indices)  # Too small to be divided.
@@ -144,12 +152,17 @@ class Tiles(Source):
           By picture, the (top, left) that it begins at and the (bottom, right) that it ends before,
           pixels; without the pictures that are too small to be divided.
         """
+        if (fraction, seed) not in self._blocks:
+            self._blocks[fraction, seed] = self._draw_blocks(fraction, seed)
+        return self._blocks[fraction, seed]
+
+    def _draw_blocks(self, fraction: float, seed: int) -> dict[int, tuple[np.ndarray, np.ndarray]]:
         if fraction == 0:
             return {}
         blocks = {}
         size = self.tile_size
-        for picture in np.unique(self.boxes[:, 0]).tolist():
-            place = self.boxes[self.boxes[:, 0] == picture, 1:]
+        for picture, indices in self.of_picture.items():
+            place = self.boxes[indices, 1:]
             sides = place.max(axis=0) + size
             side = np.maximum(size, np.rint(sides * np.sqrt(fraction))).astype(int)
             rng = np.random.Generator(np.random.Philox(key=[seed, 1], counter=[0, 0, picture, 0]))
@@ -161,6 +174,16 @@ class Tiles(Source):
                 low = room[rng.integers(len(room))]
                 blocks[picture] = low, low + side
         return blocks
+
+
+def by_picture(pictures: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
+    """Each of `pictures`, int [N], and the places it has among them: int [any number], ascending.
+
+    Sorts once: to look for each picture in turn takes a time quadratic in them.
+    """
+    order = np.argsort(pictures, kind='stable')
+    different, first = np.unique(pictures[order], return_index=True)
+    return zip(different.tolist(), np.split(order, first)[1:], strict=True)
 
 
 def _outside(place: np.ndarray, size: int, low: np.ndarray, high: np.ndarray) -> np.ndarray:
