@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -36,8 +37,7 @@ class AlarmLog:
             write_whole(self._path, lambda partial: partial.write_text(text))
         else:
             self._path.unlink(missing_ok=True)
-        last = {a['name']: a['severity'] for a in kept}
-        self._severities = {name: severity for name, severity in last.items() if severity != OVER}
+        self._severities = {a.name: a.severity for a in raised([Alarm(**a) for a in kept])}
 
     def still_raised(self) -> str:
         """A line on what stood when the run stopped; '' if nothing did."""
@@ -76,6 +76,12 @@ def read_alarms(workdir: Path) -> list[dict[str, Any]]:
         return []
     lines = path.read_text().splitlines(keepends=True)
     return [json.loads(line) for line in lines if line.endswith('\n')]
+
+
+def raised(alarms: Sequence[Alarm]) -> list[Alarm]:
+    """Those that still stand after all lines of alarms.jsonl: of each name the last line."""
+    last = {alarm.name: alarm for alarm in alarms}
+    return [alarm for alarm in last.values() if alarm.severity != OVER]
 
 
 def summary(workdir: Path) -> str:

@@ -7,7 +7,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import tensorboardX
+from PIL import Image
 
 from byol_jax.files import write_whole
 
@@ -41,6 +43,18 @@ class MetricsLog:
             for name, value in record.items():
                 if name != 'step':
                     self._events.add_scalar(name, value, record['step'])
+            self._events.flush()
+
+    def picture(self, name: str, image: Image.Image, step: int) -> None:
+        """Adds a picture of a step to the events, if there are any.
+
+        Args:
+          name: of the picture, the same at every step.
+          image: of any size, RGB.
+          step: at which it was made.
+        """
+        if self._events is not None:
+            self._events.add_image(name, np.asarray(image.convert('RGB')), step, dataformats='HWC')
             self._events.flush()
 
     def close(self) -> None:
