@@ -17,6 +17,11 @@ from byol_jax.report.pictures import data_uri
 CELL, BORDER, _GAP = 44, 3, 2
 # Labels with a colour of their own; the rest, the rarest, share a grey.
 _MOST_COLOURS = 20
+# Of few labels colours that are easily told apart (Tableau 10).
+_TEN = (
+    *('#4e79a7', '#f28e2b', '#e15759', '#76b7b2', '#59a14f'),
+    *('#edc948', '#b07aa1', '#ff9da7', '#9c755f', '#bab0ac'),
+)
 _GREY = '#9aa4ae'
 
 
@@ -109,7 +114,10 @@ def legend(labels: np.ndarray, names: Sequence[str]) -> Legend:
     order = found[np.argsort(-counts, kind='stable')]
     many = len(order) > _MOST_COLOURS
     own = order[: _MOST_COLOURS - 1] if many else order
-    colours = {int(label): _hue(number, len(own)) for number, label in enumerate(own)}
+    drawn: Sequence[str] = (
+        _TEN if len(own) <= len(_TEN) else [_hue(n, len(own)) for n in range(len(own))]
+    )
+    colours = {int(label): colour for label, colour in zip(own, drawn, strict=False)}
     listed = [(str(names[label]), colour) for label, colour in colours.items()]
     if many:
         listed.append((f'{len(order) - len(own):,} other labels', _GREY))

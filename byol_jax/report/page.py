@@ -22,7 +22,8 @@ h3 { font-size: 1rem; margin: 1.3rem 0 .5rem; }
 p.note { color: #55616e; margin: .3rem 0 .8rem; font-size: .9rem; }
 .scroll { overflow-x: auto; }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
-td, th { padding: .35rem 1rem .35rem 0; text-align: left; border-bottom: 1px solid #dde3e9; }
+td, th { padding: .35rem 1rem .35rem 0; text-align: left; border-bottom: 1px solid #dde3e9;
+         overflow-wrap: normal; }
 td.number { text-align: right; }
 dl { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 19rem), 1fr));
      gap: .5rem 1.5rem; margin: .5rem 0; }
@@ -48,12 +49,12 @@ figcaption span { flex-basis: 100%; color: #55616e; font-size: .85rem; line-heig
 .chart path.level { stroke: #6b7783; stroke-dasharray: 4 3; }
 .chart text.level { fill: #46525e; paint-order: stroke; stroke: #fff; stroke-width: 3px; }
 .chart .line { fill: none; stroke-width: 1.7; stroke-linejoin: round; }
-img.wide { width: 100%; max-width: 60rem; height: auto; }
+img.wide { max-width: 100%; height: auto; }
 img.map { width: 100%; min-width: 34rem; max-width: 64rem; height: auto; display: block; }
 .legend { display: flex; flex-wrap: wrap; gap: .2rem 1rem; font-size: .9rem; }
 .legend i { display: inline-block; width: .8rem; height: .8rem; margin-right: .35rem; }
 .neighbours { display: grid; grid-template-columns: repeat(auto-fill, minmax(4.2rem, 1fr));
-              gap: .35rem; margin: 0 0 1rem; max-width: 44rem; align-items: end; }
+              gap: .35rem; margin: 0 0 1rem; max-width: 44rem; align-items: start; }
 .neighbours div { text-align: center; font-size: .8rem; line-height: 1.25; color: #55616e; }
 .neighbours img { width: 100%; aspect-ratio: 1; object-fit: contain; background: #f3f6f9;
                   border: 3px solid transparent; }

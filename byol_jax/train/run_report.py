@@ -11,7 +11,7 @@ from pathlib import Path
 import jax
 from PIL import Image
 
-from byol_jax.report.alarm import Alarm, facts_of
+from byol_jax.report.alarm import Alarm, History, facts_of
 from byol_jax.report.alarm_log import read_alarms, summary
 from byol_jax.report.curves import curves_section
 from byol_jax.report.metrics import read_metrics
@@ -147,7 +147,7 @@ class RunReport:
                 verdict_box(verdict(records, alarms, facts)),
                 results,
                 evaluation_section(workdir, records),
-                facts_section(self._summary(bad_files)),
+                facts_section(self._summary(bad_files, records)),
                 curves_section(records, facts, alarms),
                 views_section(self._views),
                 *found,
@@ -155,7 +155,7 @@ class RunReport:
             ],
         )
 
-    def _summary(self, bad_files: int) -> dict[str, str]:
+    def _summary(self, bad_files: int, records: History) -> dict[str, str]:
         run, plan = self._run, self._run.plan
         versions = ', '.join(
             f'{name} {importlib.metadata.version(name)}' for name in ('jax', 'flax', 'optax')
@@ -170,7 +170,19 @@ class RunReport:
             'Alarms': summary(self._workdir),
             'Steps': f'{plan.total_steps:,} of {plan.batch_size} pairs '
             f'({plan.epoch(plan.total_steps):.1f} epochs)',
+            **_speed(records),
             'Time of this start': duration(time.perf_counter() - self._started),
             'Devices': f'{jax.device_count()} x {jax.devices()[0].device_kind}',
             'Versions': f'Python {platform.python_version()}, {versions}',
         }
+
+
+def _speed(records: History) -> dict[str, str]:
+    """The throughput, where the last record has it."""
+    if not records or 'images_per_second' not in records[-1]:
+        return {}
+    last = records[-1]
+    return {
+        'Throughput': f'{last["images_per_second"]:,.0f} pairs of views a second, '
+        f'input wait {last["input_wait_fraction"]:.0%}'
+    }
