@@ -15,6 +15,7 @@ from PIL import Image
 
 from byol_jax.plan import make_plan
 from byol_jax.report.alarm import Alarm, facts_of
+from byol_jax.report.chart import HEIGHT, WIDTH, Level, Line, line_chart, short_number, thin
 from byol_jax.report.curves import GROUPS, UPDATE_SHARE, curves_section
 from byol_jax.report.neighbours import Thumbnail, neighbours_section
 from byol_jax.report.page import again_section, facts_section, views_section, write_page
@@ -26,7 +27,6 @@ from byol_jax.report.results import (
     results_section,
 )
 from byol_jax.report.spectrum import Spectrum, spectrum_section
-from byol_jax.report.svg import HEIGHT, WIDTH, Level, Line, line_chart, short_number, thin
 from byol_jax.report.verdict import (
     COLLAPSED,
     EARLY,
@@ -158,6 +158,14 @@ def test_verdict_names_evidence_and_remedy():
     assert 'since step 150' in text
 
 
+def test_verdict_measures_now():
+    """An alarm that was raised long ago gives its reason as of the last record, and since when."""
+    late = [record(step, input_wait_fraction=0.5) for step in LATE]
+    (reason,) = verdict(late, [alarm('input_bound', 'watch', 40)], FACTS).reasons
+    assert 'no batch for 50% of the time' in reason.evidence
+    assert (reason.step, reason.severity) == (40, 'watch')
+
+
 def test_every_monitor_has_a_curve():
     """Each metric in the tables of docs/monitors.md has a place among the curves."""
     text = (ROOT / 'docs' / 'monitors.md').read_text().split('## Alarms')[0]
@@ -186,11 +194,21 @@ def test_alarms_are_marked_from_raised_to_over():
     text = curves_section([record(step) for step in LATE], FACTS, alarms)
     bands = re.findall(r'<rect x="([\d.]+)" y="\d+" width="([\d.]+)".*?</title>', text)
     assert len(bands) == 2
-    # The axis is from step 0 to 190, across 276 units from 52 on.
+    # The axis is from step 0 to 190, across 276 units from 48 on.
     left, width = map(float, bands[0])
-    assert left == pytest.approx(52 + 276 * 120 / 190, abs=0.1)
+    assert left == pytest.approx(48 + 276 * 120 / 190, abs=0.1)
     assert width == pytest.approx(276 * 30 / 190, abs=0.1)
     assert '<rect' not in curves_section([record(step) for step in LATE], FACTS, [])
+
+
+def test_an_alarm_that_comes_and_goes_is_one_band():
+    """1,000 short alarms side by side do not make the page large."""
+    lines = [
+        alarm('trivial_loss', severity, 10 * n)
+        for n, severity in enumerate(['alarm', 'over'] * 1000, 1)
+    ]
+    records = [record(step) for step in range(10, 20_010, 10)]
+    assert curves_section(records, FACTS, lines).count('<rect') == 2
 
 
 def test_long_runs_stay_small():

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from byol_jax.report.alarm import ALARM, Alarm, Facts, History, Record
 from byol_jax.report.alarm_log import OVER
-from byol_jax.report.svg import Band, Level, Line, Point, line_chart, short_number, thin
+from byol_jax.report.chart import Band, Level, Line, Point, line_chart, short_number, thin
 
 # How far a step moves the weights, of their length: made of two of the record's values.
 UPDATE_SHARE = 'update_norm / parameter_norm'
@@ -181,6 +181,8 @@ def _value(record: Record, metric: str) -> float | None:
 def _bands(alarms: Sequence[Alarm], last_step: float) -> dict[str, list[Band]]:
     """Where alarms stood, by metric."""
     bands: dict[str, list[Band]] = {}
+    # An alarm that comes and goes with every record is one band, or a page of many thousands.
+    near = last_step / 200
     for number, alarm in enumerate(alarms):
         if alarm.severity == OVER:
             continue
@@ -189,5 +191,9 @@ def _bands(alarms: Sequence[Alarm], last_step: float) -> dict[str, list[Band]]:
         words = f'{alarm.name} ({alarm.severity}) from step {alarm.step}'
         for metric in _MARKED.get(alarm.name, ()):
             band = Band(alarm.step, ends[0] if ends else last_step, colour, words)
-            bands.setdefault(metric, []).append(band)
+            found = bands.setdefault(metric, [])
+            if found and found[-1].colour == colour and band.start - found[-1].end <= near:
+                found[-1] = found[-1]._replace(end=band.end)
+            else:
+                found.append(band)
     return bands

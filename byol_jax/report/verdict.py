@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from byol_jax.report.alarm import ALARM, WATCH, Alarm, Facts, History, Record
 from byol_jax.report.alarm_log import raised
-from byol_jax.report.alarms import FIRST_STEP, judged, share_of_std
+from byol_jax.report.alarms import FIRST_STEP, judged, share_of_std, standing
 
 # From good to bad; STOPPED is a run that met a number that is not finite.
 EARLY, HEALTHY, WATCHED, COLLAPSED, STOPPED = (
@@ -55,12 +55,16 @@ def verdict(records: History, alarms: Sequence[Alarm], facts: Facts) -> Verdict:
       alarms: all lines of alarms.jsonl.
       facts: of the run's config.
     """
-    standing = raised(alarms)
-    names = {alarm.name for alarm in standing}
+    # What was measured when an alarm was raised may be long ago: the words are those of now.
+    now = {alarm.name: alarm for alarm in standing(records, facts)}
+    raised_now = [
+        now.get(a.name, a)._replace(step=a.step, severity=a.severity) for a in raised(alarms)
+    ]
+    names = {alarm.name for alarm in raised_now}
     over = tuple(sorted({alarm.name for alarm in alarms} - names))
-    reasons = standing + ([] if names & set(_COLLAPSES) else _low_std(records, facts))
+    reasons = raised_now + ([] if names & set(_COLLAPSES) else _low_std(records, facts))
     reasons.sort(key=lambda alarm: (alarm.severity != ALARM, alarm.step))
-    severe = {alarm.name for alarm in standing if alarm.severity == ALARM}
+    severe = {alarm.name for alarm in raised_now if alarm.severity == ALARM}
     if 'non_finite' in names:
         state = STOPPED
     elif severe & set(_COLLAPSES):

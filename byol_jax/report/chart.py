@@ -15,7 +15,7 @@ Point = tuple[float, float]
 
 # Units of the drawing; about the pixels it is shown at, so letters of 11 stay 11 on a phone too.
 WIDTH, HEIGHT = 340, 190
-_LEFT, _RIGHT, _TOP, _BOTTOM = 52, 12, 12, 36
+_LEFT, _RIGHT, _TOP, _BOTTOM = 48, 16, 12, 36
 _COLOURS = ('#2563a8', '#c8641b', '#2b8a57', '#8250b8')
 
 
@@ -127,14 +127,7 @@ def line_chart(
         f'{html.escape(x_label)}</text>'
     )
     for level in levels:
-        y = up(level.height)
-        # Above the line, but not above the picture.
-        text = y - 4 if y > _TOP + 12 else y + 12
-        parts.append(
-            f'<path class="level" d="M{_LEFT} {y:.1f}H{WIDTH - _RIGHT}"/>'
-            f'<text class="level" x="{WIDTH - _RIGHT - 2}" y="{text:.1f}" text-anchor="end">'
-            f'{html.escape(level.words)}</text>'
-        )
+        parts.append(f'<path class="level" d="M{_LEFT} {up(level.height):.1f}H{WIDTH - _RIGHT}"/>')
     for number, line in enumerate(lines):
         colour = _COLOURS[number % len(_COLOURS)]
         drawn = [(across(x), up(y)) for x, y in line.points]
@@ -149,6 +142,14 @@ def line_chart(
                 f'<text x="{WIDTH - _RIGHT - 4}" y="{_TOP + 12 + 14 * number}" text-anchor="end" '
                 f'style="fill:{colour};font-weight:600">{html.escape(line.name)}</text>'
             )
+    # Over the lines, or they could not be read.
+    for level in levels:
+        y = up(level.height)
+        text = y - 4 if y > _TOP + 12 else y + 12
+        parts.append(
+            f'<text class="level" x="{WIDTH - _RIGHT - 2}" y="{text:.1f}" text-anchor="end">'
+            f'{html.escape(level.words)}</text>'
+        )
     return (
         f'<svg class="chart" viewBox="0 0 {WIDTH} {HEIGHT}" role="img" '
         f'aria-label="{html.escape(words)}">{"".join(parts)}</svg>'
