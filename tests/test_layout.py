@@ -30,6 +30,7 @@ TRAIN_ORDER = (
     'modes',
     'loop',
     'finish',
+    'run_report',
     'monitor',
     'feed',
     'setup',

@@ -15,6 +15,8 @@ from byol_jax.evaluate.spectrum import unit_std
 
 # Query pictures shown when nothing is held out, and pictures searched when nothing is measured.
 _SHOWN, _SHOWN_GALLERY = 8, 2000
+# Pictures whose features are kept: a decomposition of as many of 2,048 values takes seconds.
+_SAMPLE = 2000
 
 
 class Evaluation(NamedTuple):
@@ -25,6 +27,7 @@ class Evaluation(NamedTuple):
       feature_std: of the unit-length features of the gallery, mean over channels.
       neighbours: of each query.
       gallery, queries: the pictures compared.
+      features: float32 [M, D], of the gallery's pictures `sampled(len(gallery))`.
       bad: files that could not be read; their examples are in neither.
     """
 
@@ -33,7 +36,8 @@ class Evaluation(NamedTuple):
     neighbours: Neighbours
     gallery: Source
     queries: Source
-    bad: tuple[BadFile, ...] = ()
+    features: np.ndarray
+    bad: tuple[BadFile, ...]
 
 
 def evaluate(encode: Encode, data: Data, config: Any) -> Evaluation:
@@ -83,7 +87,14 @@ def evaluate(encode: Encode, data: Data, config: Any) -> Evaluation:
         )
         accuracy = float(np.mean(predicted == queries.labels))
     bad = tuple(dict.fromkeys(searched.bad + asked.bad))
-    return Evaluation(accuracy, unit_std(searched.features), neighbours, gallery, queries, bad)
+    kept = searched.features[sampled(len(gallery))]
+    std = unit_std(searched.features)
+    return Evaluation(accuracy, std, neighbours, gallery, queries, kept, bad)
+
+
+def sampled(count: int) -> np.ndarray:
+    """Which of `count` pictures are looked at one by one: at most 2,000, evenly spaced; int [M]."""
+    return np.linspace(0, count - 1, min(count, _SAMPLE)).astype(int)
 
 
 def describe(evaluation: Evaluation, config: Any) -> str:

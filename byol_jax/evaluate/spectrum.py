@@ -40,8 +40,20 @@ def rank_me(features: np.ndarray, epsilon: float = 1e-7) -> float:
     Raises:
       ValueError: not [N, D], or NaN or infinity in it.
     """
-    features = checked_features(features)
-    sigma = np.linalg.svd(features.astype(np.float64), compute_uv=False)
+    return rank_of(singular_values(features), epsilon)
+
+
+def singular_values(features: np.ndarray) -> np.ndarray:
+    """Of features as they are, not centred: float [N, D] -> float64 [min(N, D)], falling.
+
+    Raises:
+      ValueError: as `rank_me`.
+    """
+    return np.linalg.svd(checked_features(features).astype(np.float64), compute_uv=False)
+
+
+def rank_of(sigma: np.ndarray, epsilon: float = 1e-7) -> float:
+    """`rank_me` of features by their singular values, float64 [K] from 0 up."""
     return _effective_rank(sigma, epsilon)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -36,8 +37,7 @@ class AlarmLog:
             write_whole(self._path, lambda partial: partial.write_text(text))
         else:
             self._path.unlink(missing_ok=True)
-        last = {a['name']: a['severity'] for a in kept}
-        self._severities = {name: severity for name, severity in last.items() if severity != OVER}
+        self._severities = {a.name: a.severity for a in raised([Alarm(**a) for a in kept])}
 
     def still_raised(self) -> str:
         """A line on what stood when the run stopped; '' if nothing did."""
@@ -72,6 +72,12 @@ class AlarmLog:
 def read_alarms(workdir: Path) -> list[dict[str, Any]]:
     """The lines of `workdir/alarms.jsonl`, if any; a last one cut off by a kill is left out."""
     return read_records(workdir / 'alarms.jsonl')
+
+
+def raised(alarms: Sequence[Alarm]) -> list[Alarm]:
+    """Those that still stand after all lines of alarms.jsonl: of each name the last line."""
+    last = {alarm.name: alarm for alarm in alarms}
+    return [alarm for alarm in last.values() if alarm.severity != OVER]
 
 
 def summary(workdir: Path) -> str:

@@ -12,7 +12,7 @@ import math
 from byol_jax.report.alarm import ALARM, WATCH, Alarm, Facts, History, Record
 
 # Trends are judged from this step on: before it even a healthy network is still what it was drawn.
-_FIRST_STEP = 20
+FIRST_STEP = 20
 
 
 def standing(history: History, facts: Facts) -> list[Alarm]:
@@ -36,10 +36,10 @@ def collapse(history: History, facts: Facts) -> Alarm | None:
     near 1; broken: below 0.25), and RankMe of the projections (healthy: 21 and more of 128, 7.9 of
     16; broken: 2.1 and less of 16).
     """
-    if not _judged(history):
+    if not judged(history):
         return None
     size = facts.projection_size
-    share = max(_share_of_std(record, facts) for record in history[-2:])
+    share = max(share_of_std(record, facts) for record in history[-2:])
     rank = max(record['rankme_projection'] for record in history[-2:])
     if share >= 0.5 and rank >= min(5, size / 4):
         return None
@@ -65,9 +65,9 @@ def trivial_loss(history: History, facts: Facts) -> Alarm | None:
     of 1/sqrt(P): the sample run ends at 1.2, the tiny runs of the tests at 0.35 and more; without
     a predictor they are at 0.06 and 17 % after 50 steps.
     """
-    if not _judged(history):
+    if not judged(history):
         return None
-    share = max(_share_of_std(record, facts) for record in history[-2:])
+    share = max(share_of_std(record, facts) for record in history[-2:])
     loss = max(record['loss'] for record in history[-2:])
     if loss >= 0.1 or share >= 0.3:
         return None
@@ -93,7 +93,7 @@ def learning_rate(history: History, facts: Facts) -> Alarm | None:
     chance, 4, where prediction and target are orthogonal.
     """
     last = history[-2:]
-    if not _judged(history) or last[0]['step'] <= facts.warmup_steps:
+    if not judged(history) or last[0]['step'] <= facts.warmup_steps:
         return None
     step = min(record['update_norm'] / record['parameter_norm'] for record in last)
     loss = min(record['loss'] for record in last)
@@ -193,7 +193,7 @@ def input_bound(history: History, facts: Facts) -> Alarm | None:
     60 % most of it.
     """
     waits = [r['input_wait_fraction'] for r in history[-3:] if 'input_wait_fraction' in r]
-    if len(waits) < 3 or not _judged(history):
+    if len(waits) < 3 or not judged(history):
         return None
     # The median: one slow stretch (another job on the disk) is no trend.
     wait = sorted(waits)[1]
@@ -287,12 +287,12 @@ def _cause_of_collapse(history: History, facts: Facts) -> tuple[str, str]:
     )
 
 
-def _judged(history: History) -> bool:
+def judged(history: History) -> bool:
     """Whether there is enough to see a trend in."""
-    return len(history) >= 2 and history[-1]['step'] >= _FIRST_STEP
+    return len(history) >= 2 and history[-1]['step'] >= FIRST_STEP
 
 
-def _share_of_std(record: Record, facts: Facts) -> float:
+def share_of_std(record: Record, facts: Facts) -> float:
     """The feature std over 1/sqrt(P), that of evenly spread projections."""
     return record['feature_std'] * math.sqrt(facts.projection_size)
 

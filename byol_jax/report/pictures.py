@@ -1,32 +1,19 @@
-"""Pictures of the run: the view pairs, and curves and thumbnails for the report."""
+"""Pictures of the run: the view pairs, thumbnails, and how a page holds them."""
 
 from __future__ import annotations
 
 import base64
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
-import matplotlib
 import numpy as np
-from matplotlib.figure import Figure
 from PIL import Image, ImageDraw
 
 from byol_jax.files import write_whole
 
 _GAP = 6
 _HEADER = 16
-
-# Curves of the report: metric, title, what to read from it.
-CURVES = (
-    ('loss', 'Loss', '0 to 8; falling alone proves nothing, see feature std'),
-    ('feature_std', 'Feature std', 'of unit-length projections; collapse drives it to 0'),
-    ('learning_rate', 'Learning rate', 'linear warm-up, then cosine to 0'),
-    ('tau', 'tau', 'of the target network; rises to 1'),
-    ('images_per_second', 'Images per second', 'pairs of views, over all devices'),
-    ('input_wait_fraction', 'Input wait', 'share of the time without a batch to work on'),
-)
 
 
 def views_picture(
@@ -64,34 +51,10 @@ def fit(picture: np.ndarray, side: int) -> Image.Image:
 
 
 def data_uri(image: Image.Image) -> str:
-    """A picture as a data: address for an HTML page."""
+    """A picture as a data: address for an HTML page, as JPEG (a tenth of a photograph's PNG)."""
     buffer = io.BytesIO()
-    image.save(buffer, 'PNG', optimize=True)
-    return 'data:image/png;base64,' + base64.b64encode(buffer.getvalue()).decode()
-
-
-def curve_svg(
-    records: Sequence[Mapping[str, Any]], metric: str, reference: float | None = None
-) -> str:
-    """An SVG drawing of one metric over the steps; `reference` adds a dashed level."""
-    points = [(r['step'], r[metric]) for r in records if metric in r]
-    figure = Figure(figsize=(4.6, 2.2), layout='constrained')
-    axes = figure.add_subplot()
-    if points:
-        steps, values = zip(*points, strict=True)
-        axes.plot(steps, values, color='#2563a8', linewidth=1.6)
-    if reference is not None:
-        axes.axhline(reference, color='#888888', linewidth=1, linestyle='--')
-    if metric in ('input_wait_fraction', 'feature_std', 'loss'):
-        axes.set_ylim(bottom=0)
-    axes.set_xlabel('step')
-    axes.spines[['top', 'right']].set_visible(False)
-    axes.grid(alpha=0.25)
-    with matplotlib.rc_context({'svg.hashsalt': metric}):
-        buffer = io.StringIO()
-        figure.savefig(buffer, format='svg', metadata={'Date': None})
-    svg = buffer.getvalue()
-    return svg[svg.index('<svg') :]
+    image.convert('RGB').save(buffer, 'JPEG', quality=85, optimize=True)
+    return 'data:image/jpeg;base64,' + base64.b64encode(buffer.getvalue()).decode()
 
 
 def save_picture(image: Image.Image, path: Path) -> None:

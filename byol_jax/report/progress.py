@@ -17,6 +17,7 @@ class Stopwatch:
     Attributes:
       images_per_second: examples (pairs) a second, of the whole run's batch.
       input_wait_fraction: share of the time in which the step had no batch to work on, 0 to 1.
+      seconds_left: of the run, by its speed so far; 0 before anything is measured.
     """
 
     def __init__(self, plan: Plan, step: int):
@@ -24,10 +25,16 @@ class Stopwatch:
         self._start = self._last = time.perf_counter()
         self._start_step = self._last_step = step
         self._waited = 0.0
+        self.seconds_left = 0.0
 
     def waited(self, seconds: float) -> None:
         """Counts time spent waiting for the input pipeline."""
         self._waited += seconds
+
+    def paused(self, seconds: float) -> None:
+        """Leaves out time that the run spent on something else than steps."""
+        self._start += seconds
+        self._last += seconds
 
     def lap(self, step: int) -> dict[str, float]:
         """Figures since the last lap, and a new lap; none for a lap of no step (the first)."""
@@ -38,10 +45,9 @@ class Stopwatch:
         figures = {
             'images_per_second': steps * self._plan.batch_size / elapsed,
             'input_wait_fraction': min(1.0, self._waited / elapsed),
-            'seconds_left': (self._plan.total_steps - step)
-            * (now - self._start)
-            / (step - self._start_step),
         }
+        each = (now - self._start) / (step - self._start_step)
+        self.seconds_left = (self._plan.total_steps - step) * each
         self._last, self._last_step, self._waited = now, step, 0.0
         return figures
 

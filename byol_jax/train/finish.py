@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import importlib.metadata
-import platform
+import os
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-import jax
 import numpy as np
 from PIL import Image
 
@@ -14,20 +13,25 @@ from byol_jax.data.bad_files import BadFile
 from byol_jax.data.sources.base import Source
 from byol_jax.data.stream import PairMaker
 from byol_jax.errors import BadPicture
-from byol_jax.evaluate.protocol import Evaluation, describe
-from byol_jax.report.alarm_log import summary
-from byol_jax.report.metrics import read_metrics
-from byol_jax.report.page import Result, Thumbnail, results_text, write_report
+from byol_jax.evaluate.plane import UMAP_FEWEST, UMAP_MISSING, pca, umap, umap_installed
+from byol_jax.evaluate.protocol import Evaluation, describe, sampled
+from byol_jax.evaluate.spectrum import singular_values
+from byol_jax.report.map import Legend, Map, legend, map_picture, map_section
+from byol_jax.report.metrics import MetricsLog
+from byol_jax.report.neighbours import Row, Thumbnail, neighbours_picture, neighbours_section
 from byol_jax.report.pictures import fit, save_picture, views_picture
-from byol_jax.report.progress import duration
+from byol_jax.report.results import Result, results_section, results_text
 from byol_jax.report.results_file import write_results
+from byol_jax.report.spectrum import Spectrum, spectrum_section
 from byol_jax.train.feed import shown_views
+from byol_jax.train.run_report import RunReport
 from byol_jax.train.setup import Run
-from byol_jax.train.workdir import resolve
 
 _ROWS = 8
 _SHOWN_QUERIES, _SHOWN_NEIGHBOURS = 8, 6
 _THUMBNAIL = 96
+# Pictures on a map: few enough for a phone, and 90 KB in all.
+_ON_MAP = 256
 
 
 def draw_views(run: Run, workdir: Path) -> list[BadFile]:
@@ -75,66 +79,89 @@ def _first_of_each_label(source: Source, maker: PairMaker) -> list[int]:
 def finish_report(
     run: Run,
     workdir: Path,
+    report: RunReport,
+    log: MetricsLog,
     before: Evaluation,
     after: Evaluation,
     bad_files: int,
-    command: str,
-    seconds: float,
 ) -> str:
-    """Writes report.html and results.json; returns the before/after table for the terminal.
+    """Writes the last report.html, its pictures and results.json; returns the table as text.
 
     Args:
-      run: that has ended. workdir: of the run.
+      run: that has ended. workdir, report: of the run. log: of the run, for the pictures.
       before, after: of the encoder, measured.
       bad_files: how many there were.
-      command: that started the run.
-      seconds: this start of it took.
     """
     first = 'as loaded' if run.training.origin else 'randomly initialised'
+    last = f'trained {run.plan.total_steps:,} steps'
     results = [
         Result(first, before.accuracy, before.feature_std),
-        Result(f'trained {run.plan.total_steps:,} steps', after.accuracy, after.feature_std),
+        Result(last, after.accuracy, after.feature_std),
     ]
     protocol = f'{describe(after, run.config)} Both encoders are measured alike.'
-    versions = ', '.join(
-        f'{name} {importlib.metadata.version(name)}' for name in ('jax', 'flax', 'optax')
-    )
-    write_report(
-        workdir / 'report.html',
-        title=f'BYOL: {run.config.name}',
-        summary={
-            'Encoder': f'{run.config.encoder.name}, tapped at {run.config.encoder.hidden_layer}',
-            **({'Start': run.training.origin} if run.training.origin else {}),
-            'Training examples': f'{run.plan.examples:,} ({len(run.data.held_out):,} held out)',
-            **_left_out(run),
-            'Bad files': f'{bad_files:,}, named in bad_files.txt' if bad_files else 'none',
-            'Alarms': summary(workdir),
-            'Steps': f'{run.plan.total_steps:,} of {run.plan.batch_size} pairs '
-            f'({run.plan.epoch(run.plan.total_steps):.1f} epochs)',
-            'Time of this start': duration(seconds),
-            'Devices': f'{jax.device_count()} x {jax.devices()[0].device_kind}',
-            'Versions': f'Python {platform.python_version()}, {versions}',
-        },
-        results=results,
-        protocol=protocol,
-        records=read_metrics(workdir),
-        projection_size=run.config.projector.output_size,
-        views=workdir / 'views.png',
-        neighbours=_shown_neighbours(after, run.config.data.pair_keys[0]),
-        config=resolve(run.config),
-        command=command,
+    spectra = [
+        Spectrum(name, singular_values(evaluation.features))
+        for name, evaluation in ((first, before), (last, after))
+    ]
+    key = run.config.data.pair_keys[0]
+    rows = _shown_neighbours(after, key)
+    maps, colours, missing = _maps(after, key)
+    log.picture('neighbours', neighbours_picture(rows, _THUMBNAIL), run.plan.total_steps)
+    for each in maps:
+        log.picture(f'map/{each.name}', each.picture, run.plan.total_steps)
+    report.finished(
+        results_section(results, protocol),
+        [
+            spectrum_section(spectra, len(after.features)),
+            map_section(maps, colours, missing),
+            neighbours_section(rows),
+        ],
+        bad_files,
     )
     write_results(workdir, [result._asdict() for result in results], protocol)
     return f'{results_text(results)}\n{protocol}'
 
 
-def _left_out(run: Run) -> dict[str, str]:
-    small = len(run.data.small)
-    return {'Left out': f'{small:,} pictures smaller than a tile'} if small else {}
+def _maps(evaluation: Evaluation, key: str) -> tuple[list[Map], Legend | None, str]:
+    """The maps of the gallery, their colours if there are labels, and what could not be made."""
+    gallery, features = evaluation.gallery, evaluation.features
+    positions = sampled(len(gallery))
+    shown = np.linspace(0, len(positions) - 1, min(len(positions), _ON_MAP)).astype(int)
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        thumbnails = list(pool.map(lambda i: _thumbnail(gallery, int(i), key), positions[shown]))
+    labels = gallery.labels_of(positions[shown]) if gallery.label_names else None
+    colours = None if labels is None else legend(labels, gallery.label_names)
+    borders = colours.of_example if colours else None
+    plane = pca(features)
+    of = f'{len(shown):,} of the {len(features):,} training pictures laid out'
+    stretched = 'Each picture is put into the free cell nearest to its place; axes are stretched.'
+    maps = [
+        Map(
+            'pca',
+            'By PCA',
+            f'{of}. The axes show {plane.shares[0]:.0%} and {plane.shares[1]:.0%} of the variance '
+            f'of the features at unit length. {stretched}',
+            map_picture(thumbnails, plane.places[shown], borders),
+        )
+    ]
+    if not umap_installed():
+        return maps, colours, UMAP_MISSING
+    if len(features) < UMAP_FEWEST:
+        return maps, colours, f'No map by UMAP: it takes {UMAP_FEWEST} pictures and more.'
+    places = umap(features)
+    maps.append(
+        Map(
+            'umap',
+            'By UMAP',
+            f'{of}; near ones are alike (cosine), far ones need not differ more. {stretched}',
+            map_picture(thumbnails, places[shown], borders),
+        )
+    )
+    return maps, colours, ''
 
 
-def _shown_neighbours(evaluation: Evaluation, key: str) -> list[tuple[Thumbnail, list[Thumbnail]]]:
-    rows = []
+def _shown_neighbours(evaluation: Evaluation, key: str) -> list[Row]:
+    rows: list[Row] = []
     for query in _spread(evaluation.queries):
         found = [
             Thumbnail(

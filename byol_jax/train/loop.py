@@ -13,7 +13,7 @@ import signal
 import time
 from collections import deque
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +41,7 @@ from byol_jax.train.hosts import (
 from byol_jax.train.monitor import Monitors, NonFinite, check_finite, monitored
 from byol_jax.train.networks import online_encoder
 from byol_jax.train.picture_cache import fill_cache
+from byol_jax.train.run_report import RunReport
 from byol_jax.train.setup import Run, build_run
 from byol_jax.train.state import TrainState
 from byol_jax.train.step import make_train_step, replicate, shard_batch
@@ -51,7 +52,7 @@ class Interrupted(Exception):
     """The run was asked to stop and has saved its state; `signal_number` says by what."""
 
     def __init__(self, signal_number: int):
-        super().__init__(signal.Signals(signal_number).name)
+        super().__init__(f'{signal.Signals(signal_number).name}, and the state is saved.')
         self.signal_number = signal_number
 
 
@@ -68,10 +69,10 @@ def train(config: Any, workdir: Path, command: str) -> None:
         finite.
       Interrupted: by SIGTERM or Ctrl-C, after a checkpoint.
     """
-    started = time.perf_counter()
     if config.log.wandb:
         check_wandb()
     run = build_run(config)
+    report = RunReport(run, workdir, command)
     bad_log = BadFilesLog(run.data, config, workdir)
     data = fingerprint(run.data)
     check_same_everywhere(json.dumps(data), 'The data')
@@ -101,21 +102,22 @@ def train(config: Any, workdir: Path, command: str) -> None:
         with Image.open(workdir / 'views.png') as views:
             log.picture('views', views, int(state.step))
     monitors = Monitors(run, workdir, int(state.step))
-    try:
-        state = _fit(run, replicate(state), checkpoints, log, bad_log, monitors)
-    except NonFinite as error:
-        monitors.stopped(error, checkpoints.newest())
-        raise
-    finally:
-        # Closing waits for the other processes, which after an error may never come.
-        if jax.process_count() == 1:
-            checkpoints.close()
+    with closing(log) if log is not None else nullcontext():
+        try:
+            state = _fit(run, replicate(state), checkpoints, log, bad_log, monitors, report)
+        except (UserError, Interrupted) as error:
+            if isinstance(error, NonFinite):
+                monitors.stopped(error, checkpoints.newest())
+            report.stopped(str(error))
+            raise
+        finally:
+            # Closing waits for the other processes, which after an error may never come.
+            if jax.process_count() == 1:
+                checkpoints.close()
+            bad_log.close()
+        part()
         if log is not None:
-            log.close()
-        bad_log.close()
-    part()
-    if is_main():
-        _finish(run, state, workdir, bad_log, command, time.perf_counter() - started)
+            _finish(run, state, workdir, bad_log, report, log)
 
 
 def _introduce(run: Run, workdir: Path) -> None:
@@ -143,6 +145,7 @@ def _fit(
     log: MetricsLog | None,
     bad_log: BadFilesLog,
     monitors: Monitors,
+    report: RunReport,
 ) -> TrainState:
     """Runs the remaining steps."""
     plan, config = run.plan, run.config
@@ -150,6 +153,7 @@ def _fit(
     if start >= plan.total_steps:
         say(f'all {plan.total_steps} steps are done')
         return state
+    report.begin(start)
     bad_files = bad_log.bad_files
     feed = open_feed(run, start, bad_files)
     step_fn = feed.compile(
@@ -206,6 +210,7 @@ def _fit(
                 values = record | monitors.measure(step, record, features, state)
                 values |= {'bad_files': len(bad_files)}
                 monitors.judge(_log(run, log, watch, step, values))
+                report.update(step, watch)
                 # Of several processes only now does each know what all have found.
                 too_many = not last and bad_files.too_many()
             stopping = not last and (too_many or stop_together(step, asked=bool(stop)))
@@ -244,18 +249,22 @@ def _log(
     run: Run, log: MetricsLog | None, watch: Stopwatch, step: int, values: dict[str, float]
 ) -> dict[str, float]:
     """Writes and says what is known of a step; returns the record."""
-    figures = watch.lap(step)
-    seconds_left = figures.pop('seconds_left', 0.0)
-    record = {'step': step, 'epoch': run.plan.epoch(step), **values, **figures}
+    record = {'step': step, 'epoch': run.plan.epoch(step), **values, **watch.lap(step)}
     if log is not None:
         log.write(record)
-    say(progress_line(run.plan, step, record, seconds_left))
+    say(progress_line(run.plan, step, record, watch.seconds_left))
     return record
 
 
 def _finish(
-    run: Run, state: TrainState, workdir: Path, bad_log: BadFilesLog, command: str, seconds: float
+    run: Run,
+    state: TrainState,
+    workdir: Path,
+    bad_log: BadFilesLog,
+    report: RunReport,
+    log: MetricsLog,
 ) -> None:
+    report.evaluating()
     trained = online_encoder(run.config, state)
     save_encoder(trained, workdir / 'encoder')
     say('comparing the encoder before and after training ...')
@@ -263,15 +272,16 @@ def _finish(
         before = evaluate(online_encoder(run.config, run.training.initial), run.data, run.config)
         after = evaluate(trained, run.data, run.config)
     except UserError as error:
-        raise UserError(
+        why = (
             f'Training is done and the encoder is in {workdir / "encoder"}, but it could not be '
             f'evaluated: {error} Then give the same command again for the report.'
-        ) from error
+        )
+        report.stopped(why)
+        raise UserError(why) from error
     # Those of held-out pictures are found only here.
     bad_log.bad_files.add(before.bad + after.bad)
     bad_log.close()
-    bad_files = len(bad_log.bad_files)
-    text = finish_report(run, workdir, before, after, bad_files, command, seconds)
+    text = finish_report(run, workdir, report, log, before, after, len(bad_log.bad_files))
     say(
         f'\n{text}\n\nencoder: {workdir / "encoder"} (weights sha256 {trained.weights_sha256})\n'
         f'report:  {workdir / "report.html"}'

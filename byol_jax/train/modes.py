@@ -15,7 +15,7 @@ from byol_jax.evaluate.features import encode_source
 from byol_jax.evaluate.protocol import describe, evaluate
 from byol_jax.interop.export import load_encoder, save_encoder
 from byol_jax.report.layer_table import layer_table
-from byol_jax.report.page import Result, results_text
+from byol_jax.report.results import Result, results_text
 from byol_jax.train.finish import draw_views
 from byol_jax.train.loop import train
 from byol_jax.train.networks import build_byol
