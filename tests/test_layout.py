@@ -41,6 +41,7 @@ TRAIN_ORDER = (
     'checkpoint',
     'hosts',
     'step',
+    'online_probe',
     'state',
 )
 

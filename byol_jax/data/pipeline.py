@@ -59,9 +59,10 @@ def batches(
         yielded, that of all batches up to it. By default one for this call.
 
     Yields:
-      {'view1', 'view2'}: uint8 [batch_size / process_count, S, S, 3]. With views.on='accelerator'
-      these are cropped and resized only, and there are 'colors1' and 'colors2' too, `Photometric`
-      for `device_views`.
+      {'view1', 'view2'}: uint8 [batch_size / process_count, S, S, 3], and 'example', int32
+      [batch_size / process_count]: those that are shown. With views.on='accelerator' the views are
+      cropped and resized only, and there are 'colors1' and 'colors2' too, `Photometric` for
+      `device_views`.
 
     Raises:
       UserError: more is bad than data.max_bad_fraction allows. Of several processes none knows
@@ -79,6 +80,7 @@ def batches(
     if bad_files is None:
         bad_files = BadFiles(source, config.data.pair_keys[0], config.data.max_bad_fraction)
     found: dict[int, Sequence[BadFile]] = {}
+    shown: dict[int, int] = {}
     failures: dict[int, UserError] = {}
 
     def noted(position: int) -> tuple[np.ndarray, np.ndarray]:
@@ -90,6 +92,7 @@ def batches(
         position = int(position)
         try:
             loaded = maker.load(position)
+            shown[position] = loaded.example
             if loaded.bad:
                 found[position] = loaded.bad
             return make(position, loaded.pictures)
@@ -133,4 +136,6 @@ def batches(
         for position in range(first, first + share):
             if position in failures:
                 raise failures[position]
+        examples = [shown.pop(position) for position in range(first, first + share)]
+        prepared['example'] = np.array(examples, np.int32)
         yield prepared | (maker.photometric(range(first, first + share)) if on_device else {})

@@ -38,6 +38,7 @@ from byol_jax.train.hosts import (
 )
 from byol_jax.train.monitor import Monitors, NonFinite, check_finite, monitored
 from byol_jax.train.networks import online_encoder
+from byol_jax.train.online_probe import without_unlabelled
 from byol_jax.train.picture_cache import fill_cache
 from byol_jax.train.setup import Run, build_run
 from byol_jax.train.state import TrainState
@@ -84,7 +85,7 @@ def train(config: Any, workdir: Path, command: str) -> None:
     restored = checkpoints.restore(run.training.initial)
     state = run.training.initial
     if restored is not None:
-        state = TrainState(*restored[1])
+        state = restored[1]
         say(f'going on from the checkpoint of step {restored[0]}')
     log = None
     if is_main():
@@ -212,7 +213,7 @@ def _fit(
 def _settle(under_way: deque[tuple[int, Any]]) -> dict[str, float]:
     """Waits for the oldest step under way and returns its metrics."""
     step, metrics = under_way.popleft()
-    values = {name: float(value) for name, value in jax.device_get(metrics).items()}
+    values = without_unlabelled({n: float(value) for n, value in jax.device_get(metrics).items()})
     check_finite(step, values)
     return values
 

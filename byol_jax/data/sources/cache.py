@@ -106,6 +106,9 @@ class DiskCached(Source):
     def labels_of(self, indices: np.ndarray) -> np.ndarray | None:
         return self.source.labels_of(indices)
 
+    def shown_labels(self, indices: np.ndarray) -> np.ndarray:
+        return self.source.shown_labels(indices)
+
     def name(self, index: int) -> str:
         return self.source.name(index)
 
