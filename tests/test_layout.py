@@ -31,6 +31,7 @@ TRAIN_ORDER = (
     'loop',
     'finish',
     'monitor',
+    'periodic',
     'feed',
     'setup',
     'pretrained',

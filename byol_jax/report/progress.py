@@ -29,6 +29,11 @@ class Stopwatch:
         """Counts time spent waiting for the input pipeline."""
         self._waited += seconds
 
+    def paused(self, seconds: float) -> None:
+        """Leaves out time that the run spent on something else than steps."""
+        self._start += seconds
+        self._last += seconds
+
     def lap(self, step: int) -> dict[str, float]:
         """Figures since the last lap, and a new lap; none for a lap of no step (the first)."""
         now = time.perf_counter()

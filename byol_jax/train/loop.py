@@ -39,6 +39,7 @@ from byol_jax.train.hosts import (
 from byol_jax.train.monitor import Monitors, NonFinite, check_finite, monitored
 from byol_jax.train.networks import online_encoder
 from byol_jax.train.online_probe import without_unlabelled
+from byol_jax.train.periodic import Periodic
 from byol_jax.train.picture_cache import fill_cache
 from byol_jax.train.setup import Run, build_run
 from byol_jax.train.state import TrainState
@@ -141,6 +142,7 @@ def _fit(
         say(f'all {plan.total_steps} steps are done')
         return state
     bad_files = bad_log.bad_files
+    periodic = Periodic(run)
     feed = open_feed(run, start, bad_files)
     step_fn = feed.compile(
         make_train_step(
@@ -194,7 +196,7 @@ def _fit(
                 record = _settle_all(under_way) or record
                 bad_log.note_all()
                 values = record | monitors.measure(step, record, features, state)
-                values |= {'bad_files': len(bad_files)}
+                values |= {'bad_files': len(bad_files)} | periodic(step, state, watch)
                 monitors.judge(_log(run, log, watch, step, values))
                 # Of several processes only now does each know what all have found.
                 too_many = not last and bad_files.too_many()
