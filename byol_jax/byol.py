@@ -61,7 +61,7 @@ class Byol:
         images = jnp.zeros((2, image_size, image_size, 3), jnp.float32)
         encoder_rng, projector_rng, predictor_rng = jax.random.split(rng, 3)
         encoder = jax.jit(self.encoder.init)(encoder_rng, images)
-        shape = jax.eval_shape(lambda v: self.encoder.apply(v, images, train=False)[0], encoder)
+        shape = self._representation(encoder, images)
         y = jnp.zeros(shape.shape, jnp.float32)
         z = jnp.zeros((2, self.projector.output_size), jnp.float32)
         variables = {
@@ -75,6 +75,17 @@ class Byol:
             for part, tree in variables.items()
         }
         return params, stats
+
+    def feature_size(self, image_size: int) -> int:
+        """Size of the representation, D."""
+        images = jax.ShapeDtypeStruct((2, image_size, image_size, 3), jnp.float32)
+        variables = jax.eval_shape(self.encoder.init, jax.random.key(0), images)
+        return int(self._representation(variables, images).shape[-1])
+
+    def _representation(self, variables: Any, images: Any) -> Any:
+        return jax.eval_shape(
+            lambda v, x: self.encoder.apply(v, x, train=False)[0], variables, images
+        )
 
     def normalize(self, images: jax.Array) -> jax.Array:
         """uint8 [B, H, W, 3] -> zero-mean, unit-variance values in the compute type."""

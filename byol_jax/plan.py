@@ -33,6 +33,7 @@ class Plan:
       learning_rate: peak learning rate, base x batch_size / 256 (paper, Appendix J).
       checkpoint_steps: optimizer steps between two checkpoints.
       log_steps: optimizer steps between two log lines.
+      evaluate_steps: optimizer steps between two evaluations during training; 0: there is none.
       freeze_steps: optimizer steps at the start that leave the encoder's parameters alone.
     """
 
@@ -48,6 +49,7 @@ class Plan:
     learning_rate: float
     checkpoint_steps: int
     log_steps: int
+    evaluate_steps: int
     freeze_steps: int
 
     def epoch(self, step: int) -> float:
@@ -101,6 +103,7 @@ def make_plan(config: Any, examples: int, device_count: int, process_count: int 
             f'encoder.freeze_steps={freeze} leaves no step to train the encoder in: the run has '
             f'{total}. Lower it, or raise total_epochs/total_steps.'
         )
+    evaluate_every = config.evaluate.every_epochs * examples / batch
     return Plan(
         examples=examples,
         batch_size=batch,
@@ -114,6 +117,7 @@ def make_plan(config: Any, examples: int, device_count: int, process_count: int 
         learning_rate=config.optimizer.base_learning_rate * batch / REFERENCE_BATCH,
         checkpoint_steps=max(1, _steps(config.checkpoint, 'every', batch, examples, 'checkpoint.')),
         log_steps=config.log.every_steps,
+        evaluate_steps=max(1, int(evaluate_every)) if evaluate_every else 0,
         freeze_steps=freeze,
     )
 
@@ -175,6 +179,7 @@ _RANGES: dict[str, tuple[float, float]] = {
     'checkpoint.keep': (1, math.inf),
     'log.every_steps': (1, math.inf),
     'log.lidar_every_steps': (0, math.inf),
+    'evaluate.every_epochs': (0, math.inf),
     'evaluate.knn_k': (1, math.inf),
     'evaluate.knn_temperature': (1e-6, math.inf),
     'evaluate.batch_size': (1, math.inf),

@@ -19,7 +19,7 @@ from byol_jax.data.sources.base import Source, Subset
 from byol_jax.data.stream import PairMaker
 from byol_jax.plan import make_plan
 from byol_jax.train import feed as feeds
-from byol_jax.train.feed import open_feed, pictures_in_memory, shown_views
+from byol_jax.train.feed import made_views, open_feed, pictures_in_memory, shown_views
 from byol_jax.train.setup import build_training
 from byol_jax.train.step import (
     AXIS,
@@ -76,10 +76,14 @@ def quick(config):
     return config
 
 
-def make_run(source: Source, config, devices: int = 1):
+def make_run(source: Source, config, devices: int = 1, probe: object = None):
     """As much of a run as a feed needs."""
-    plan = make_plan(config, len(source), devices)
-    return types.SimpleNamespace(config=config, plan=plan, data=types.SimpleNamespace(train=source))
+    return types.SimpleNamespace(
+        config=config,
+        plan=make_plan(config, len(source), devices),
+        data=types.SimpleNamespace(train=source),
+        training=types.SimpleNamespace(initial=types.SimpleNamespace(online_probe=probe)),
+    )
 
 
 def feed_of(source: Source, config, start: int = 0, devices: int = 1):
@@ -106,7 +110,9 @@ def test_views_are_those_of_the_cpu(array, kind):
     assert (len(feed.shared) > 0) == (kind != 'pictures')
     make = jax.jit(feed.views)
     expected = batches(source, make_config('cpu'), start_step=0, stop_step=3)
-    for batch, views in zip(feed.batches, expected, strict=False):
+    for batch, expects in zip(feed.batches, expected, strict=False):
+        np.testing.assert_array_equal(batch['example'], expects['example'])
+        views = made_views(expects)
         made = make(batch, *feed.shared)
         assert made.keys() == views.keys()
         for name, view in views.items():
@@ -266,6 +272,7 @@ config.total_epochs, config.total_steps = None, 2
 config.warmup_epochs, config.warmup_steps = None, 0
 data = build_data(config)
 run = types.SimpleNamespace(config=config, data=data, plan=make_plan(config, len(data.train), 1))
+run.training = types.SimpleNamespace(initial=types.SimpleNamespace(online_probe=None))
 print(len(list(open_feed(run, 0, None).batches)))
 config.views.on = 'cpu'
 try:

@@ -32,6 +32,7 @@ TRAIN_ORDER = (
     'finish',
     'run_report',
     'monitor',
+    'periodic',
     'feed',
     'setup',
     'pretrained',
@@ -42,6 +43,7 @@ TRAIN_ORDER = (
     'checkpoint',
     'hosts',
     'step',
+    'online_probe',
     'state',
 )
 

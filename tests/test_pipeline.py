@@ -78,14 +78,18 @@ def stream(count: int, batch_size: int, steps: int) -> list[int]:
 
 
 def test_batches_are_uint8_of_the_asked_shape():
-    """A batch is two arrays of uint8 [batch_size, S, S, 3], and there are stop - start of them."""
+    """A batch is two arrays of uint8 [batch_size, S, S, 3] and the numbers of the examples; there
+    are stop - start of them."""
     made = list(batches(Photographs(5), make_config(4), start_step=2, stop_step=5))
     assert len(made) == 3
     for batch in made:
-        assert set(batch) == {'view1', 'view2'}
-        for view in batch.values():
+        assert set(batch) == {'view1', 'view2', 'example'}
+        for view in (batch['view1'], batch['view2']):
             assert view.dtype == np.uint8
             assert view.shape == (4, SIZE, SIZE, 3)
+        assert batch['example'].dtype == np.int32
+    shown = np.concatenate([batch['example'] for batch in made])
+    assert sorted(shown[2:7]) == list(range(5)), 'an epoch from position 10 on, each example once'
 
 
 def test_no_steps_no_batches():

@@ -42,9 +42,10 @@ def batches(
         yielded, that of all batches up to it. By default one for this call.
 
     Yields:
-      {'view1', 'view2'}: uint8 [batch_size / process_count, S, S, 3]. With views.on='accelerator'
-      these are cropped and resized only, and there are 'colors1' and 'colors2' too, `Photometric`
-      for `device_views`.
+      {'view1', 'view2'}: uint8 [batch_size / process_count, S, S, 3], and 'example', int32
+      [batch_size / process_count]: those that are shown. With views.on='accelerator' the views are
+      cropped and resized only, and there are 'colors1' and 'colors2' too, `Photometric` for
+      `device_views`.
 
     Raises:
       UserError: more is bad than data.max_bad_fraction allows. Of several processes none knows
@@ -67,6 +68,7 @@ def batches(
         return range(first, first + share)
 
     found: dict[int, Sequence[BadFile]] = {}
+    shown: dict[int, int] = {}
     failures: dict[int, UserError] = {}
 
     def pair(position: int, drawn: np.ndarray) -> tuple[np.ndarray, np.ndarray] | None:
@@ -79,6 +81,7 @@ def batches(
             return None
         try:
             loaded = maker.load(position)
+            shown[position] = loaded.example
             if loaded.bad:
                 found[position] = loaded.bad
             return make(loaded.pictures, drawn)
@@ -128,7 +131,8 @@ def batches(
                 for position in mine:
                     if position in failures:
                         raise failures[position]
+                examples = np.array([shown.pop(position) for position in mine], np.int32)
                 colors = maker.photometric(mine) if on_device else {}
-                yield {'view1': view1, 'view2': view2} | colors
+                yield {'view1': view1, 'view2': view2, 'example': examples} | colors
         finally:
             closed = True

@@ -53,7 +53,7 @@ class Encoder:
           UserError: the images are not uint8 [B, H, W, 3].
         """
         _check_images(images)
-        return np.asarray(self._compiled(self.variables, images))
+        return np.asarray(self.compiled(self.variables, images))
 
     @functools.cached_property
     def module(self) -> nn.Module | nnx.Module:
@@ -106,8 +106,12 @@ class Encoder:
         return self._tapped.find_behind(self.variables, images)
 
     @property
-    def _compiled(self) -> Any:
-        """The jitted features function; one for equal networks, however often they are loaded."""
+    def compiled(self) -> Any:
+        """What a call runs, jitted: `(variables, images) -> features`. It checks nothing.
+
+        There is one for equal networks, however often they are loaded. `variables` may lie on a
+        device, and then are not sent there by each call.
+        """
         about = self.description
         architecture = ('name', 'kwargs', 'hidden_layer', 'pool', 'mean', 'std')
         # As text: modules need not be hashable, and 1, 1.0 and True are equal but not alike.

@@ -19,8 +19,13 @@ import orbax.checkpoint as ocp
 from byol_jax.errors import UserError
 from byol_jax.models.network import path_name
 from byol_jax.train.hosts import is_main, say, wait_for_all
+from byol_jax.train.state import TrainState
 
 Tree = Any
+
+# The field of a state that is saved as an item of its own: it is no part of the networks, and a
+# run may go on without it or begin it anew.
+_PROBE = 'online_probe'
 
 # Orbax reports damaged or missing files as any of these, depending on which file it is.
 _UNREADABLE = (ValueError, KeyError, TypeError)
@@ -52,7 +57,7 @@ class Checkpoints:
                 # The state is small beside a step; a failed write must be known at once.
                 enable_async_checkpointing=False,
             ),
-            item_names=('state', 'digests'),
+            item_names=('state', _PROBE, 'digests'),
         )
 
     def steps(self) -> list[int]:
@@ -63,19 +68,24 @@ class Checkpoints:
         """The newest step that has a checkpoint; 0 if there is none."""
         return max(self.steps(), default=0)
 
-    def save(self, step: int, state: Tree) -> None:
+    def save(self, step: int, state: TrainState) -> None:
         """Writes the state of `step` and returns when it is on disk.
 
         Raises:
           UserError: it could not be written (a full disk, say). Older checkpoints stay.
         """
         host = jax.tree.map(np.asarray, jax.device_get(state))
+        networks = host._asdict()
+        probe = networks.pop(_PROBE)
+        more = {} if probe is None else {_PROBE: ocp.args.StandardSave(probe)}
         try:
             with _quiet_orbax():
                 self._manager.save(
                     step,
                     args=ocp.args.Composite(
-                        state=ocp.args.StandardSave(host), digests=ocp.args.JsonSave(digests(host))
+                        state=ocp.args.StandardSave(networks),
+                        digests=ocp.args.JsonSave(digests(host)),
+                        **more,
                     ),
                     force=True,
                 )
@@ -90,13 +100,14 @@ class Checkpoints:
                 f'goes on from step {self.newest()}.'
             ) from error
 
-    def restore(self, like: Tree) -> tuple[int, Tree] | None:
+    def restore(self, like: TrainState) -> tuple[int, TrainState] | None:
         """Loads the newest good checkpoint.
 
         Damaged ones are moved to `checkpoints/damaged-<step>` and named on the way.
 
         Args:
-          like: a state of the same structure, shapes and dtypes.
+          like: a state of the same structure, shapes and dtypes. Where it has an online probe and
+            the checkpoint none like it, the probe of `like` is taken, and it is said.
 
         Returns:
           (step, state as NumPy arrays), or None if there is no checkpoint at all.
@@ -122,7 +133,7 @@ class Checkpoints:
     def close(self) -> None:
         self._manager.close()
 
-    def _load(self, step: int, like: Tree) -> tuple[Tree, str | None]:
+    def _load(self, step: int, like: TrainState) -> tuple[Any, str | None]:
         """(state, None), or (None, what is damaged).
 
         Raises:
@@ -130,9 +141,13 @@ class Checkpoints:
         """
         try:
             expected = self._restore(step, digests=ocp.args.JsonRestore())['digests']
-            _check_same_network(expected, like, self._folder / str(step))
-            abstract = jax.tree.map(lambda x: np.empty(x.shape, x.dtype), like)
-            state = self._restore(step, state=ocp.args.StandardRestore(abstract))['state']
+            networks = like._asdict()
+            probe = networks.pop(_PROBE)
+            _check_same_network(expected, networks, self._folder / str(step))
+            state = {**self._restore_like('state', step, networks), _PROBE: None}
+            saved = {k: leaf for k, leaf in expected.items() if k.startswith(f'{_PROBE}/')}
+            if probe is not None and _first_other(saved, {_PROBE: probe}) is None:
+                state[_PROBE] = self._restore_like(_PROBE, step, probe)
         except FileNotFoundError as error:
             return None, _first_line(error)
         except OSError as error:
@@ -142,10 +157,18 @@ class Checkpoints:
         for name, found in digests(state).items():
             if found != expected[name]:
                 return None, f"the sha256 of '{name}' is not the one it was saved with"
-        return state, None
+        if probe is not None and state[_PROBE] is None:
+            was = 'is of other labels' if saved else 'has none'
+            say(f'the online probe begins anew: that of checkpoint {step} {was}')
+            state[_PROBE] = probe
+        return TrainState(**state), None
 
     def _restore(self, step: int, **items: Any) -> Any:
         return self._manager.restore(step, args=ocp.args.Composite(**items))
+
+    def _restore_like(self, item: str, step: int, like: Tree) -> Tree:
+        abstract = jax.tree.map(lambda x: np.empty(x.shape, x.dtype), like)
+        return self._restore(step, **{item: ocp.args.StandardRestore(abstract)})[item]
 
     def _set_aside(self, step: int) -> None:
         self._manager.close()
@@ -179,6 +202,18 @@ def digests(state: Tree) -> dict[str, dict[str, Any]]:
 
 def _check_same_network(saved: Mapping[str, Any], like: Tree, folder: Path) -> None:
     """Raises UserError if a checkpoint's leaves are not those of `like`, naming the first."""
+    networks = {name: x for name, x in saved.items() if not name.startswith(f'{_PROBE}/')}
+    other = _first_other(networks, like)
+    if other is not None:
+        name, found, wanted = other
+        raise UserError(
+            f"{folder} belongs to another network: '{name}' is {found} there and {wanted} in this "
+            'config. Nothing was changed.'
+        )
+
+
+def _first_other(saved: Mapping[str, Any], like: Tree) -> tuple[str, Any, Any] | None:
+    """The first leaf that is not in `saved` as it is in `like`: its path, and what either has."""
     wanted = {
         path_name(path): (str(leaf.dtype), list(leaf.shape))
         for path, leaf in jax.tree.leaves_with_path(like)
@@ -186,10 +221,8 @@ def _check_same_network(saved: Mapping[str, Any], like: Tree, folder: Path) -> N
     found = {name: (leaf['dtype'], leaf['shape']) for name, leaf in saved.items()}
     for name in sorted(wanted.keys() | found.keys()):
         if wanted.get(name) != found.get(name):
-            raise UserError(
-                f"{folder} belongs to another network: '{name}' is {found.get(name, 'absent')} "
-                f'there and {wanted.get(name, "absent")} in this config. Nothing was changed.'
-            )
+            return name, found.get(name, 'absent'), wanted.get(name, 'absent')
+    return None
 
 
 @contextmanager

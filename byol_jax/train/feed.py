@@ -16,6 +16,7 @@ from __future__ import annotations
 import dataclasses
 import importlib.util
 from collections.abc import Callable, Generator, Sequence
+from contextlib import closing
 from typing import Any
 
 import jax
@@ -39,7 +40,8 @@ class Feed:
     """Batches, and what makes views of them on the device.
 
     Attributes:
-      batches: this process's share of each, in order; close it after use.
+      batches: this process's share of each, in order; close it after use. With an online probe
+        each has 'label' too, int32 [B], -1 where there is none.
       views: pure, `(batch, *shared) -> {'view1', 'view2'}`, uint8 [B, S, S, 3].
       shared: arrays that lie on every device.
     """
@@ -54,7 +56,8 @@ class Feed:
         """The mapped step of `make_train_step`'s pure one, which may be a monitored one."""
 
         def step(state: Any, batch: Batch, *shared: Any) -> Any:
-            return train_step(state, self.views(batch, *shared))
+            label = {'label': batch['label']} if 'label' in batch else {}
+            return train_step(state, self.views(batch, *shared) | label)
 
         mapped = pmap_step(step, len(self.shared), monitored)
         return lambda state, batch: mapped(state, batch, *self.shared)
@@ -76,7 +79,7 @@ def open_feed(run: Run, start: int, bad_files: BadFiles) -> Feed:
         if pictures is not None:
             _check_memory(pictures)
             shared = everywhere((pictures, _weights(config, pictures.shape)))
-            return Feed(_indices(run, start), array_views(config), shared)
+            return Feed(_labelled(run, _indices(run, start)), array_views(config), shared)
     if importlib.util.find_spec('tensorflow') is None:
         raise UserError(
             "TensorFlow is not installed. Only data.source='array' with views.on='accelerator', "
@@ -94,9 +97,8 @@ def open_feed(run: Run, start: int, bad_files: BadFiles) -> Feed:
         process_count=jax.process_count(),
         bad_files=bad_files,
     )
-    return Feed(
-        made, crop_views(config) if config.views.on == 'accelerator' else lambda batch: batch
-    )
+    views = crop_views(config) if config.views.on == 'accelerator' else made_views
+    return Feed(_labelled(run, made), views)
 
 
 def shown_views(
@@ -146,6 +148,11 @@ def _weights(config: Any, shape: tuple[int, ...]) -> Resize:
     return resize_weights(max(shape[1:3]), config.views.image_size, config.views.antialias)
 
 
+def made_views(batch: Batch) -> Batch:
+    """The views of what `batches` yields with views.on='cpu'."""
+    return {'view1': batch['view1'], 'view2': batch['view2']}
+
+
 def crop_views(config: Any) -> Callable[[Batch], Batch]:
     """Makes views of what `batches` yields with views.on='accelerator'."""
     possible = {n: Possible.of(config.views[f'view{n}']) for n in (1, 2)}
@@ -189,6 +196,17 @@ def _indices(run: Run, start: int) -> Generator[Batch]:
     for step in range(start, run.plan.total_steps):
         first = step * run.plan.batch_size + jax.process_index() * share
         yield maker.drawn(range(first, first + share), height, width)
+
+
+def _labelled(run: Run, batches: Generator[Batch]) -> Generator[Batch]:
+    """Adds the labels of what is shown, if there is a probe to learn them."""
+    # Closed, it closes what it reads from.
+    with closing(batches):
+        for batch in batches:
+            if run.training.initial.online_probe is not None:
+                labels = run.data.train.shown_labels(batch['example'])
+                batch['label'] = labels.astype(np.int32)
+            yield batch
 
 
 def _check_memory(pictures: np.ndarray) -> None:

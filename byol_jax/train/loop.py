@@ -40,6 +40,8 @@ from byol_jax.train.hosts import (
 )
 from byol_jax.train.monitor import Monitors, NonFinite, check_finite, monitored
 from byol_jax.train.networks import online_encoder
+from byol_jax.train.online_probe import without_unlabelled
+from byol_jax.train.periodic import Periodic
 from byol_jax.train.picture_cache import fill_cache
 from byol_jax.train.run_report import RunReport
 from byol_jax.train.setup import Run, build_run
@@ -89,7 +91,7 @@ def train(config: Any, workdir: Path, command: str) -> None:
     restored = checkpoints.restore(run.training.initial)
     state = run.training.initial
     if restored is not None:
-        state = TrainState(*restored[1])
+        state = restored[1]
         say(f'going on from the checkpoint of step {restored[0]}')
     log = None
     if is_main():
@@ -155,6 +157,7 @@ def _fit(
         return state
     report.begin(start)
     bad_files = bad_log.bad_files
+    periodic = Periodic(run)
     feed = open_feed(run, start, bad_files)
     step_fn = feed.compile(
         make_train_step(
@@ -208,7 +211,7 @@ def _fit(
                 record = _settle_all(under_way) or record
                 bad_log.note_all()
                 values = record | monitors.measure(step, record, features, state)
-                values |= {'bad_files': len(bad_files)}
+                values |= {'bad_files': len(bad_files)} | periodic(step, state, watch)
                 monitors.judge(_log(run, log, watch, step, values))
                 report.update(step, watch)
                 # Of several processes only now does each know what all have found.
@@ -228,7 +231,7 @@ def _fit(
 def _settle(under_way: deque[tuple[int, Any]]) -> dict[str, float]:
     """Waits for the oldest step under way and returns its metrics."""
     step, metrics = under_way.popleft()
-    values = {name: float(value) for name, value in jax.device_get(metrics).items()}
+    values = without_unlabelled({n: float(value) for n, value in jax.device_get(metrics).items()})
     check_finite(step, values)
     return values
 

@@ -77,7 +77,7 @@ def encoder_of_run(workdir: Path) -> Encoder:
     checkpoints.close()
     if restored is None:
         raise UserError(f'{workdir / "checkpoints"} is empty: the run has saved nothing yet.')
-    return online_encoder(config, TrainState(*restored[1]))
+    return online_encoder(config, restored[1])
 
 
 def start_from(source: str, byol: Byol, params: Tree, stats: Tree) -> tuple[Tree, Tree, str]:

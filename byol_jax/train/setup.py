@@ -12,6 +12,7 @@ from byol_jax.byol import Byol
 from byol_jax.data.sources.build import Data, build_data
 from byol_jax.plan import Plan, check_ranges, make_plan
 from byol_jax.train.networks import adapted_params, build_byol, build_optimizer
+from byol_jax.train.online_probe import labels_of_probe, start_probe
 from byol_jax.train.pretrained import start_from
 from byol_jax.train.state import TrainState, init_state
 
@@ -61,7 +62,12 @@ def build_run(config: Any) -> Run:
     data = build_data(config)
     plan = make_plan(config, len(data.train), jax.device_count(), jax.process_count())
     byol = build_byol(config)
-    return Run(config, data, plan, byol, build_training(config, plan, byol))
+    training = build_training(config, plan, byol)
+    labels = labels_of_probe(config, data.train)
+    if labels:
+        probe = jax.device_get(start_probe(byol.feature_size(config.views.image_size), labels))
+        training = training._replace(initial=training.initial._replace(online_probe=probe))
+    return Run(config, data, plan, byol, training)
 
 
 def build_training(config: Any, plan: Plan, byol: Byol) -> Training:

@@ -21,6 +21,7 @@ class TrainState(NamedTuple):
       target_params: xi, a dict of 'encoder' and 'projector'.
       target_stats: batch statistics of the target network, by part.
       optimizer: optax state over `online_params`.
+      online_probe: an `OnlineProbe`; None in a run without one.
     """
 
     step: jax.Array
@@ -29,6 +30,7 @@ class TrainState(NamedTuple):
     target_params: Tree
     target_stats: Tree
     optimizer: Tree
+    online_probe: Tree = None
 
 
 def init_state(optimizer: optax.GradientTransformation, params: Tree, stats: Tree) -> TrainState:

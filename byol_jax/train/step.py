@@ -12,6 +12,7 @@ import optax
 
 from byol_jax.byol import Byol, Features, feature_std, target_tau, update_target
 from byol_jax.plan import Plan
+from byol_jax.train.online_probe import probe_step
 from byol_jax.train.state import TrainState
 
 # The name of the device axis: gradients, metrics and batch statistics are averaged over it.
@@ -40,6 +41,9 @@ def make_train_step(
     every pass; the optimizer, the target and the schedules move once. For the first
     `plan.freeze_steps` steps no gradient of the encoder is computed.
 
+    A state with an online probe has that trained too (`online_probe.probe_step`); 'label' in the
+    batch, int [B], is what it learns, and its metrics are among the others. Nothing else changes.
+
     What the encoder draws is a function of (seed, step, device, pass): nothing of it is saved.
 
     With `monitored` above 0 the step returns `(state, metrics, features)`: the `byol.Features` of
@@ -60,7 +64,10 @@ def make_train_step(
         return jax.lax.cond(step < plan.freeze_steps, heads, everything, *arguments)
 
     def passes(state: TrainState, batch: Batch) -> Any:
-        """Loss, gradients, stats, projections and features of this device's whole batch."""
+        """What this device's whole batch gives.
+
+        Loss, gradients, stats, projections, what the probe sees, and features for the monitors.
+        """
         rng = jax.random.fold_in(jax.random.key(seed), state.step)
         rng = jax.random.fold_in(rng, jax.lax.axis_index(AXIS))
 
@@ -80,7 +87,8 @@ def make_train_step(
             grads = new if grads is None else jax.tree.map(jnp.add, grads, new)
             projections = jnp.concatenate(list(features.projection))
             shown = jax.tree.map(lambda x: x[:, :monitored], features)
-            return (grads, online_stats, target_stats), (loss, projections, shown)
+            seen = None if state.online_probe is None else features.representation[0]
+            return (grads, online_stats, target_stats), (loss, projections, seen, shown)
 
         n = plan.accumulate_steps
         if n == 1:
@@ -89,19 +97,19 @@ def make_train_step(
             return loss, *carry, *made
         zeros = jax.tree.map(jnp.zeros_like, state.online_params)
         split = {key: x.reshape(n, -1, *x.shape[1:]) for key, x in batch.items()}
-        (grads, *stats), (losses, projections, shown) = jax.lax.scan(
+        (grads, *stats), (losses, projections, seen, shown) = jax.lax.scan(
             one, (zeros, state.online_stats, state.target_stats), (split, jnp.arange(n))
         )
         grads = jax.tree.map(lambda g: g / n, grads)
-        projections = projections.reshape(-1, projections.shape[-1])
+        projections, seen = jax.tree.map(lambda x: x.reshape(-1, x.shape[-1]), (projections, seen))
         # [passes, 2, M, size] -> [2, passes M, size]
         shown = jax.tree.map(
             lambda x: jnp.moveaxis(x, 0, 1).reshape(2, -1, x.shape[-1]), Features(*shown)
         )
-        return losses.mean(), grads, *stats, projections, shown
+        return losses.mean(), grads, *stats, projections, seen, shown
 
     def train_step(state: TrainState, batch: Batch) -> Any:
-        loss, grads, own_stats, target_stats, projections, shown = passes(state, batch)
+        loss, grads, own_stats, target_stats, projections, seen, shown = passes(state, batch)
         loss, grads = jax.lax.pmean((loss, grads), AXIS)
         online_stats, target_stats = average_stats((own_stats, target_stats))
         updates, optimizer_state = optimizer.update(grads, state.optimizer, state.online_params)
@@ -118,6 +126,10 @@ def make_train_step(
         if monitored:
             metrics['parameter_norm'] = global_norm(online_params)
             metrics['stats_spread'] = spread(own_stats, online_stats)
+        probe = state.online_probe
+        if probe is not None:
+            probe, probed = probe_step(probe, seen, batch['label'], AXIS)
+            metrics |= probed
         state = TrainState(
             step=state.step + 1,
             online_params=online_params,
@@ -125,6 +137,7 @@ def make_train_step(
             target_params=update_target(state.target_params, online_params, tau),
             target_stats=target_stats,
             optimizer=optimizer_state,
+            online_probe=probe,
         )
         metrics = {key: jnp.asarray(value, jnp.float32) for key, value in metrics.items()}
         return (state, metrics, shown) if monitored else (state, metrics)

@@ -86,6 +86,15 @@ class Source(abc.ABC):
         """Labels of some examples: int [len(indices)], or None."""
         return None if self.labels is None else self.labels[indices]
 
+    def shown_labels(self, indices: np.ndarray) -> np.ndarray:
+        """Labels of examples whose pictures have just been loaded: int [len(indices)], -1 for none.
+
+        For training, which asks for those of each batch: where labels are not at hand, loading a
+        picture remembers its label.
+        """
+        labels = self.labels_of(indices)
+        return np.full(len(indices), -1) if labels is None else labels
+
     def size(self, index: int, key: str) -> tuple[int, int]:
         """(height, width) of a picture; sources that know it without decoding override this.
 
@@ -128,6 +137,9 @@ class Wrapped(Source):
     def labels_of(self, indices: np.ndarray) -> np.ndarray | None:
         return self.source.labels_of(indices)
 
+    def shown_labels(self, indices: np.ndarray) -> np.ndarray:
+        return self.source.shown_labels(indices)
+
     def __len__(self) -> int:
         return len(self.source)
 
@@ -161,6 +173,9 @@ class Subset(Wrapped):
 
     def labels_of(self, indices: np.ndarray) -> np.ndarray | None:
         return self.source.labels_of(self.indices[indices])
+
+    def shown_labels(self, indices: np.ndarray) -> np.ndarray:
+        return self.source.shown_labels(self.indices[indices])
 
     def __len__(self) -> int:
         return len(self.indices)

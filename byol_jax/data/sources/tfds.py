@@ -25,6 +25,9 @@ from byol_jax.data.sources.tfds_features import (
 from byol_jax.data.sources.tfds_records import open_records
 from byol_jax.errors import BadPicture, UserError
 
+# In place of a label that has not been read yet.
+_UNREAD = -2
+
 # What comes of a damaged record, depending on the file's format and on what decodes its pictures:
 # ArrayRecord's reader raises RuntimeError, and a picture that OpenCV gives up on is a None.
 _UNREADABLE = (
@@ -81,6 +84,7 @@ class Tfds(Source):
         self._records = open_records(builder, name, split)
         self._split = f'{builder.data_dir} {split}'
         self._files = [i.filename for i in builder.info.splits[split].file_instructions]
+        self._seen_labels = np.full(len(self), _UNREAD, np.int64)
 
     @functools.cached_property
     def label_names(self) -> Sequence[str]:  # type: ignore[override]
@@ -125,17 +129,30 @@ class Tfds(Source):
         """The different numbers among labels that have no names, ascending."""
         return np.unique(self._read_labels(np.arange(len(self))))
 
+    def shown_labels(self, indices: np.ndarray) -> np.ndarray:
+        """As of every source; -1 too where labels are not public."""
+        if self._label is None:
+            return np.full(len(indices), -1)
+        labels = self._read_labels(indices)
+        named = getattr(self._label[1], 'names', None) is not None
+        return labels if named else np.searchsorted(self._numbers, labels)
+
     def _read_labels(self, indices: np.ndarray) -> np.ndarray:
+        """The numbers in the records; what was loaded or asked before is not read again."""
         assert self._label is not None
-        path = self._label[0]
-        values = [self._feature(int(i), path).int64_list.value[0] for i in indices]
-        return np.array(values, np.int64)
+        for index in indices[self._seen_labels[indices] == _UNREAD].tolist():
+            feature = self._feature(self._record(index), index, self._label[0])
+            self._seen_labels[index] = feature.int64_list.value[0]
+        return self._seen_labels[indices]
 
     def __len__(self) -> int:
         return len(self._records)
 
     def load(self, index: int, key: str) -> np.ndarray:
-        data = self._feature(index, key).bytes_list.value
+        record = self._record(index)
+        data = self._feature(record, index, key).bytes_list.value
+        if self._label is not None and self._label[0] in record:
+            self._seen_labels[index] = record[self._label[0]].int64_list.value[0]
         try:
             if len(data) != 1 or not data[0]:
                 raise ValueError('it holds no picture')
@@ -157,15 +174,17 @@ class Tfds(Source):
         found = [(file, os.stat(file)) for file in self._files]
         return ' '.join(f'{file} {stat.st_size} {stat.st_mtime_ns}' for file, stat in found)
 
-    def _feature(self, index: int, path: str) -> Any:
-        """A feature of an example, as it is serialized."""
+    def _record(self, index: int) -> Any:
+        """The features of an example by path, as they are serialized."""
         try:
-            features = tf.train.Example.FromString(self._records.read(index)).features.feature
-            if path not in features:
-                raise ValueError(f"it has no feature '{path}'")
-            return features[path]
+            return tf.train.Example.FromString(self._records.read(index)).features.feature
         except _UNREADABLE as error:
             raise self._bad(index, error) from error
+
+    def _feature(self, record: Any, index: int, path: str) -> Any:
+        if path not in record:
+            raise self._bad(index, ValueError(f"it has no feature '{path}'"))
+        return record[path]
 
     def _bad(self, index: int, error: Exception) -> BadPicture:
         said = ' '.join(str(error).split())[:300].rstrip('.')
