@@ -27,13 +27,15 @@ _FROM = flags.DEFINE_string(
 _ENCODER = flags.DEFINE_string(
     'encoder', None, 'Folder of an exported encoder; by default <workdir>/encoder.'
 )
-_OUTPUT = flags.DEFINE_string('output', None, 'Where to write the embeddings, .npz or .parquet.')
+_OUTPUT = flags.DEFINE_string(
+    'output', None, 'File to write: embeddings, .npz or .parquet; or the evaluation, .json.'
+)
 _COORDINATOR = flags.DEFINE_string('coordinator', None, 'host:port of process 0 of several.')
 _PROCESS_COUNT = flags.DEFINE_integer('process_count', None, 'Processes of the run.')
 _PROCESS_INDEX = flags.DEFINE_integer('process_index', None, 'This process, from 0.')
 
 # Flags that only some modes take.
-_ONLY_WITH = ((_ENCODER, ('evaluate', 'embed')), (_OUTPUT, ('embed',)))
+_ONLY_WITH = ((_ENCODER, ('evaluate', 'embed')), (_OUTPUT, ('evaluate', 'embed')))
 
 
 def _optional_path(flag: Any) -> Path | None:
