@@ -105,7 +105,7 @@ def matched(test: Source, train: Source, *, tiles: bool) -> Source:
 
 def _unknown(unknown: list[tuple[str, int]], known: dict[str, int]) -> UserError:
     shown = [
-        f"'{name}' ({count:,} pictures){did_you_mean(name, known)}"
+        f"'{name}' ({count:,} picture(s)){did_you_mean(name, known)}"
         for name, count in unknown[:_SHOWN]
     ]
     more = f', and {len(unknown) - _SHOWN:,} more' if len(unknown) > _SHOWN else ''
