@@ -86,16 +86,17 @@ def _linear(subject: Subject) -> Found:
 
 
 def _timed(epoch: Epoch, epochs: int, examples: int, say: Say) -> Epoch:
-    """An epoch that says, once the first is over, how long all will take."""
-    start = time.perf_counter()
+    """An epoch that says, once two are over, how long all will take."""
+    starts: list[float] = []
 
     def timed(number: int) -> Any:
-        if number == 1:
-            # The first compiles too, so this is rather too long.
-            seconds = (time.perf_counter() - start) * epochs
+        starts.append(time.perf_counter())
+        # The first is not counted: it compiles too.
+        if number == 2:
+            minutes = (starts[2] - starts[1]) * epochs / 60
             say(
                 f'linear: {epochs} epochs of new crops of {examples:,} pictures, about '
-                f'{seconds / 60:.1f} min in all; evaluate.protocols can leave it out'
+                f'{minutes:.1f} min in all; evaluate.protocols can leave it out'
             )
         return epoch(number)
 
