@@ -108,8 +108,11 @@ def contenders(folder: Path) -> dict[str, Callable[[int], None]]:
                 pass
 
     def views(pairs: int) -> None:
-        for position in range(pairs):
-            maker.pair(position)
+        for first in range(0, pairs, BATCH):
+            positions = range(first, first + BATCH)
+            drawn = maker.variates(positions).swapaxes(0, 1)
+            for position, own in zip(positions, drawn, strict=True):
+                maker.views(maker.load(position).pictures, own)
 
     found = {
         'pipeline': pipeline,

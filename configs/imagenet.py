@@ -28,6 +28,7 @@ def get_config(arg: str = '1000') -> ml_collections.ConfigDict:
     config = default.get_config()
     config.name = f'imagenet_{arg}'
     config.total_epochs = float(arg)
+    config.views.antialias = False  # DeepMind byol/utils/dataset.py, _preprocess_image
     rate, decay, tau = PRESETS[arg]
     config.optimizer.base_learning_rate = rate
     config.optimizer.weight_decay = decay

@@ -18,6 +18,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.data.name = 'imagenette/160px-v2'
     config.data.held_out_fraction = 0.0  # all 9,469 pictures train, as there
     config.views.image_size = 128
+    config.views.antialias = False  # as there
     config.encoder.name = 'resnet18'
     config.optimizer.base_learning_rate = 2.0
     config.optimizer.weight_decay = 1e-6

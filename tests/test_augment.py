@@ -153,6 +153,29 @@ def test_resize_is_pillows_to_the_bit(size):
             np.testing.assert_array_equal(ours, np.asarray(expected), f'{height}x{width}')
 
 
+@pytest.mark.parametrize(('height', 'width', 'size'), [(50, 70, 32), (20, 33, 48), (3, 2, 8)])
+def test_without_antialiasing_four_pixels_make_one(height, width, size):
+    """antialias=False is the cubic filter with a = -0.75 over 4 x 4 pixels whatever the scale; the
+    last pixel goes on beyond the border."""
+    image = noise(height, width)
+
+    def matrix(inputs: int) -> np.ndarray:
+        found = np.zeros((size, inputs))
+        for result in range(size):
+            at = (result + 0.5) * inputs / size - 0.5
+            for pixel in range(math.floor(at) - 1, math.floor(at) + 3):
+                x = abs(at - pixel)
+                near = 1.25 * x**3 - 2.25 * x**2 + 1
+                far = -0.75 * (x**3 - 5 * x**2 + 8 * x - 4)
+                found[result, min(max(pixel, 0), inputs - 1)] += near if x < 1 else far
+        return found
+
+    expected = np.einsum('ij,jkc,lk->ilc', matrix(height), image / 1.0, matrix(width))
+    ours = augment.crop_resize(image, (0, 0, height, width), size, antialias=False)
+    # OpenCV's weights are in units of 2^-11.
+    np.testing.assert_allclose(ours, np.clip(expected, 0, 255), atol=1, rtol=0)
+
+
 def test_resize_of_a_crop_sees_nothing_outside_it():
     """crop_resize gives what cutting the picture first and resizing all of it gives."""
     image = noise(60, 80)
@@ -211,10 +234,10 @@ def extreme_colors() -> np.ndarray:
 
 
 def test_gray_is_the_luma():
-    """Grey is .2989 R + .5870 G + .1140 B in all three channels."""
+    """Grey is .2989 R + .5870 G + .1140 B."""
     x = floats(noise(20, 30))
-    expected = gray(x.astype(np.float64))
-    np.testing.assert_allclose(augment.to_gray(x), expected, atol=FLOAT32, rtol=0)
+    expected = gray(x.astype(np.float64))[..., 0]
+    np.testing.assert_allclose(augment.luma(x), expected, atol=FLOAT32, rtol=0)
 
 
 @pytest.mark.parametrize('threshold', [0.0, 0.5, 1.0])
@@ -262,7 +285,7 @@ def test_cores_do_not_change_their_input():
         (augment.solarize, 0.5),
     ):
         core(x, amount)
-    augment.to_gray(x)
+    augment.luma(x)
     make_view(image, ViewParams((0, 0, 40, 40), order=augment.ORDERS[0], brightness=0.3), 40)
     np.testing.assert_array_equal(x, before[0])
     np.testing.assert_array_equal(image, before[1])

@@ -12,15 +12,10 @@ from test_sources import Coordinates
 
 from byol_jax.data.augment import draw_view, make_view
 from byol_jax.data.bad_files import BadFile, BadFiles, name_some, still_bad
-from byol_jax.data.pipeline import (
-    MOST_REPLACEMENTS,
-    NoPictureError,
-    PairMaker,
-    batches,
-    replacements,
-)
+from byol_jax.data.pipeline import batches
 from byol_jax.data.sources.base import Cached, Source
 from byol_jax.data.sources.tiles import Tiles
+from byol_jax.data.stream import MOST_REPLACEMENTS, NoPictureError, PairMaker, replacements
 from byol_jax.errors import BadPicture, UserError
 
 

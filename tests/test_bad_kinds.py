@@ -15,13 +15,13 @@ from test_pipeline import collect, make_config
 from test_sources import encode, png_that_declares, rotated, smooth, write
 
 from byol_jax.data.bad_files import BadFiles
-from byol_jax.data.pipeline import epoch_order
 from byol_jax.data.sources.base import Cached, Subset
 from byol_jax.data.sources.build import build_data
 from byol_jax.data.sources.decode import read_file, read_size
 from byol_jax.data.sources.div2k import Div2k
 from byol_jax.data.sources.folder import Folder
 from byol_jax.data.sources.tiles import Tiles
+from byol_jax.data.stream import epoch_order
 from byol_jax.errors import BadPicture, UserError
 
 NOISE = np.random.default_rng(0).integers(0, 256, (48, 48, 3), np.uint8)

@@ -81,6 +81,20 @@ def levels_apart(a: np.ndarray, b: np.ndarray) -> int:
     return int(np.abs(a.astype(int) - b.astype(int)).max())
 
 
+@pytest.mark.parametrize(('height', 'width', 'size'), SHAPES)
+def test_crops_without_antialiasing_are_opencvs(height, width, size):
+    """Crops of any size are OpenCV's bicubic without antialiasing, but for rounding."""
+    images = pictures(6, height, width)
+    crops, _ = drawn(busy_view(), 6, height, width)
+    weights = resize_weights(max(height, width), size, antialias=False)
+    made = jax.jit(device_crop.crop_resize, static_argnames='size')(
+        images, crops, weights, size=size
+    )
+    for result, image, crop in zip(np.asarray(made), images, crops, strict=True):
+        expected = crop_resize(image, tuple(map(int, crop)), size, antialias=False)
+        assert levels_apart(result, expected) <= 1
+
+
 @pytest.mark.parametrize('number', [1, 2])
 def test_batches_draw_what_single_views_draw(number):
     """Parameters drawn for a batch are `draw_view`'s to the bit, for any seed, epoch and example:

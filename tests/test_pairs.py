@@ -9,9 +9,9 @@ import pytest
 from clips import frame, which, write_frames
 from PIL import Image
 
-from byol_jax.data.pipeline import PairMaker
 from byol_jax.data.sources.build import build_data
 from byol_jax.data.sources.pairs import FilePairs
+from byol_jax.data.stream import PairMaker
 from byol_jax.errors import UserError
 from configs import default
 

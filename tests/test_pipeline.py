@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 
 from byol_jax.data.augment import draw_view, make_view
-from byol_jax.data.pipeline import PairMaker, batches, epoch_order
+from byol_jax.data.pipeline import batches
 from byol_jax.data.sources.base import Source
+from byol_jax.data.stream import PairMaker, epoch_order
 from byol_jax.errors import UserError
 from configs import default
 

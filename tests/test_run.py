@@ -418,7 +418,7 @@ def test_official_div2k_folders(tmp_path, main_py):
 
 def make_damaged_folder(folder: Path) -> Path:
     """Makes 40 pictures, of which the 30th of the first epoch is cut off; returns that one."""
-    from byol_jax.data.pipeline import epoch_order
+    from byol_jax.data.stream import epoch_order
 
     folder.mkdir()
     rng = np.random.default_rng(0)

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 from test_sources import SHAPES, Coordinates, div2k_folder  # noqa: F401  (a fixture)
 
-from byol_jax.data.pipeline import PairMaker
 from byol_jax.data.sources.build import build_data
 from byol_jax.data.sources.shift import ShiftedTiles, _moved
 from byol_jax.data.sources.tiles import Tiles
+from byol_jax.data.stream import PairMaker
 from configs import default, div2k
 
 

@@ -14,10 +14,11 @@ from clips import which, write_frames, write_gif, write_video
 from conftest import ROOT, TINY, process_environment
 from PIL import Image
 
-from byol_jax.data.pipeline import PairMaker, batches, draw_place
+from byol_jax.data.pipeline import batches
 from byol_jax.data.sources.base import Subset
 from byol_jax.data.sources.build import build_data
 from byol_jax.data.sources.video import Video, frame_clips
+from byol_jax.data.stream import PairMaker, draw_place
 from byol_jax.errors import UserError
 from byol_jax.train.finish import draw_views
 from configs import default
@@ -285,7 +286,7 @@ def test_a_run_goes_on_from_its_step_alone(mixed, video_backend):
 # Prints a digest of the first 48 pairs of the clips in the folder that it is given.
 DIGEST = """
 import hashlib, sys
-from byol_jax.data.pipeline import PairMaker
+from byol_jax.data.stream import PairMaker
 from byol_jax.data.sources.build import build_data
 from configs import default
 config = default.get_config()

@@ -4,7 +4,7 @@ A view is made in two halves. `draw_view` turns integers (seed, epoch, example, 
 `ViewParams`; `make_view` applies one to a picture and has no randomness at all. The formulae are
 those of google-deepmind/deepmind-research byol/utils/augmentations.py at f5de0ed (additive
 brightness, contrast about each channel's mean, saturation and hue in HSV, clipping after each,
-blur with zero padding); the resize is Pillow's antialiased bicubic (`data/resize.py`).
+blur with zero padding); the resize is bicubic, antialiased or not (`data/resize.py`).
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from __future__ import annotations
 import functools
 import itertools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import cv2
@@ -28,6 +28,9 @@ LUMA = (0.2989, 0.5870, 0.1140)
 
 # DeepMind byol/utils/augmentations.py, blur_divider: the kernel spans a tenth of the view.
 BLUR_DIVIDER = 10
+
+# Variates that one view draws.
+VARIATES = 15
 
 ORDERS = tuple(itertools.permutations(('brightness', 'contrast', 'saturation', 'hue')))
 
@@ -75,7 +78,17 @@ def draw_view(
     """
     u = np.random.Generator(
         np.random.Philox(key=[seed, 0], counter=[0, number, example, epoch])
-    ).random(15)
+    ).random(VARIATES)
+    return view_params(view, height, width, u)
+
+
+def view_params(view: Any, height: int, width: int, u: Sequence[float]) -> ViewParams:
+    """Turns VARIATES uniforms in [0, 1) into one view's parameters.
+
+    Args:
+      view, height, width: see `draw_view`.
+      u: one for each choice, whether it is made or not.
+    """
     jitter = u[5] < view.jitter
     return ViewParams(
         crop=draw_crop(view.crop_area, view.crop_ratio, height, width, u[0:4]),
@@ -92,7 +105,11 @@ def draw_view(
 
 
 def draw_crop(
-    area: tuple[float, float], ratio: tuple[float, float], height: int, width: int, u: np.ndarray
+    area: tuple[float, float],
+    ratio: tuple[float, float],
+    height: int,
+    width: int,
+    u: Sequence[float],
 ) -> tuple[int, int, int, int]:
     """Turns four uniforms in [0, 1) into a crop (top, left, height, width), all in pixels.
 
@@ -106,39 +123,55 @@ def draw_crop(
     return int(u[2] * (height - h + 1)), int(u[3] * (width - w + 1)), h, w
 
 
-def make_view(image: np.ndarray, params: ViewParams, size: int) -> np.ndarray:
-    """Applies drawn parameters: uint8 [H, W, 3] -> uint8 [size, size, 3]."""
-    out = crop_resize(image, params.crop, size)
+def make_view(
+    image: np.ndarray, params: ViewParams, size: int, antialias: bool = True
+) -> np.ndarray:
+    """Applies drawn parameters: uint8 [H, W, 3] -> uint8 [size, size, 3].
+
+    Args:
+      antialias: see `crop_resize`.
+    """
+    out = crop_resize(image, params.crop, size, antialias)
     if params.flip:
-        out = out[:, ::-1]
+        out = cv2.flip(out, 1)
     if not (params.order or params.gray or params.sigma or params.solarize <= 1):
         return np.ascontiguousarray(out)
     x = np.multiply(out, np.float32(1 / 255), dtype=np.float32)
     for names in _adjacent(params.order):
         x = _JITTERS[names](x, *(getattr(params, name) for name in names))
     if params.gray:
-        x = to_gray(x)
+        x = luma(x)
     if params.sigma:
         x = blur(x, params.sigma)
     if params.solarize <= 1:
         x = solarize(x, params.solarize)
-    # Rounds, and nothing here is below 0, of which it would take the size.
-    return cv2.convertScaleAbs(x, alpha=255)
+    # Rounds, and takes the size of what is negative, which nothing here is by more than rounding.
+    out = cv2.convertScaleAbs(x, alpha=255)
+    return cv2.cvtColor(out, cv2.COLOR_GRAY2RGB) if params.gray else out
 
 
-def crop_resize(image: np.ndarray, crop: tuple[int, int, int, int], size: int) -> np.ndarray:
+def crop_resize(
+    image: np.ndarray, crop: tuple[int, int, int, int], size: int, antialias: bool = True
+) -> np.ndarray:
     """Cuts (top, left, height, width) and resizes: uint8 [H, W, 3] -> uint8 [size, size, 3].
 
-    Bicubic (a = -0.5) with antialiasing when it shrinks, as Pillow and torchvision do.
+    Args:
+      antialias: bicubic with a = -0.5 over all pixels that become one, as Pillow and torchvision
+        resize. False: over 4 x 4 pixels whatever the scale, a = -0.75, as OpenCV does.
     """
     top, left, height, width = crop
     window = image[top : top + height, left : left + width]
-    return window if (height, width) == (size, size) else resize(window, size)
+    if (height, width) == (size, size):
+        return window
+    if antialias:
+        return resize(window, size)
+    return cv2.resize(window, (size, size), interpolation=cv2.INTER_CUBIC)
 
 
 def adjust_brightness(image: np.ndarray, delta: float) -> np.ndarray:
     """Adds `delta` to float32 [H, W, 3] in [0, 1] and clips."""
-    return _clip(cv2.add(image, (delta, delta, delta, 0)))
+    out = cv2.add(image, (delta, delta, delta, 0))
+    return _not_above_1(out) if delta > 0 else _not_below_0(out)
 
 
 def adjust_contrast(image: np.ndarray, factor: float) -> np.ndarray:
@@ -146,7 +179,9 @@ def adjust_contrast(image: np.ndarray, factor: float) -> np.ndarray:
     matrix = np.zeros((3, 4))
     matrix[:, :3] = np.eye(3) * factor
     matrix[:, 3] = (1 - factor) * np.array(cv2.mean(image)[:3])
-    return _clip(cv2.transform(image, matrix))
+    out = cv2.transform(image, matrix)
+    # Towards the mean nothing leaves [0, 1].
+    return out if factor <= 1 else _not_above_1(_not_below_0(out))
 
 
 def adjust_saturation(image: np.ndarray, factor: float) -> np.ndarray:
@@ -167,12 +202,12 @@ def adjust_hsv(image: np.ndarray, factor: float, turns: float) -> np.ndarray:
     hsv = cv2.transform(hsv, change)
     if factor > 1:
         hsv = cv2.min(hsv, (math.inf, 1, math.inf, 0))
-    return _clip(cv2.cvtColor(hsv, cv2.COLOR_HSV2RGB))
+    return cv2.cvtColor(hsv, cv2.COLOR_HSV2RGB)
 
 
-def to_gray(image: np.ndarray) -> np.ndarray:
-    """Replaces the three channels of float32 [H, W, 3] by their luma."""
-    return cv2.transform(image, np.tile(np.array(LUMA), (3, 1)))
+def luma(image: np.ndarray) -> np.ndarray:
+    """The luma of float32 [H, W, 3]: float32 [H, W]."""
+    return cv2.transform(image, np.array([LUMA]))
 
 
 def blur_kernel(size: int, sigma: float) -> np.ndarray:
@@ -188,7 +223,7 @@ def blur_kernel(size: int, sigma: float) -> np.ndarray:
 
 
 def blur(image: np.ndarray, sigma: float) -> np.ndarray:
-    """Blurs float32 [H, W, 3] with `blur_kernel`; beyond the border all is 0.
+    """Blurs float32 [H, W, 3] or [H, W] with `blur_kernel`; beyond the border all is 0.
 
     Its taps beyond 4 sigma are left out: 3e-5 of it all, less than a hundredth of a level.
     """
@@ -199,7 +234,7 @@ def blur(image: np.ndarray, sigma: float) -> np.ndarray:
 
 
 def solarize(image: np.ndarray, threshold: float) -> np.ndarray:
-    """Inverts the values of float32 [H, W, 3] in [0, 1] that are not below `threshold`."""
+    """Inverts values of float32 [H, W, 3] or [H, W] in [0, 1] that are not below `threshold`."""
     inverted = np.float32(1) - image
     if threshold == 0.5:
         return cv2.min(image, inverted)
@@ -224,8 +259,11 @@ def _uniform(u: float, low: float, high: float) -> float:
     return float(low + (high - low) * u)
 
 
-def _clip(image: np.ndarray) -> np.ndarray:
-    cv2.threshold(image, 1, 1, cv2.THRESH_TRUNC, dst=image)
+def _not_above_1(image: np.ndarray) -> np.ndarray:
+    return cv2.threshold(image, 1, 1, cv2.THRESH_TRUNC, dst=image)[1]
+
+
+def _not_below_0(image: np.ndarray) -> np.ndarray:
     return cv2.threshold(image, 0, 0, cv2.THRESH_TOZERO, dst=image)[1]
 
 

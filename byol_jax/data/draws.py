@@ -12,10 +12,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from byol_jax.data.augment import ORDERS
-
-# Variates a view draws (`augment.draw_view`).
-VARIATES = 15
+from byol_jax.data.augment import ORDERS, VARIATES
 
 # The jitters by number, as `Photometric.order` has them; NO_JITTER fills the places without one.
 JITTERS = ('brightness', 'contrast', 'saturation', 'hue')

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Generator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -11,26 +12,8 @@ import numpy as np
 from byol_jax.data.bad_files import BadFile, BadFiles
 from byol_jax.data.quiet_tensorflow import tf
 from byol_jax.data.sources.base import Source
-from byol_jax.data.stream import (
-    MOST_REPLACEMENTS,
-    NoPictureError,
-    PairMaker,
-    draw_place,
-    epoch_order,
-    replacements,
-)
+from byol_jax.data.stream import NoPictureError, PairMaker
 from byol_jax.errors import UserError
-
-__all__ = [
-    'MOST_REPLACEMENTS',
-    'Batch',
-    'NoPictureError',
-    'PairMaker',
-    'batches',
-    'draw_place',
-    'epoch_order',
-    'replacements',
-]
 
 Batch = dict[str, Any]
 
@@ -78,59 +61,74 @@ def batches(
 
     if bad_files is None:
         bad_files = BadFiles(source, config.data.pair_keys[0], config.data.max_bad_fraction)
+
+    def positions(step: int) -> range:
+        first = step * batch + process_index * share
+        return range(first, first + share)
+
     found: dict[int, Sequence[BadFile]] = {}
     failures: dict[int, UserError] = {}
 
-    def noted(position: int) -> tuple[np.ndarray, np.ndarray]:
-        """The pair at a position.
+    def pair(position: int, drawn: np.ndarray) -> tuple[np.ndarray, np.ndarray] | None:
+        """The pair at a position, or None.
 
         What is bad is kept for the batch it belongs to: batches are made ahead, and what a run says
         and counts must not depend on how far. Errors too; TensorFlow would print a traceback.
         """
-        position = int(position)
+        if closed:
+            return None
         try:
             loaded = maker.load(position)
             if loaded.bad:
                 found[position] = loaded.bad
-            return make(position, loaded.pictures)
+            return make(loaded.pictures, drawn)
         except UserError as error:
             if isinstance(error, NoPictureError):
                 found[position] = error.bad
             failures[position] = error
-            blank = np.zeros((size, size, 3), np.uint8)
-            return blank, blank
+            return None
 
-    # Plain TensorFlow: to look for Python's own loops in them takes a third of a second.
+    def batch_of(step: np.int64) -> tuple[np.ndarray, np.ndarray]:
+        mine = positions(int(step))
+        drawn = maker.variates(mine).swapaxes(0, 1)
+        views = np.zeros((2, share, size, size, 3), np.uint8)
+
+        def row(number: int) -> None:
+            made = pair(mine[number], drawn[number])
+            if made is not None:
+                views[0, number], views[1, number] = made
+
+        for _ in pool.map(row, range(share)):
+            pass
+        return views[0], views[1]
+
+    # Plain TensorFlow: to look for Python's own loops in it takes a third of a second.
     @tf.autograph.experimental.do_not_convert
-    def positions(step: tf.Tensor) -> tf.data.Dataset:
-        first = step * batch + process_index * share
-        return tf.data.Dataset.range(first, first + share)
+    def mapped(step: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        return tf.numpy_function(batch_of, [step], (tf.uint8, tf.uint8), stateful=False)
 
-    @tf.autograph.experimental.do_not_convert
-    def pair(position: tf.Tensor) -> dict[str, tf.Tensor]:
-        view1, view2 = tf.numpy_function(noted, [position], (tf.uint8, tf.uint8), stateful=False)
-        view1.set_shape((size, size, 3))
-        view2.set_shape((size, size, 3))
-        return {'view1': view1, 'view2': view2}
-
+    ahead = max(config.data.prefetch, 1)
     options = tf.data.Options()
     options.deterministic = True
-    options.threading.private_threadpool_size = workers
+    options.threading.private_threadpool_size = ahead
     data = (
         tf.data.Dataset.range(start_step, stop_step)
-        .flat_map(positions)
-        .map(pair, num_parallel_calls=workers)
-        .batch(share, drop_remainder=True)
-        .prefetch(config.data.prefetch)
+        .map(mapped, num_parallel_calls=ahead)
         .with_options(options)
     )
-    for step, prepared in enumerate(data.as_numpy_iterator(), start_step):
-        first = step * batch + process_index * share
-        for position in range(first, first + share):
-            bad_files.add(found.pop(position, ()))
-        if process_count == 1 or bad_files.none_allowed:
-            bad_files.check()
-        for position in range(first, first + share):
-            if position in failures:
-                raise failures[position]
-        yield prepared | (maker.photometric(range(first, first + share)) if on_device else {})
+    closed = False
+    with ThreadPoolExecutor(workers) as pool:
+        try:
+            for step, (view1, view2) in enumerate(data.as_numpy_iterator(), start_step):
+                mine = positions(step)
+                for position in mine:
+                    bad_files.add(found.pop(position, ()))
+                if process_count == 1 or bad_files.none_allowed:
+                    bad_files.check()
+                for position in mine:
+                    if position in failures:
+                        raise failures[position]
+                colors = maker.photometric(mine) if on_device else {}
+                yield {'view1': view1, 'view2': view2} | colors
+        finally:
+            closed = True

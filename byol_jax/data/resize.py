@@ -5,6 +5,8 @@ one axis and then along the other (its src/libImaging/Resample.c, followed in `w
 pass is a product with a banded matrix in float32, as small dense blocks along the band, which NumPy
 leaves to BLAS without holding the interpreter's lock. The few results so near to half a number that
 float32 may have rounded them the wrong way are found and computed again in whole numbers.
+
+OpenCV itself resizes without antialiasing; `sharp_weights` tell `device_crop` how.
 """
 
 from __future__ import annotations
@@ -20,6 +22,8 @@ import PIL
 # Pillow Resample.c: PRECISION_BITS (32 - 8 - 2); bicubic_filter's a and its support.
 BITS = 22
 _A, SUPPORT = -0.5, 2.0
+# OpenCV imgproc/src/resize.cpp, interpolateCubic.
+_SHARP_A, SHARP_TAPS = -0.75, 4
 # Pillow 13.0 resizes the height first where it shrinks much more than the width (its pull request
 # 9549; `height_first` is the rule for square results, found by comparing), else the width.
 _TALL_FIRST = int(PIL.__version__.split('.')[0]) >= 13
@@ -52,14 +56,11 @@ class Band(NamedTuple):
 
 def resize(image: np.ndarray, size: int) -> np.ndarray:
     """Resizes uint8 [H, W, 3] to uint8 [size, size, 3], equal to Pillow's bicubic resize."""
-    height, width = image.shape[:2]
-    if height_first(height, width, size):
-        down = _pass(np.ascontiguousarray(image), size)
-        across = _pass(cv2.transpose(down), size)
-        return cv2.transpose(across)
-    across = _pass(cv2.transpose(image), size) if width != size else cv2.transpose(image)
-    down = cv2.transpose(across)
-    return _pass(down, size) if height != size else down
+    if height_first(*image.shape[:2], size):
+        down = _pass(image, size)
+        return cv2.transpose(_pass(cv2.transpose(down), size))
+    across = cv2.transpose(_pass(cv2.transpose(image), size))
+    return _pass(across, size)
 
 
 def height_first(height: Any, width: Any, size: int) -> Any:
@@ -87,9 +88,7 @@ def weights(length: int, size: int) -> tuple[np.ndarray, np.ndarray]:
     last = np.minimum((center + SUPPORT * stretch + 0.5).astype(np.int64), length)
     taps = np.arange(most_taps(scale))
     x = np.abs((taps + first[:, None] - center[:, None] + 0.5) * (1.0 / stretch))
-    near = ((_A + 2.0) * x - (_A + 3.0)) * x * x + 1
-    far = (((x - 5) * x + 8) * x - 4) * _A
-    found = np.where(x < 1.0, near, np.where(x < 2.0, far, 0.0))
+    found = _cubic(x, _A)
     found[taps >= (last - first)[:, None]] = 0.0
     total = np.zeros(size)
     # One after the other, as Pillow adds them: another order may round another way.
@@ -97,6 +96,32 @@ def weights(length: int, size: int) -> tuple[np.ndarray, np.ndarray]:
         total += column
     found /= total[:, None]
     return first, np.trunc(found * 2**BITS + np.copysign(0.5, found)).astype(np.int64)
+
+
+def _cubic(x: np.ndarray, a: float) -> np.ndarray:
+    """The cubic filter (Keys 1981, equation 8) at distances x of at least 0."""
+    near = ((a + 2.0) * x - (a + 3.0)) * x * x + 1
+    far = (((x - 5) * x + 8) * x - 4) * a
+    return np.where(x < 1.0, near, np.where(x < 2.0, far, 0.0))
+
+
+def sharp_weights(length: int, size: int) -> tuple[np.ndarray, np.ndarray]:
+    """OpenCV's weights (INTER_CUBIC) for `length` pixels resized to `size`, without antialiasing.
+
+    Results lie between the second and the third of SHARP_TAPS pixels; beyond the border the last
+    pixel goes on.
+
+    Returns:
+      As `weights`, but the weights are float64 [S, SHARP_TAPS], in units of 1.
+    """
+    at = (np.arange(size) + 0.5) * (length / size) - 0.5
+    left = np.floor(at).astype(np.int64) - 1
+    found = _cubic(np.abs(at[:, None] - (left[:, None] + np.arange(SHARP_TAPS))), _SHARP_A)
+    first = np.clip(left, 0, max(length - SHARP_TAPS, 0))
+    pixels = np.clip(left[:, None] + np.arange(SHARP_TAPS), 0, length - 1)
+    total = np.zeros_like(found)
+    np.add.at(total, (np.arange(size)[:, None], pixels - first[:, None]), found)
+    return first, total
 
 
 @functools.lru_cache(maxsize=_BANDS)
@@ -127,6 +152,8 @@ def band(length: int, size: int) -> Band:
 def _pass(lines: np.ndarray, size: int) -> np.ndarray:
     """Resizes the first axis: uint8 [L, M, 3] -> uint8 [size, M, 3]."""
     length, width, channels = lines.shape
+    if length == size:
+        return lines
     flat = lines.reshape(length, -1)
     x = flat.astype(np.float32)
     columns = x.shape[1]

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from byol_jax.data.augment import crop_resize, draw_view, make_view
+from byol_jax.data.augment import ViewParams, crop_resize, make_view, view_params
 from byol_jax.data.bad_files import BadFile, bad_file, name_some
 from byol_jax.data.draws import Photometric, draw_crops, draw_photometric, uniforms
 from byol_jax.data.sources.base import Source
@@ -70,6 +70,7 @@ class PairMaker:
         self._source = source
         self._seed = config.seed
         self._size = config.views.image_size
+        self._antialias = config.views.antialias
         self._views = (config.views.view1, config.views.view2)
         self._keys = tuple(config.data.pair_keys)
 
@@ -106,46 +107,41 @@ class PairMaker:
         raise NoPictureError(bad)
 
     def views(
-        self, position: int, pictures: tuple[np.ndarray, np.ndarray]
+        self, pictures: tuple[np.ndarray, np.ndarray], drawn: np.ndarray
     ) -> tuple[np.ndarray, np.ndarray]:
         """The views that a position makes of its pictures: two uint8 [S, S, 3].
 
-        The random choices are the position's own, whichever example the pictures are of.
+        Args:
+          pictures: uint8 [H, W, 3], of each view.
+          drawn: the position's variates, float64 [2, VARIATES], of `variates`; they are its own,
+            whichever example the pictures are of.
         """
-        epoch, index = self.example(position)
-        views = []
-        for number, (view, picture) in enumerate(zip(self._views, pictures, strict=True), start=1):
-            params = draw_view(
-                view,
-                *picture.shape[:2],
-                seed=self._seed,
-                epoch=epoch,
-                example=index,
-                number=number,
-            )
-            views.append(make_view(picture, params, self._size))
-        return views[0], views[1]
+        first, second = (
+            make_view(picture, params, self._size, self._antialias)
+            for picture, params in self._params(pictures, drawn)
+        )
+        return first, second
 
     def crops(
-        self, position: int, pictures: tuple[np.ndarray, np.ndarray]
+        self, pictures: tuple[np.ndarray, np.ndarray], drawn: np.ndarray
     ) -> tuple[np.ndarray, np.ndarray]:
         """As `views`, but cropped and resized only; `photometric` has the rest."""
-        epoch, index = self.example(position)
-        crops = []
-        for number, (view, picture) in enumerate(zip(self._views, pictures, strict=True), start=1):
-            height, width = picture.shape[:2]
-            params = draw_view(
-                view, height, width, seed=self._seed, epoch=epoch, example=index, number=number
-            )
-            crops.append(crop_resize(picture, params.crop, self._size))
-        return crops[0], crops[1]
+        first, second = (
+            crop_resize(picture, params.crop, self._size, self._antialias)
+            for picture, params in self._params(pictures, drawn)
+        )
+        return first, second
+
+    def _params(
+        self, pictures: tuple[np.ndarray, np.ndarray], drawn: np.ndarray
+    ) -> Iterator[tuple[np.ndarray, ViewParams]]:
+        for view, picture, u in zip(self._views, pictures, drawn.tolist(), strict=True):
+            yield picture, view_params(view, *picture.shape[:2], u)
 
     def photometric(self, positions: Sequence[int]) -> dict[str, Photometric]:
         """What is drawn for the views at B positions beside the crop: {'colors1', 'colors2'}."""
-        return {
-            f'colors{number}': draw_photometric(view, u)
-            for number, view, u in self._uniforms(positions)
-        }
+        both = zip(self._views, self.variates(positions), strict=True)
+        return {f'colors{n}': draw_photometric(view, u) for n, (view, u) in enumerate(both, 1)}
 
     def drawn(self, positions: Sequence[int], height: int, width: int) -> dict[str, Any]:
         """All that makes the views at B positions of pictures of one size.
@@ -154,9 +150,9 @@ class PairMaker:
           {'example': int32 [B], 'crop1', 'crop2': int32 [B, 4], 'colors1', 'colors2'}.
         """
         drawn: dict[str, Any] = {'example': self.examples(positions)[1].astype(np.int32)}
-        for number, view, u in self._uniforms(positions):
-            drawn[f'crop{number}'] = draw_crops(view, height, width, u)
-            drawn[f'colors{number}'] = draw_photometric(view, u)
+        for n, (view, u) in enumerate(zip(self._views, self.variates(positions), strict=True), 1):
+            drawn[f'crop{n}'] = draw_crops(view, height, width, u)
+            drawn[f'colors{n}'] = draw_photometric(view, u)
         return drawn
 
     def examples(self, positions: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
@@ -169,15 +165,14 @@ class PairMaker:
             indices[here] = order[places[here]]
         return epochs, indices
 
-    def _uniforms(self, positions: Sequence[int]) -> Iterator[tuple[int, Any, np.ndarray]]:
-        """The number, the config and the variates of each of the two views at B positions."""
+    def variates(self, positions: Sequence[int]) -> np.ndarray:
+        """What is drawn for both views at B positions: float64 [2, B, VARIATES] in [0, 1)."""
         epochs, indices = self.examples(positions)
-        for number, view in enumerate(self._views, start=1):
-            yield number, view, uniforms(self._seed, number, epochs, indices)
+        return np.stack([uniforms(self._seed, number, epochs, indices) for number in (1, 2)])
 
     def pair(self, position: int) -> tuple[np.ndarray, np.ndarray]:
         """The views at a position: two uint8 [S, S, 3]."""
-        return self.views(position, self.load(position).pictures)
+        return self.views(self.load(position).pictures, self.variates([position])[:, 0])
 
     def _which(self, epoch: int, example: int) -> Which:
         """What the two views of an example are made from: its own picture and a partner's."""

@@ -22,7 +22,7 @@ import jax
 import numpy as np
 
 from byol_jax.data.bad_files import BadFiles
-from byol_jax.data.device_crop import crop_resize, resize_weights
+from byol_jax.data.device_crop import Resize, crop_resize, resize_weights
 from byol_jax.data.device_views import Possible, photometric
 from byol_jax.data.sources.array import Array
 from byol_jax.data.sources.base import Source, Subset
@@ -75,8 +75,7 @@ def open_feed(run: Run, start: int, bad_files: BadFiles) -> Feed:
         pictures = pictures_in_memory(source)
         if pictures is not None:
             _check_memory(pictures)
-            size = config.views.image_size
-            shared = everywhere((pictures, resize_weights(max(pictures.shape[1:3]), size)))
+            shared = everywhere((pictures, _weights(config, pictures.shape)))
             return Feed(_indices(run, start), array_views(config), shared)
     if importlib.util.find_spec('tensorflow') is None:
         raise UserError(
@@ -110,31 +109,41 @@ def shown_views(
     """
     config, source = run.config, run.data.train
     maker = PairMaker(source, config)
+    own = zip(pictures, maker.variates(positions).swapaxes(0, 1), strict=True)
     if config.views.on == 'cpu':
-        return [maker.views(*at) for at in zip(positions, pictures, strict=True)]
-    if pictures_in_memory(source) is not None:
+        return [maker.views(*at) for at in own]
+    if held_array(source) is not None:
         shown = np.stack([first for first, _ in pictures])
         height, width = shown.shape[1:3]
         drawn = maker.drawn(positions, height, width) | {'example': np.arange(len(shown))}
-        weights = resize_weights(max(height, width), config.views.image_size)
-        views = jax.jit(array_views(config))(drawn, shown, weights)
+        views = jax.jit(array_views(config))(drawn, shown, _weights(config, shown.shape))
     else:
-        crops = [maker.crops(*at) for at in zip(positions, pictures, strict=True)]
+        crops = [maker.crops(*at) for at in own]
         first, second = map(np.stack, zip(*crops, strict=True))
         batch = {'view1': first, 'view2': second, **maker.photometric(positions)}
         views = jax.jit(crop_views(config))(batch)
     return list(zip(np.asarray(views['view1']), np.asarray(views['view2']), strict=True))
 
 
+def held_array(source: Source) -> Array | None:
+    """The array that a source is (part of), if it is."""
+    held = source.source if isinstance(source, Subset) else source
+    return held if isinstance(held, Array) else None
+
+
 def pictures_in_memory(source: Source) -> np.ndarray | None:
     """The pictures of a source in its order, if it is (part of) an array: uint8 [N, H, W, 3]."""
-    if isinstance(source, Array):
-        return source.images
-    if isinstance(source, Subset) and isinstance(source.source, Array):
-        images, indices = source.source.images, source.indices
-        whole = len(indices) == len(images) and np.array_equal(indices, np.arange(len(images)))
-        return images if whole else images[indices]
-    return None
+    held = held_array(source)
+    if held is None or not isinstance(source, Subset):
+        return held.images if held else None
+    indices = source.indices
+    whole = len(indices) == len(held) and np.array_equal(indices, np.arange(len(held)))
+    return held.images if whole else held.images[indices]
+
+
+def _weights(config: Any, shape: tuple[int, ...]) -> Resize:
+    """For pictures [N, H, W, 3]."""
+    return resize_weights(max(shape[1:3]), config.views.image_size, config.views.antialias)
 
 
 def crop_views(config: Any) -> Callable[[Batch], Batch]:

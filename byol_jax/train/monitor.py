@@ -206,7 +206,8 @@ def lidar_views(source: Source, config: Any) -> np.ndarray:
                 example=example,
                 number=which + 1,
             )
-            views.append(make_view(picture, params, config.views.image_size))
+            size, antialias = config.views.image_size, config.views.antialias
+            views.append(make_view(picture, params, size, antialias))
         return views
 
     with ThreadPoolExecutor(config.data.workers or os.cpu_count()) as pool:
