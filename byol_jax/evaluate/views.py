@@ -54,7 +54,7 @@ def encode_pairs(encode: Encode, source: Source, most: int, config: Any) -> Pair
         if loaded.bad:
             # Another picture stands in for this one, and has a place of its own.
             return [*loaded.bad]
-        return np.stack(maker.views(position, loaded.pictures))
+        return np.stack(maker.views(loaded.pictures, maker.variates([position])[:, 0]))
 
     views: list[np.ndarray] = []
     bad: dict[str, BadFile] = {}
@@ -97,14 +97,14 @@ def augmented(encode: Encode, source: Source, labels: np.ndarray, config: Any) -
     Args:
       encode: uint8 [B, S, S, 3] -> float32 [B, D].
       source: the pictures. labels: int [its length].
-      config: whose seed, views.view1 (crop_area, crop_ratio, flip), views.image_size, first of
-        data.pair_keys and evaluate.batch_size are used.
+      config: whose seed, views.view1 (crop_area, crop_ratio, flip), views.image_size,
+        views.antialias, first of data.pair_keys and evaluate.batch_size are used.
 
     Returns:
       An epoch, whose order, crops and flips are functions of (seed, epoch, example). It raises
       BadPicture if a picture cannot be read.
     """
-    key, size = config.data.pair_keys[0], config.views.image_size
+    key, size, antialias = config.data.pair_keys[0], config.views.image_size, config.views.antialias
     batch_size = config.evaluate.batch_size
 
     def epoch(number: int) -> Iterator[Labelled]:
@@ -120,7 +120,7 @@ def augmented(encode: Encode, source: Source, labels: np.ndarray, config: Any) -
                 example=example,
                 number=1,
             )
-            return make_view(picture, ViewParams(drawn.crop, drawn.flip), size)
+            return make_view(picture, ViewParams(drawn.crop, drawn.flip), size, antialias)
 
         order = epoch_order(config.seed, number, len(source))
         for examples, images in in_batches(load, order.tolist(), batch_size):
