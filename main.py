@@ -28,7 +28,9 @@ _ENCODER = flags.DEFINE_string(
     'encoder', None, 'Folder of an exported encoder; by default <workdir>/encoder.'
 )
 _OUTPUT = flags.DEFINE_string(
-    'output', None, 'File to write: embeddings (.npz or .parquet), or a comparison (.html).'
+    'output',
+    None,
+    'File to write: embeddings (.npz or .parquet), evaluation (.json) or comparison (.html).',
 )
 _WORKDIRS = flags.DEFINE_string('workdirs', None, 'With --mode=compare: the runs, as A,B[,C...].')
 _COORDINATOR = flags.DEFINE_string('coordinator', None, 'host:port of process 0 of several.')
@@ -38,7 +40,7 @@ _PROCESS_INDEX = flags.DEFINE_integer('process_index', None, 'This process, from
 # Flags that only some modes take.
 _ONLY_WITH = (
     (_ENCODER, ('evaluate', 'embed')),
-    (_OUTPUT, ('embed', 'compare')),
+    (_OUTPUT, ('evaluate', 'embed', 'compare')),
     (_WORKDIRS, ('compare',)),
 )
 # Flags that a comparison has no use for.

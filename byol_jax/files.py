@@ -8,6 +8,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from byol_jax.errors import UserError
+
 
 def not_a_file(status: os.stat_result) -> str:
     """What something is instead of a file, such as 'a folder', by its `stat`; '' for a file."""
@@ -41,3 +43,16 @@ def write_whole(path: Path, write: Callable[[Path], Any], writer: str = '') -> N
         # It can fill what is left of a disk, and nothing will read it.
         partial.unlink(missing_ok=True)
         raise OSError(error.errno, error.strerror or str(error), str(path)) from error
+
+
+def check_place(path: Path) -> None:
+    """Checks, before the work is done, that a file can come to lie at `path`.
+
+    Raises:
+      UserError: a folder, or a file where a folder should be, is in the way.
+    """
+    if path.is_dir():
+        raise UserError(f'{path} is a folder, and a file is to be written there.')
+    for parent in path.parents:
+        if parent.exists() and not parent.is_dir():
+            raise UserError(f'{path} cannot be written: {parent} is no folder.')

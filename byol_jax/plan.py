@@ -14,6 +14,8 @@ REFERENCE_BATCH = 256
 PRECISIONS = ('float32', 'bfloat16')
 # Where the views are made.
 PLACES = ('cpu', 'accelerator')
+# What --mode=evaluate can measure (docs/evaluation.md).
+PROTOCOLS = ('knn', 'linear', 'probe', 'ridge', 'kmeans', 'retrieval', 'spectrum')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -180,12 +182,14 @@ _RANGES: dict[str, tuple[float, float]] = {
     'log.every_steps': (1, math.inf),
     'log.lidar_every_steps': (0, math.inf),
     'evaluate.every_epochs': (0, math.inf),
-    'evaluate.knn_k': (1, math.inf),
     'evaluate.knn_temperature': (1e-6, math.inf),
     'evaluate.batch_size': (1, math.inf),
     'evaluate.max_gallery': (1, math.inf),
     'evaluate.max_queries': (1, math.inf),
     'evaluate.crop_fraction': (0.01, 1),
+    'evaluate.linear_epochs': (1, math.inf),
+    'evaluate.linear_batch_size': (1, math.inf),
+    'evaluate.retrieval_pool': (1, math.inf),
 }
 
 
@@ -212,6 +216,29 @@ def check_ranges(config: Any) -> None:
         )
     for name in ('view1', 'view2'):
         _check_view(config.views[name], f'views.{name}')
+    _check_evaluate(config.evaluate)
+
+
+def _check_evaluate(options: Any) -> None:
+    if not options.protocols:
+        raise UserError(
+            f'evaluate.protocols=() measures nothing. There are: {", ".join(PROTOCOLS)}.'
+        )
+    for name in options.protocols:
+        if name not in PROTOCOLS:
+            raise UserError(
+                f"evaluate.protocols={tuple(options.protocols)}: '{name}' is not one of "
+                f'{", ".join(PROTOCOLS)}.{did_you_mean(str(name), PROTOCOLS)} Several are given '
+                """as --config.evaluate.protocols="('knn','probe')"."""
+            )
+    for key, whole in (('knn_k', True), ('linear_learning_rates', False)):
+        values = tuple(options[key])
+        usable = all(
+            isinstance(value, int if whole else (int, float)) and value > 0 for value in values
+        )
+        if not values or not usable or len(set(values)) < len(values):
+            kind = 'whole numbers' if whole else 'numbers'
+            raise UserError(f'evaluate.{key}={values} must be different {kind} above 0.')
 
 
 def _check_view(view: Any, where: str) -> None:

@@ -117,10 +117,25 @@ def get_config() -> ml_collections.ConfigDict:
     evaluate = config.evaluate = ml_collections.ConfigDict()
     evaluate.every_epochs = 10.0  # measure the encoder so often during training too; 0: never
     evaluate.online_probe = True  # train a linear classifier beside the encoder, if labels exist
-    evaluate.knn_k = 20  # neighbours that vote
+    evaluate.protocols = (  # what --mode=evaluate measures; docs/evaluation.md
+        'knn',
+        'linear',
+        'probe',
+        'ridge',
+        'kmeans',
+        'retrieval',
+        'spectrum',
+    )
+    evaluate.data_path = config_dict.placeholder(str)  # a test set: another folder, .npz, data_dir
+    evaluate.data_split = config_dict.placeholder(str)  # a test set: another split, for TFDS
+    evaluate.knn_k = (20, 200)  # neighbours that vote; the table of a run takes the first number
     evaluate.knn_temperature = 0.07  # a neighbour's vote is exp(cosine / temperature)
     evaluate.batch_size = 64  # images a forward pass
     evaluate.max_gallery = 50_000  # training images searched for neighbours, at most
-    evaluate.max_queries = 10_000  # held-out images classified, at most
+    evaluate.max_queries = 10_000  # held-out or test images classified, at most
     evaluate.crop_fraction = 0.875  # centre crop, of the shorter side (224 / 256 in the paper)
+    evaluate.linear_learning_rates = (0.4, 0.3, 0.2, 0.1, 0.05)  # at batch 256; one is chosen
+    evaluate.linear_epochs = 80  # passes over the training images, each with new crops
+    evaluate.linear_batch_size = 1024  # images a step of the linear classifier
+    evaluate.retrieval_pool = 1000  # images among whose views the other view is sought
     return config

@@ -241,7 +241,7 @@ def test_features_of_nothing():
 def test_labels_stay_with_their_pictures():
     """A perfect encoder stays perfect where gallery and queries have bad pictures, named once."""
     gallery, queries = SomeBad(labelled(40, 0), {0, 7, 33}), SomeBad(labelled(13, 1), {2, 3})
-    config = config_with(knn_k=3)
+    config = config_with(knn_k=(3,))
     found = evaluate(one_hot_of_label, Data(gallery, queries), config)
     assert found.accuracy == 1.0
     assert (len(found.gallery), len(found.queries)) == (37, 11)
@@ -255,7 +255,7 @@ def test_labels_stay_with_their_pictures():
 def test_neighbours_without_bad_pictures():
     """With nothing held out, bad pictures are neither asked for nor found."""
     data = Data(SomeBad(labelled(30, 0), {0, 1, 2}), labelled(0, 1))
-    found = evaluate(one_hot_of_label, data, config_with(knn_k=3))
+    found = evaluate(one_hot_of_label, data, config_with(knn_k=(3,)))
     shown = [found.queries.name(i) for i in range(len(found.queries))]
     shown += [found.gallery.name(i) for i in range(len(found.gallery))]
     assert sorted(shown) == sorted(f'colour {i}' for i in range(3, 30))
@@ -295,7 +295,8 @@ def request(tmp_path: Path, pictures: Path, **data) -> Request:
     config = make_config(source='folder', path=str(pictures), **data)
     with config.unlocked():
         config.evaluate.batch_size = 4
-        config.evaluate.knn_k = 1
+        config.evaluate.knn_k = (1,)
+        config.evaluate.protocols = ('knn',)
     return Request(config, tmp_path / 'w', '', encoder=tmp_path / 'encoder')
 
 
@@ -344,6 +345,6 @@ def test_evaluate_names_bad_pictures(tmp_path, pictures, capsys):
     MODES['evaluate'](asked)
     said = capsys.readouterr().out
     bad = sum(held_out.name(i) in ('cat/2.png', 'dog/0.png') for i in range(6))
-    assert f'Each of {6 - bad} held-out pictures' in said
-    assert 'Left out: 2 file(s) that cannot be read.' in said
-    assert f'{pictures}/cat/2.png is empty' in said.splitlines()[-1]
+    assert f', {6 - bad} held-out pictures, 2 labels' in said
+    assert '2 bad file(s) left out: ' in said
+    assert f'{pictures}/cat/2.png is empty' in said

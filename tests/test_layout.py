@@ -28,6 +28,7 @@ ORDER = (
 # Within train/, where everything meets.
 TRAIN_ORDER = (
     'modes',
+    'evaluation',
     'loop',
     'finish',
     'run_report',

@@ -176,7 +176,8 @@ def test_modes(run, main_py, mode):
     """Every mode works on a finished run and changes none of its weights."""
     workdir, _ = run
     weights = (workdir / 'encoder' / 'encoder.safetensors').read_bytes()
-    result = main_py(SAMPLE, *TINY, f'--mode={mode}', f'--workdir={workdir}')
+    quick = '--config.evaluate.protocols=spectrum'
+    result = main_py(SAMPLE, *TINY, quick, f'--mode={mode}', f'--workdir={workdir}')
     assert result.returncode == 0, result.stderr
     assert (workdir / 'encoder' / 'encoder.safetensors').read_bytes() == weights
     if mode == 'embed':
@@ -189,7 +190,7 @@ def test_modes(run, main_py, mode):
         assert 'avgpool' in result.stdout
         assert '<- tapped' in result.stdout
     if mode == 'evaluate':
-        assert '%' in result.stdout
+        (workdir / 'evaluation.json').unlink()
 
 
 def test_embed_with_any_encoder_to_parquet(run, main_py, tmp_path):
@@ -217,23 +218,21 @@ def test_embed_with_any_encoder_to_parquet(run, main_py, tmp_path):
 def test_evaluate_takes_any_encoder(run, main_py, tmp_path):
     """--encoder is measured as at the end of its own run, at its size, whatever the config's."""
     where = (f'--encoder={run[0] / "encoder"}', f'--workdir={tmp_path / "w"}')
-    other = (*TINY, '--config.views.image_size=64')
-    result = main_py(SAMPLE, *other, '--mode=evaluate', *where)
+    chosen = ("--config.evaluate.protocols=('knn','spectrum')", '--config.views.image_size=64')
+    result = main_py(SAMPLE, *TINY, *chosen, '--mode=evaluate', *where)
     assert result.returncode == 0, result.stderr
     in_the_run = next(x for x in run[1].stdout.splitlines() if x.startswith('trained 8 steps'))
-    alone = next(x for x in result.stdout.splitlines() if x.startswith(str(run[0] / 'encoder')))
-    assert alone.split()[-2:] == in_the_run.split()[-2:]
-    assert not list(tmp_path.iterdir())
+    found = json.loads((tmp_path / 'w' / 'evaluation.json').read_text())['metrics']
+    alone = [f'{found["knn_20"]:.1%}', f'{found["feature_std"]:.4f}']
+    assert alone == in_the_run.split()[-2:]
+    assert [p.name for p in (tmp_path / 'w').iterdir()] == ['evaluation.json']
 
 
 @pytest.mark.parametrize(
     ('arguments', 'words'),
     [
         (('--encoder=x',), '--encoder=x goes with --mode=evaluate and --mode=embed, not with'),
-        (
-            ('--output=x.npz', '--mode=evaluate'),
-            '--output=x.npz goes with --mode=embed and --mode=',
-        ),
+        (('--output=x.npz', '--mode=evaluate'), 'ends in .json'),
         (('--output=x.csv', '--mode=embed'), 'x.csv: embeddings are written to a file that ends'),
     ],
     ids=['encoder', 'output', 'suffix'],

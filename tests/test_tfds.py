@@ -20,6 +20,7 @@ from byol_jax.data.sources import build
 from byol_jax.data.sources.cache import DiskCached
 from byol_jax.data.sources.tfds import Tfds
 from byol_jax.errors import BadPicture, UserError
+from byol_jax.evaluate.protocol import compared
 from configs import default
 
 FORMATS = ('tfrecord', 'array_record', 'parquet')
@@ -479,3 +480,17 @@ def test_decoded_pictures_are_kept_on_disk(prepared, tmp_path, monkeypatch):
         assert list(changed.fill(('image',), 2))[-1].total == len(source)
     finally:
         os.utime(file, ns=times)
+
+
+def test_another_split_as_test_set(prepared):
+    """evaluate.data_split measures on that split; a misspelt one is named by its own key."""
+    config = default.get_config()
+    config.data.source, config.data.name, config.data.path = 'tfds', NAME, str(prepared[1])
+    config.data.held_out_fraction = 0.2
+    config.evaluate.data_split = 'test'
+    gallery, queries = compared(build.build_data(config))
+    assert (len(gallery), len(queries)) == (COUNTS['train'], COUNTS['test'])
+    np.testing.assert_array_equal(queries.labels, Tfds(NAME, 'test', prepared[1]).labels)
+    config.evaluate.data_split = 'tset'
+    with pytest.raises(UserError, match=r"evaluate\.data_split='tset'.*mean 'test'"):
+        build.build_data(config)

@@ -1,1 +1,1 @@
-"""What the features are worth: features, knn, spectrum, and the protocol that joins them."""
+"""What the features are worth: every protocol, the table of a run, and the monitors."""

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from byol_jax.errors import UserError
-from byol_jax.files import write_whole
+from byol_jax.files import check_place, write_whole
 
 # Bytes of features in a row group of Parquet: what is in memory twice while it is written.
 _ROW_GROUP_BYTES = 2**26
@@ -26,11 +26,7 @@ def check_embeddings_path(path: Path) -> None:
         raise UserError(
             f'{path}: embeddings are written to a file that ends in {" or ".join(_WRITERS)}.'
         )
-    if path.is_dir():
-        raise UserError(f'{path} is a folder, and a file is to be written there.')
-    for parent in path.parents:
-        if parent.exists() and not parent.is_dir():
-            raise UserError(f'{path} cannot be written: {parent} is no folder.')
+    check_place(path)
     if path.suffix == '.parquet':
         _pyarrow()
 

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
-from typing import NamedTuple
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 
@@ -15,6 +15,7 @@ from byol_jax.data.sources.base import Source
 from byol_jax.errors import BadPicture, UserError
 
 Encode = Callable[[np.ndarray], np.ndarray]
+Made = TypeVar('Made')
 
 
 class Encoded(NamedTuple):
@@ -51,30 +52,6 @@ def encode_source(
     Raises:
       UserError: none can be read.
     """
-    features, indices, bad = [], [], {}
-    views = _views(source, key, image_size, crop_fraction, batch_size)
-    for start, made in zip(range(0, len(source), batch_size), views, strict=True):
-        images = [view for view in made if isinstance(view, np.ndarray)]
-        for index, view in enumerate(made, start):
-            if isinstance(view, BadFile):
-                bad[view.file] = view
-            else:
-                indices.append(index)
-        if images:
-            full = np.zeros((batch_size, *images[0].shape), np.uint8)
-            full[: len(images)] = images
-            features.append(np.asarray(encode(full), np.float32)[: len(images)])
-    if not features:
-        raise UserError(
-            f'None of {len(source):,} pictures can be read: {name_some([*bad.values()], 3)}.'
-        )
-    return Encoded(np.concatenate(features), np.array(indices, np.int64), [*bad.values()])
-
-
-def _views(
-    source: Source, key: str, image_size: int, crop_fraction: float, batch_size: int
-) -> Iterator[list[np.ndarray | BadFile]]:
-    """Batches of at most `batch_size` of all examples: uint8 [S, S, 3], or what is bad."""
 
     def load(index: int) -> np.ndarray | BadFile:
         try:
@@ -83,6 +60,48 @@ def _views(
             return bad_file(error)
         return center_view(picture, image_size, crop_fraction)
 
+    features, indices, bad = [], [], {}
+    for numbers, made in in_batches(load, range(len(source)), batch_size):
+        images = [view for view in made if isinstance(view, np.ndarray)]
+        for index, view in zip(numbers, made, strict=True):
+            if isinstance(view, BadFile):
+                bad[view.file] = view
+            else:
+                indices.append(index)
+        if images:
+            features.append(encode_some(encode, images, batch_size))
+    if not features:
+        raise UserError(
+            f'None of {len(source):,} pictures can be read: {name_some([*bad.values()], 3)}.'
+        )
+    return Encoded(np.concatenate(features), np.array(indices, np.int64), [*bad.values()])
+
+
+def encode_some(encode: Encode, images: Sequence[np.ndarray], batch_size: int) -> np.ndarray:
+    """Features of at most batch_size pictures, in a batch filled up with zeros: float32 [B, D].
+
+    Args:
+      encode: as for `encode_source`. images: uint8 [S, S, 3] each, at least one.
+    """
+    full = np.zeros((batch_size, *images[0].shape), np.uint8)
+    full[: len(images)] = images
+    return np.asarray(encode(full), np.float32)[: len(images)]
+
+
+def in_batches(
+    make: Callable[[int], Made], numbers: Sequence[int], batch_size: int
+) -> Iterator[tuple[Sequence[int], list[Made]]]:
+    """Makes something of every number, many at a time, in order: (numbers, what was made of them).
+
+    The next batch is made while one is used.
+    """
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        for start in range(0, len(source), batch_size):
-            yield list(pool.map(load, range(start, min(start + batch_size, len(source)))))
+        waiting: tuple[Sequence[int], list[Future[Made]]] | None = None
+        for start in range(0, len(numbers), batch_size):
+            part = numbers[start : start + batch_size]
+            following = part, [pool.submit(make, int(number)) for number in part]
+            if waiting is not None:
+                yield waiting[0], [future.result() for future in waiting[1]]
+            waiting = following
+        if waiting is not None:
+            yield waiting[0], [future.result() for future in waiting[1]]

@@ -124,8 +124,9 @@ def train(config: Any, workdir: Path, command: str) -> None:
 
 def _introduce(run: Run, workdir: Path) -> None:
     plan, data = run.plan, run.data
+    tested = '' if data.test is None else f', {len(data.test.train):,} in the test set'
     say(
-        f'{plan.examples:,} training examples, {len(data.held_out):,} held out; '
+        f'{plan.examples:,} training examples, {len(data.held_out):,} held out{tested}; '
         f'{plan.total_steps:,} steps of {plan.batch_size} pairs '
         f'({plan.epoch(plan.total_steps):.1f} epochs) on {plan.device_count} '
         f'{jax.devices()[0].device_kind} device(s)\n'

@@ -12,10 +12,9 @@ from byol_jax.data.sources.base import Subset
 from byol_jax.data.sources.build import Data, build_data
 from byol_jax.evaluate.embeddings import Embeddings, check_embeddings_path, write_embeddings
 from byol_jax.evaluate.features import encode_source
-from byol_jax.evaluate.protocol import describe, evaluate
 from byol_jax.interop.export import load_encoder, save_encoder
 from byol_jax.report.layer_table import layer_table
-from byol_jax.report.results import Result, results_text
+from byol_jax.train.evaluation import evaluate_encoder
 from byol_jax.train.finish import draw_views
 from byol_jax.train.loop import train
 from byol_jax.train.networks import build_byol
@@ -73,19 +72,11 @@ def summary(request: Request) -> None:
     print(layer_table(build_byol(config).encoder, size))
 
 
-def evaluate_mode(request: Request) -> None:
-    """Measures an exported encoder on the config's data, at the size it was trained at."""
-    encoder = load_encoder(request.encoder_folder)
-    config = request.config.copy_and_resolve_references()
-    config.views.image_size = encoder.description['image_size']
-    data = build_data(config)
-    _say_left_out(data)
-    result = evaluate(encoder, data, config)
-    name = f'{request.encoder_folder} (step {encoder.description["step"]})'
-    print(results_text([Result(name, result.accuracy, result.feature_std)]))
-    print(describe(result, config))
-    if result.bad:
-        print(f'bad files: {name_some(result.bad)}')
+def evaluate(request: Request) -> None:
+    """Measures an exported encoder by the protocols of the config; writes evaluation.json."""
+    evaluate_encoder(
+        request.config, request.workdir, request.encoder, request.output, request.command
+    )
 
 
 def embed(request: Request) -> None:
@@ -137,7 +128,7 @@ MODES: dict[str, Callable[[Request], None]] = {
     'train': train_mode,
     'views': views,
     'summary': summary,
-    'evaluate': evaluate_mode,
+    'evaluate': evaluate,
     'embed': embed,
     'export': export,
 }

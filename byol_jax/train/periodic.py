@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-import os
 import time
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import jax
 import numpy as np
 
-from byol_jax.data.sources.base import Source
 from byol_jax.data.sources.build import Data
-from byol_jax.data.stream import NoPictureError, PairMaker
 from byol_jax.errors import UserError
 from byol_jax.evaluate.features import Encode
-from byol_jax.evaluate.protocol import evaluate
+from byol_jax.evaluate.measures import RECALL_AT
+from byol_jax.evaluate.protocol import compared, evaluate
 from byol_jax.evaluate.retrieval import recall
+from byol_jax.evaluate.views import encode_pairs
 from byol_jax.plan import Plan
 from byol_jax.report.progress import Stopwatch, duration
 from byol_jax.train.hosts import is_main, say
@@ -28,7 +25,6 @@ from byol_jax.train.state import TrainState
 # Pictures among whose views the other view of each is sought, at most. It sets the level of
 # chance, so it is the same for data sets of any size.
 POOL = 1000
-RECALL_AT = (1, 5)
 
 
 class Periodic:
@@ -82,67 +78,28 @@ def due(plan: Plan, step: int) -> bool:
 
 
 def knn(encode: Encode, data: Data, config: Any) -> dict[str, float]:
-    """{'knn_K': accuracy of the table at the end}; nothing without labels or held-out pictures.
+    """{'knn_K': accuracy of the table at the end}; nothing without labels or pictures to classify.
 
     Raises:
-      UserError: no picture of the training or of the held-out part can be read.
+      UserError: no picture of the training part, or none to classify, can be read.
     """
-    if not len(data.held_out) or not data.train.label_names:
+    if not len(compared(data)[1]) or not data.train.label_names:
         return {}
     accuracy = evaluate(encode, data, config).accuracy
-    return {} if accuracy is None else {f'knn_{config.evaluate.knn_k}': accuracy}
+    return {} if accuracy is None else {f'knn_{config.evaluate.knn_k[0]}': accuracy}
 
 
 def other_views(encode: Encode, data: Data, config: Any) -> dict[str, float]:
     """{'recall_1', 'recall_5'}: how often view 1 of a picture finds its view 2 among up to POOL.
 
-    The pictures are held-out ones where there are any, else training ones; the views are those that
-    training would make of them in its first epoch. Of pictures that belong together, as the frames
-    of a clip do, one is taken. Nothing of a pool too small for it to say anything.
+    The pictures are held-out ones where there are any, else training ones. Nothing of a pool too
+    small for it to say anything.
 
     Raises:
       UserError: no picture can be read.
     """
     source = data.held_out if len(data.held_out) else data.train
-    features = list(_encoded_pairs(encode, source, config))
-    if not features:
-        raise UserError('None of the pictures can be read that views are made of.')
-    view1, view2 = np.concatenate(features, axis=1)
+    view1, view2, _ = encode_pairs(encode, source, POOL, config)
     if len(view1) <= max(RECALL_AT):
         return {}
     return {f'recall_{k}': share for k, share in recall(view1, view2, RECALL_AT).items()}
-
-
-def _encoded_pairs(encode: Encode, source: Source, config: Any) -> Iterator[np.ndarray]:
-    """Features of both views, some pictures at a time: float32 [2, M, D]."""
-    maker = PairMaker(source, config)
-    batch_size = config.evaluate.batch_size
-
-    def pair(position: int) -> np.ndarray | None:
-        try:
-            loaded = maker.load(position)
-        except NoPictureError:
-            return None
-        # One that stands for another which cannot be read has a place of its own.
-        drawn = maker.variates([position])[:, 0]
-        return None if loaded.bad else np.stack(maker.views(loaded.pictures, drawn))
-
-    positions = _positions(source, maker)
-    with ThreadPoolExecutor(config.data.workers or os.cpu_count()) as pool:
-        for start in range(0, len(positions), batch_size):
-            made = pool.map(pair, positions[start : start + batch_size])
-            pairs = [views for views in made if views is not None]
-            if pairs:
-                full = np.zeros((2, batch_size, *pairs[0].shape[1:]), np.uint8)
-                full[:, : len(pairs)] = np.stack(pairs, axis=1)
-                yield np.stack([encode(views)[: len(pairs)] for views in full])
-
-
-def _positions(source: Source, maker: PairMaker) -> list[int]:
-    """The first positions of the stream, of one example a group."""
-    if source.groups is None:
-        return list(range(min(POOL, len(source))))
-    first: dict[int, int] = {}
-    for position in range(len(source)):
-        first.setdefault(int(source.groups[maker.example(position)[1]]), position)
-    return list(first.values())[:POOL]

@@ -19,6 +19,7 @@ from byol_jax.data.sources.sample import SamplePhotographs
 from byol_jax.data.sources.shift import ShiftedTiles
 from byol_jax.data.sources.tiles import Tiles
 from byol_jax.data.sources.video import Video
+from byol_jax.data.test_set import has_test_set, matched, of_test_set, test_config
 from byol_jax.errors import UserError, did_you_mean
 
 SOURCES = ('sample', 'folder', 'video', 'tfds', 'array')
@@ -39,6 +40,8 @@ class Data(NamedTuple):
     array: whose pictures both parts are, where they are one array, which no names identify.
     unused: lines that name what else is in the data and is not used, such as lists of labels.
     cache: the decoded pictures on disk that both parts are read from, if there is such a cache.
+    test: of a separate test set, if the config names one; all of it is `train`, with labels
+      numbered as here.
     """
 
     train: Source
@@ -48,6 +51,12 @@ class Data(NamedTuple):
     array: Array | None = None
     unused: Sequence[str] = ()
     cache: DiskCached | None = None
+    test: Data | None = None
+
+    @property
+    def everything(self) -> Source:
+        """What both parts were taken from."""
+        return self.train.source if isinstance(self.train, Subset) else self.train
 
     def left_out(self) -> list[str]:
         """Lines for a person that name what is not used, or in neither part; most often none."""
@@ -64,16 +73,35 @@ class Data(NamedTuple):
                 f'left out, {len(self.small):,} picture(s) smaller than a tile: {", ".join(some)}'
                 + (f', and {more:,} more' if more else '')
             )
+        if self.test is not None:
+            lines += [f'test set: {line}' for line in self.test.left_out()]
         return [*lines, *self.unused]
 
 
 def build_data(config: Any) -> Data:
     """Opens the source that the config names, cuts tiles and splits off the held-out part.
 
+    If the config names a separate test set, that is opened too.
+
     Raises:
       UserError: the data is not there or does not fit the config. Nothing else is ever used in
         its place.
     """
+    data = _build(config)
+    if not has_test_set(config):
+        return data
+    other = test_config(config)
+    try:
+        test = _build(other)
+    except UserError as error:
+        raise of_test_set(error) from error
+    tiles = bool(config.data.tile_size)
+    return data._replace(
+        test=test._replace(train=matched(test.train, data.everything, tiles=tiles))
+    )
+
+
+def _build(config: Any) -> Data:
     data = config.data
     source = _open(data)
     array, unused = source if isinstance(source, Array) else None, source.unused
