@@ -163,7 +163,7 @@ def test_knn_needs_labels_and_held_out_pictures():
     """The accuracy is that of the table at the end; without labels or held-out pictures there is
     none, and nothing is encoded for it."""
     config = flat_config()
-    config.evaluate.knn_k = 3
+    config.evaluate.knn_k = (3,)
     assert knn(colour, data_of(Flat(30), Flat(30)), config) == {'knn_3': 1.0}
 
     def never(images):
@@ -214,7 +214,7 @@ def test_bad_pictures_do_not_stop_a_run(measured, capsys):
 def test_a_run_is_measured_and_goes_on_bit_for_bit(tmp_path, main_py):
     """A run's records have the figures at the steps they are due at; the last are those of the
     report's table; neither its figures nor the probe differ after a run was cut off and went on."""
-    flags = (SAMPLE, *TINY, '--config.evaluate.every_epochs=0.2', '--config.evaluate.knn_k=5')
+    flags = (SAMPLE, *TINY, '--config.evaluate.every_epochs=0.2', '--config.evaluate.knn_k=(5,)')
     whole, cut = tmp_path / 'whole', tmp_path / 'cut'
     result = main_py(*flags, f'--workdir={whole}')
     assert result.returncode == 0, result.stderr

@@ -137,13 +137,34 @@ def test_views_picture(run):
 
 
 def test_report_stands_alone(run):
-    """report.html loads nothing from elsewhere and has curves, pairs, table and neighbours."""
+    """report.html loads nothing from elsewhere and has all sections, within 1 MB."""
     text = (run[0] / 'report.html').read_text()
-    assert text.count('<svg') == 6
+    assert len(text) < 1_000_000
+    # A curve for each value of a record, one of two of them, and the spectrum.
+    record = json.loads((run[0] / 'metrics.jsonl').read_text().splitlines()[-1])
+    assert text.count('<svg') == len(set(record) - {'step', 'epoch'}) + 2
     assert 'src="http' not in text
     assert 'href="http' not in text
-    for word in ('Before and after', 'View pairs', 'Nearest neighbours', 'randomly initialised'):
+    for word in (
+        'Finished: all 8 steps',
+        'too early to say',
+        'Before and after',
+        'randomly initialised',
+        'View pairs',
+        'Spectrum of the features',
+        'Map of the embeddings',
+        'By PCA',
+        'Nearest neighbours',
+    ):
         assert word in text
+
+
+def test_tensorboard_has_the_pictures(run):
+    """The view pairs, the map and the neighbours are among the events."""
+    events = b''.join(p.read_bytes() for p in (run[0] / 'tensorboard').iterdir())
+    for name in (b'views', b'map/pca', b'neighbours'):
+        assert name in events
+    assert events.count(b'\x89PNG') >= 3
 
 
 def test_encoder_is_the_online_network(run):
@@ -291,7 +312,12 @@ def test_killed_run_goes_on_bit_for_bit(run, tmp_path, main_py, devices):
     wait_for(killed / 'checkpoints' / '4', process)
     process.send_signal(signal.SIGKILL)
     process.communicate(timeout=60)
+<<<<<<< HEAD
     result = main_py(SAMPLE, *TINY, f'--workdir={killed}', **how)
+=======
+    assert 'Under way: step 2 of 8' in (killed / 'report.html').read_text()
+    result = main_py(SAMPLE, *TINY, f'--workdir={killed}', devices=devices)
+>>>>>>> h-report
     assert result.returncode == 0, result.stderr
     assert 'going on from the checkpoint of step' in result.stdout
     expected, actual = final_state(whole), final_state(killed)
@@ -302,6 +328,7 @@ def test_killed_run_goes_on_bit_for_bit(run, tmp_path, main_py, devices):
         np.testing.assert_array_equal(leaf, actual[key], err_msg=key)
     steps = [json.loads(x)['step'] for x in (killed / 'metrics.jsonl').read_text().splitlines()]
     assert steps == [2, 4, 6, 8]
+    assert 'Finished: all 8 steps' in (killed / 'report.html').read_text()
 
 
 def test_sigterm_saves(tmp_path, main_py):
@@ -316,6 +343,7 @@ def test_sigterm_saves(tmp_path, main_py):
     output, _ = process.communicate(timeout=120)
     assert process.returncode == 128 + signal.SIGTERM, output
     assert 'SIGTERM: saving after this step' in output
+    assert 'Stopped: SIGTERM, and the state is saved.' in (tmp_path / 'w/report.html').read_text()
     saved = [p for p in (tmp_path / 'w' / 'checkpoints').iterdir() if p.name.isdigit()]
     assert len(saved) == 1
 
@@ -341,6 +369,7 @@ def test_non_finite_loss_stops(tmp_path, main_py):
     assert kept == ['1']
     assert all(np.isfinite(leaf).all() for leaf in final_state(tmp_path / 'w').values())
     alarm = json.loads((tmp_path / 'w' / 'alarms.jsonl').read_text().splitlines()[-1])
+    assert 'class="state">stopped: not finite' in (tmp_path / 'w' / 'report.html').read_text()
     assert alarm['name'] == 'non_finite'
     assert 'the checkpoint of step 1, from before it, is kept' in alarm['evidence']
     assert 'ALARM at step 2: non_finite' in result.stdout

@@ -7,7 +7,7 @@ import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from byol_jax.report.alarm import ALARM, Alarm, Facts, History, Record
+from byol_jax.report.alarm import ALARM, Alarm, Facts, History
 from byol_jax.report.alarm_log import OVER
 from byol_jax.report.chart import Band, Level, Line, Point, line_chart, short_number, thin
 
@@ -164,18 +164,13 @@ def _figure(
 
 
 def _points(records: History, metric: str) -> list[Point]:
-    pairs = ((record['step'], _value(record, metric)) for record in records)
-    return [(step, value) for step, value in pairs if value is not None]
-
-
-def _value(record: Record, metric: str) -> float | None:
-    """A finite number of a record, or None."""
+    """The finite values of a metric, by step."""
     if metric == UPDATE_SHARE:
-        if 'update_norm' not in record or not record.get('parameter_norm'):
-            return None
-        return record['update_norm'] / record['parameter_norm']
-    value = record.get(metric)
-    return value if isinstance(value, int | float) and math.isfinite(value) else None
+        step, weights = 'update_norm', 'parameter_norm'
+        pairs = [(r['step'], r[step] / r[weights]) for r in records if step in r and r.get(weights)]
+    else:
+        pairs = [(r['step'], r[metric]) for r in records if metric in r]
+    return [pair for pair in pairs if -math.inf < pair[1] < math.inf]
 
 
 def _bands(alarms: Sequence[Alarm], last_step: float) -> dict[str, list[Band]]:
