@@ -96,13 +96,17 @@ def batches(
         drawn = maker.variates(mine).swapaxes(0, 1)
         views = np.zeros((2, share, size, size, 3), np.uint8)
 
-        def row(number: int) -> None:
-            made = pair(mine[number], drawn[number])
-            if made is not None:
-                views[0, number], views[1, number] = made
+        rows = iter(range(share))
 
-        for _ in pool.map(row, range(share)):
-            pass
+        # A job for each worker, not for each row, which would wake this thread each time.
+        def work() -> None:
+            for row in rows:
+                made = pair(mine[row], drawn[row])
+                if made is not None:
+                    views[0, row], views[1, row] = made
+
+        for job in [pool.submit(work) for _ in range(min(workers, share))]:
+            job.result()
         return views[0], views[1]
 
     # Plain TensorFlow: to look for Python's own loops in it takes a third of a second.
