@@ -5,14 +5,18 @@ from __future__ import annotations
 import resource
 import signal
 from pathlib import Path
+from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import orbax.checkpoint as ocp
 import pytest
 
 from byol_jax.errors import UserError
 from byol_jax.train.checkpoint import Checkpoints, digests
+from byol_jax.train.online_probe import start_probe
 from byol_jax.train.state import TrainState, init_state
 
 
@@ -134,6 +138,68 @@ def test_another_network_is_not_damage(tmp_path, state):
     with pytest.raises(UserError, match='belongs to another network'):
         restore(tmp_path, other)
     assert restore(tmp_path, state)[0] == 1
+
+
+def with_probe(state: TrainState, labels: int) -> TrainState:
+    probe = start_probe(5, labels)
+    return state._replace(online_probe=probe._replace(bias=jnp.full(labels, 0.25)))
+
+
+def test_the_online_probe_is_saved(tmp_path, state):
+    """A probe and its optimizer are restored to the bit; one flipped bit of them is damage."""
+    state = with_probe(state, 4)
+    save(tmp_path, state, 1, 2)
+    assert digests(restore(tmp_path, state)[1]) == digests(at(state, 2))
+    folder = tmp_path / 'checkpoints' / '2' / 'online_probe'
+    flip_bit(max((p for p in folder.rglob('*') if p.is_file()), key=lambda p: p.stat().st_size))
+    assert restore(tmp_path, state)[0] == 1
+
+
+@pytest.mark.parametrize('saved', [None, 3], ids=['none', 'of other labels'])
+def test_the_online_probe_may_begin_anew(tmp_path, state, capsys, saved):
+    """A checkpoint without a probe, as all were once, or with one of other labels, is no other
+    network: the run's probe begins anew, which is said."""
+    save(tmp_path, state if saved is None else with_probe(state, saved), 1)
+    like = state._replace(online_probe=jax.device_get(start_probe(5, 4)))
+    step, loaded = restore(tmp_path, like)
+    assert step == 1
+    assert digests(loaded) == digests(at(like, 1))
+    assert 'online probe begins anew' in capsys.readouterr().out
+
+
+def test_the_online_probe_may_be_left(tmp_path, state, capsys):
+    """Where none is wanted, as for an export, the networks are restored without it."""
+    save(tmp_path, with_probe(state, 4), 1)
+    _, loaded = restore(tmp_path, state)
+    assert loaded.online_probe is None
+    assert digests(loaded) == digests(at(state, 1))
+    assert capsys.readouterr().out == ''
+
+
+def test_checkpoints_from_before_the_probe(tmp_path, state):
+    """One that was saved when a state had no such field is restored."""
+
+    class Before(NamedTuple):
+        step: Any
+        online_params: Any
+        online_stats: Any
+        target_params: Any
+        target_stats: Any
+        optimizer: Any
+
+    manager = ocp.CheckpointManager(tmp_path / 'checkpoints', item_names=('state', 'digests'))
+    before = jax.tree.map(np.asarray, Before(*at(state, 1)[:6]))
+    manager.save(
+        1,
+        args=ocp.args.Composite(
+            state=ocp.args.StandardSave(before), digests=ocp.args.JsonSave(digests(before))
+        ),
+    )
+    manager.close()
+    step, loaded = restore(tmp_path, state)
+    assert step == 1
+    assert isinstance(loaded, TrainState)
+    assert digests(loaded) == digests(at(state, 1))
 
 
 def test_reading_only_touches_nothing(tmp_path, state):

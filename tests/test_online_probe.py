@@ -25,6 +25,7 @@ from byol_jax.train.online_probe import (
     labels_of_probe,
     probe_step,
     start_probe,
+    too_many_labels,
     without_unlabelled,
 )
 from byol_jax.train.setup import build_training
@@ -251,6 +252,8 @@ def test_no_probe_without_labels():
     many = Labelled()
     many.label_names = range(MOST_LABELS + 1)
     assert labels_of_probe(config, many) == 0
+    assert '22,001 labels' in too_many_labels(config, many)
+    assert too_many_labels(config, Labelled()) == too_many_labels(config, Mixed()) == ''
     config.evaluate.online_probe = False
     assert labels_of_probe(config, Labelled()) == 0
     feed = open_feed(make_run(Labelled(), make_config()), 0, BadFiles(Labelled(), 'image', 0.5))

@@ -18,6 +18,7 @@ from byol_jax.data.sources.base import Source, Subset
 from byol_jax.data.sources.build import Data
 from byol_jax.data.stream import PairMaker
 from byol_jax.errors import BadPicture, UserError
+from byol_jax.evaluate.protocol import evaluate
 from byol_jax.evaluate.retrieval import recall
 from byol_jax.plan import make_plan
 from byol_jax.report.progress import Stopwatch
@@ -163,8 +164,8 @@ def test_knn_needs_labels_and_held_out_pictures():
     """The accuracy is that of the table at the end; without labels or held-out pictures there is
     none, and nothing is encoded for it."""
     config = flat_config()
-    config.evaluate.knn_k = (3,)
-    assert knn(colour, data_of(Flat(30), Flat(30)), config) == {'knn_3': 1.0}
+    data = data_of(Flat(60), Flat(60))
+    assert knn(colour, data, config) == {'knn_20': evaluate(colour, data, config).accuracy}
 
     def never(images):
         raise AssertionError('encoded')
@@ -214,20 +215,20 @@ def test_bad_pictures_do_not_stop_a_run(measured, capsys):
 def test_a_run_is_measured_and_goes_on_bit_for_bit(tmp_path, main_py):
     """A run's records have the figures at the steps they are due at; the last are those of the
     report's table; neither its figures nor the probe differ after a run was cut off and went on."""
-    flags = (SAMPLE, *TINY, '--config.evaluate.every_epochs=0.2', '--config.evaluate.knn_k=(5,)')
+    flags = (SAMPLE, *TINY, '--config.evaluate.every_epochs=0.08')
     whole, cut = tmp_path / 'whole', tmp_path / 'cut'
     result = main_py(*flags, f'--workdir={whole}')
     assert result.returncode == 0, result.stderr
     made = records(whole)
-    names = {'knn_5', 'recall_1', 'recall_5', 'online_probe_accuracy', 'online_probe_loss'}
+    names = {'knn_20', 'recall_1', 'recall_5', 'online_probe_accuracy', 'online_probe_loss'}
     found = {record['step']: names & record.keys() for record in made}
     probe = {'online_probe_accuracy', 'online_probe_loss'}
     assert all(probe <= keys for keys in found.values())
-    steps = [step for step, keys in found.items() if 'knn_5' in keys]
+    steps = [step for step, keys in found.items() if 'knn_20' in keys]
     assert steps == [step for step in found if f'evaluated at step {step} in' in result.stdout]
     assert len(steps) > 1
     assert found[8] == names
-    assert f'{made[-1]["knn_5"]:.1%}' in result.stdout.split('trained 8 steps')[1].splitlines()[0]
+    assert f'{made[-1]["knn_20"]:.1%}' in result.stdout.split('trained 8 steps')[1].splitlines()[0]
     shutil.copytree(whole, cut)
     for step in (6, 8):
         shutil.rmtree(cut / 'checkpoints' / str(step), ignore_errors=True)

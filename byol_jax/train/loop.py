@@ -40,7 +40,7 @@ from byol_jax.train.hosts import (
 )
 from byol_jax.train.monitor import Monitors, NonFinite, check_finite, monitored
 from byol_jax.train.networks import online_encoder
-from byol_jax.train.online_probe import without_unlabelled
+from byol_jax.train.online_probe import too_many_labels, without_unlabelled
 from byol_jax.train.periodic import Periodic
 from byol_jax.train.picture_cache import fill_cache
 from byol_jax.train.run_report import RunReport
@@ -132,8 +132,9 @@ def _introduce(run: Run, workdir: Path) -> None:
         f'{jax.devices()[0].device_kind} device(s)\n'
         f'{run.training.excluded}'
     )
-    for line in data.left_out():
-        say(line)
+    for line in (*data.left_out(), too_many_labels(run.config, data.train)):
+        if line:
+            say(line)
     if run.training.origin:
         say(run.training.origin)
     if plan.freeze_steps:

@@ -45,6 +45,14 @@ def labels_of_probe(config: Any, source: Source) -> int:
     return len(source.label_names)
 
 
+def too_many_labels(config: Any, source: Source) -> str:
+    """A line for a person if a run has no probe for that reason; else ''."""
+    count = len(source.label_names)
+    if not config.evaluate.online_probe or count <= MOST_LABELS:
+        return ''
+    return f'no online linear probe: there are {count:,} labels, and it is for {MOST_LABELS:,}'
+
+
 def start_probe(features: int, labels: int) -> OnlineProbe:
     """The probe before the first step, which finds all labels alike.
 

@@ -16,7 +16,8 @@ from byol_jax.errors import UserError
 from byol_jax.files import write_whole
 from byol_jax.report.config_diff import differences
 
-# Keys that change nothing about the trained weights and may differ when a run goes on.
+# Keys that change nothing about the trained weights and may differ when a run goes on. The online
+# probe is no part of them: turned on later, or for other labels, it begins anew (`checkpoint`).
 _FREE = (
     'log.',
     'checkpoint.',
