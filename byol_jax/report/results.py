@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 from byol_jax.report.alarm import History
 
 # Metrics that are shares of pictures, by how their names begin.
-_SHARES = ('knn_', 'linear', 'probe', 'recall_', 'online_probe_accuracy')
+_SHARES = ('knn_', 'linear', 'probe', 'ridge', 'recall_', 'online_probe_accuracy')
 
 
 class Result(NamedTuple):
