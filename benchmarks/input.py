@@ -1,6 +1,6 @@
 """View pairs a second of a CPU core, side by side with what else a user might take.
 
-    python benchmarks/input.py --folder=DIR [--workers=1,2] [--rounds=5] [--pairs=192]
+    python benchmarks/input.py --folder=DIR [--workers=1,2] [--rounds=5] [--pairs=640]
 
 Fills DIR, if it is not there, with 200 JPEGs of 500x375 pixels, cut from the photographs of the
 embedded sample, then makes both views of the paper at 224 pixels of them:
@@ -200,7 +200,7 @@ def main() -> None:
     parser.add_argument('--folder', type=Path, required=True)
     parser.add_argument('--workers', default='')
     parser.add_argument('--rounds', type=int, default=5)
-    parser.add_argument('--pairs', type=int, default=192)
+    parser.add_argument('--pairs', type=int, default=640)
     flags = parser.parse_args()
     if not flags.folder.exists():
         fill(flags.folder)
