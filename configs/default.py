@@ -115,7 +115,7 @@ def get_config() -> ml_collections.ConfigDict:
     log.lidar_every_steps = 1000  # steps between two LiDAR of 1,000 views, if logged then; 0: never
 
     evaluate = config.evaluate = ml_collections.ConfigDict()
-    evaluate.every_epochs = 10.0  # measure the encoder so often during training too; 0: never
+    evaluate.every_epochs = 10.0  # measure the encoder so often, at a logged step; 0: never
     evaluate.online_probe = True  # train a linear classifier beside the encoder, if labels exist
     evaluate.protocols = (  # what --mode=evaluate measures; docs/evaluation.md
         'knn',

@@ -261,12 +261,29 @@ def test_labels_are_read_without_decoding_pictures(prepared, monkeypatch):
     assert decoded
 
 
+def test_labels_of_what_was_loaded_cost_nothing(prepared, monkeypatch):
+    """The labels of a batch are known from loading its pictures; others are read, once."""
+    expected = Tfds(NAME, 'train', prepared[1]).labels
+    source = Tfds(NAME, 'train', prepared[1])
+    for index in (5, 0, 3):
+        source.load(index, 'image')
+    read, record = [], source._record
+    monkeypatch.setattr(source, '_record', lambda index: read.append(index) or record(index))
+    batch = np.array([3, 5, 0, 3])
+    assert source.shown_labels(batch).tolist() == expected[batch].tolist()
+    assert read == []
+    for _ in range(2):
+        assert source.shown_labels(np.array([5, 4])).tolist() == expected[[5, 4]].tolist()
+    assert read == [4]
+
+
 def test_unlabelled_data_sets(tmp_path):
     """A data set without a label feature has no labels, and its name carries the config."""
     prepare(ByolTestPlain, tmp_path, 'tfrecord', 1)
     source = Tfds('byol_test_plain/small', 'train', str(tmp_path), ('picture',))
     assert len(source) == 3
     assert source.labels is None
+    assert source.shown_labels(np.arange(3)).tolist() == [-1, -1, -1]
     assert source.name(2) == 'byol_test_plain/small #2'
 
 
