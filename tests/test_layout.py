@@ -46,6 +46,7 @@ TRAIN_ORDER = (
     'step',
     'online_probe',
     'state',
+    'signals',
 )
 
 FILES = sorted(PACKAGE.rglob('*.py'))

@@ -8,12 +8,10 @@ checkpoint; at the end: last checkpoint, encoder, before/after table, report.
 from __future__ import annotations
 
 import json
-import os
 import signal
 import time
 from collections import deque
-from collections.abc import Iterator
-from contextlib import closing, contextmanager, nullcontext
+from contextlib import closing, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -45,17 +43,10 @@ from byol_jax.train.periodic import Periodic
 from byol_jax.train.picture_cache import fill_cache
 from byol_jax.train.run_report import RunReport
 from byol_jax.train.setup import Run, build_run
+from byol_jax.train.signals import Interrupted, stop_signals
 from byol_jax.train.state import TrainState
 from byol_jax.train.step import make_train_step, replicate, shard_batch
 from byol_jax.train.workdir import claim_workdir, fingerprint, resolve
-
-
-class Interrupted(Exception):
-    """The run was asked to stop and has saved its state; `signal_number` says by what."""
-
-    def __init__(self, signal_number: int):
-        super().__init__(f'{signal.Signals(signal_number).name}, and the state is saved.')
-        self.signal_number = signal_number
 
 
 def train(config: Any, workdir: Path, command: str) -> None:
@@ -181,7 +172,7 @@ def _fit(
     record: dict[str, float] = {}
     say('compiling the training step ...')
     # Left open, its threads would keep the process from ending after an error.
-    with closing(feed.batches), _stop_signals() as stop:
+    with closing(feed.batches), stop_signals() as stop:
         for step in range(start + 1, plan.total_steps + 1):
             while len(under_way) >= most_under_way:
                 _settle(under_way)
@@ -291,31 +282,3 @@ def _finish(
         f'\n{text}\n\nencoder: {workdir / "encoder"} (weights sha256 {trained.weights_sha256})\n'
         f'report:  {workdir / "report.html"}'
     )
-
-
-@contextmanager
-def _stop_signals() -> Iterator[list[int]]:
-    """Collects SIGTERM and SIGINT instead of dying of them; a second one kills as usual.
-
-    In a run of several processes JAX collects SIGTERM itself (`hosts.stop_together`).
-    """
-    received: list[int] = []
-    numbers = (signal.SIGTERM, signal.SIGINT) if jax.process_count() == 1 else ()
-    old = {number: signal.getsignal(number) for number in numbers}
-
-    def restore() -> None:
-        for number, handler in old.items():
-            signal.signal(number, handler)
-
-    def note(number: int, frame: Any) -> None:
-        received.append(number)
-        restore()
-        # Not print: the signal may have come in the middle of one.
-        os.write(1, f'\n{signal.Signals(number).name}: saving after this step ...\n'.encode())
-
-    for number in numbers:
-        signal.signal(number, note)
-    try:
-        yield received
-    finally:
-        restore()
