@@ -145,6 +145,7 @@ def test_feeds_the_ordinary_pipeline(tmp_path):
     assert {name: view.shape for name, view in batch.items()} == {
         'view1': (4, 16, 16, 3),
         'view2': (4, 16, 16, 3),
+        'example': (4,),
     }
     tiled = build_data(array_config(path, **{'data.tile_size': 10}))
     # Two rows of three, the last of which ends at the border.

@@ -35,6 +35,7 @@ def test_numbers_of_the_paper():
         'learning_rate': pytest.approx(4.8),
         'checkpoint_steps': 312,
         'log_steps': 50,
+        'evaluate_steps': 3127,
         'freeze_steps': 0,
     }
 
