@@ -82,9 +82,9 @@ def main(_: list[str]) -> None:
     workdir = Path(_WORKDIR.value or f'runs/{config.name}')
     # Imported late: a wrong flag is answered without waiting for all that training needs.
     from byol_jax.train.hosts import join_hosts, leave, say
-    from byol_jax.train.signals import Interrupted
     from byol_jax.train.modes import MODES as RUN
     from byol_jax.train.modes import Request
+    from byol_jax.train.signals import Interrupted
 
     join_hosts(_COORDINATOR.value, _PROCESS_COUNT.value, _PROCESS_INDEX.value)
     try:
