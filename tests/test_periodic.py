@@ -12,6 +12,7 @@ import pytest
 from conftest import TINY
 from test_bad_files_run import records
 from test_feed import Mixed, make_config, quick
+from test_hosts import finish, start_two
 from test_run import SAMPLE
 
 from byol_jax.data.sources.base import Source, Subset
@@ -210,16 +211,25 @@ def test_bad_pictures_do_not_stop_a_run(measured, capsys):
     assert 'nothing. None of 8 pictures can be read' in said
 
 
+EVERY = '--config.evaluate.every_epochs=0.08'
+
+
+@pytest.fixture(scope='module')
+def whole(main_py, tmp_path_factory):
+    """A whole run: (workdir, completed process)."""
+    workdir = tmp_path_factory.mktemp('measured') / 'whole'
+    result = main_py(SAMPLE, *TINY, EVERY, f'--workdir={workdir}')
+    assert result.returncode == 0, result.stderr
+    return workdir, result
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(400)
-def test_a_run_is_measured_and_goes_on_bit_for_bit(tmp_path, main_py):
+def test_a_run_is_measured_and_goes_on_bit_for_bit(whole, tmp_path, main_py):
     """A run's records have the figures at the steps they are due at; the last are those of the
     report's table; neither its figures nor the probe differ after a run was cut off and went on."""
-    flags = (SAMPLE, *TINY, '--config.evaluate.every_epochs=0.08')
-    whole, cut = tmp_path / 'whole', tmp_path / 'cut'
-    result = main_py(*flags, f'--workdir={whole}')
-    assert result.returncode == 0, result.stderr
-    made = records(whole)
+    whole, result = whole
+    cut, made = tmp_path / 'cut', records(whole)
     names = {'knn_20', 'recall_1', 'recall_5', 'online_probe_accuracy', 'online_probe_loss'}
     found = {record['step']: names & record.keys() for record in made}
     probe = {'online_probe_accuracy', 'online_probe_loss'}
@@ -232,7 +242,7 @@ def test_a_run_is_measured_and_goes_on_bit_for_bit(tmp_path, main_py):
     shutil.copytree(whole, cut)
     for step in (6, 8):
         shutil.rmtree(cut / 'checkpoints' / str(step), ignore_errors=True)
-    again = main_py(*flags, f'--workdir={cut}')
+    again = main_py(SAMPLE, *TINY, EVERY, f'--workdir={cut}')
     assert again.returncode == 0, again.stderr
     assert 'going on from the checkpoint of step 4' in again.stdout
     timing = {'images_per_second', 'input_wait_fraction'}
@@ -242,6 +252,21 @@ def test_a_run_is_measured_and_goes_on_bit_for_bit(tmp_path, main_py):
         }
     assert saved(whole) == saved(cut)
     assert any(name.startswith('online_probe/') for name in saved(whole))
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(400)
+def test_two_processes_measure_as_one(whole, tmp_path):
+    """Each process has the labels of its share, and process 0 alone measures the encoder: all
+    figures of the first step are those of one process, up to rounding, and later ones are there."""
+    said = finish(start_two(tmp_path / 'w', EVERY))
+    assert 'evaluated at step' in said[0]
+    assert 'evaluated at step' not in said[1]
+    one, two = records(whole[0]), records(tmp_path / 'w')
+    assert [record.keys() for record in one] == [record.keys() for record in two]
+    assert two[0]['online_probe_loss'] == pytest.approx(one[0]['online_probe_loss'], rel=1e-3)
+    for name in ('knn_20', 'recall_1', 'recall_5'):
+        assert two[0][name] == pytest.approx(one[0][name], abs=0.05)
 
 
 def saved(workdir):

@@ -22,7 +22,11 @@ MOST_LABELS = 22_000
 
 # Added to a channel's variance, as a share of the channels' mean variance: a channel that is
 # always 0 stays so.
-_EPSILON = 1e-5
+_VARIANCE_EPSILON = 1e-5
+
+# Adam's, far above 1e-8, which is the size of a gradient that is 0 but for rounding: that of a
+# label which no batch has had yet. Gradients of the others are of the order of 1 / batch.
+_ADAM_EPSILON = 1e-5
 
 
 class OnlineProbe(NamedTuple):
@@ -69,7 +73,7 @@ def _optimizer(features: int) -> optax.GradientTransformation:
     Channels have a variance of 1 here and Adam moves every weight by about its learning rate, so
     1 / D is what does that. docs/monitors.md has measurements.
     """
-    return optax.adam(1 / features)
+    return optax.adam(1 / features, eps=_ADAM_EPSILON)
 
 
 def probe_step(
@@ -121,7 +125,7 @@ def _standardise(x: jax.Array, axis_name: str) -> jax.Array:
     x = x - jax.lax.pmean(jnp.mean(x, axis=0), axis_name)
     variance = jax.lax.pmean(jnp.mean(x**2, axis=0), axis_name)
     # Not 0 of a representation that is the same for all pictures.
-    least = _EPSILON * jnp.mean(variance) + np.finfo(np.float32).tiny
+    least = _VARIANCE_EPSILON * jnp.mean(variance) + np.finfo(np.float32).tiny
     return x * jax.lax.rsqrt(variance + least)
 
 
