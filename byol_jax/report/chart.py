@@ -20,10 +20,19 @@ _COLOURS = ('#2563a8', '#c8641b', '#2b8a57', '#8250b8')
 
 
 class Line(NamedTuple):
-    """Points to join, in the order of x; `name` is for the legend, '' for none."""
+    """Points to join, in the order of x.
+
+    Attributes:
+      points: to join.
+      name: for the legend; '' for none.
+      colour: for CSS; '' for one of the chart's own.
+      dash: an SVG stroke-dasharray; '' for a solid line.
+    """
 
     points: Sequence[Point]
     name: str = ''
+    colour: str = ''
+    dash: str = ''
 
 
 class Level(NamedTuple):
@@ -129,14 +138,15 @@ def line_chart(
     for level in levels:
         parts.append(f'<path class="level" d="M{_LEFT} {up(level.height):.1f}H{WIDTH - _RIGHT}"/>')
     for number, line in enumerate(lines):
-        colour = _COLOURS[number % len(_COLOURS)]
+        colour = line.colour or _COLOURS[number % len(_COLOURS)]
+        dash = f' stroke-dasharray="{line.dash}"' if line.dash else ''
         drawn = [(across(x), up(y)) for x, y in line.points]
         if len(drawn) == 1:
             x, y = drawn[0]
             parts.append(f'<circle cx="{x:.1f}" cy="{y:.1f}" r="3" fill="{colour}"/>')
         elif drawn:
             joined = ' '.join(f'{x:.1f},{y:.1f}' for x, y in drawn)
-            parts.append(f'<polyline class="line" stroke="{colour}" points="{joined}"/>')
+            parts.append(f'<polyline class="line" stroke="{colour}"{dash} points="{joined}"/>')
         if line.name:
             parts.append(
                 f'<text x="{WIDTH - _RIGHT - 4}" y="{_TOP + 12 + 14 * number}" text-anchor="end" '

@@ -6,9 +6,9 @@ import html
 import math
 from collections.abc import Sequence
 
+from byol_jax.report.chart import Level, Line, Point, line_chart, thin
 from byol_jax.report.compare_run import SCALED_STD, RunRecord
 from byol_jax.report.compare_tables import metric_names
-from byol_jax.report.svg import Level, Line, Point, line_chart, thin
 
 # Okabe and Ito's colours, which are told apart with any colour vision (jfly.uni-koeln.de/color),
 # without their yellow, which is too light for a line on white. Further runs get other dashes.
