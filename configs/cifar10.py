@@ -12,8 +12,8 @@ arrays of 1,000 training and 200 test pictures a class, made of class folders by
     python examples/make_array.py --folder=DIR/train --output=train.npz --per_class=1000
     python examples/make_array.py --folder=DIR/test --output=test.npz --per_class=200
 
-and given by --config.data.path=train.npz --config.evaluate.data_path=test.npz. Its learning rate
-and tau are the best of four runs of 6 epochs (benchmarks/RESULTS.md).
+and given by --config.data.path=train.npz --config.evaluate.data_path=test.npz. How its learning
+rate, tau and first weights were found: benchmarks/RESULTS.md.
 """
 
 import ml_collections
@@ -44,7 +44,7 @@ def get_config(arg: str = '200') -> ml_collections.ConfigDict:
         view.blur = 0.0
     config.encoder.name = 'resnet18'
     config.encoder.kwargs = {'small_images': True}
-    config.optimizer.base_learning_rate = 2.0
+    config.optimizer.base_learning_rate = 4.0 if arg == 'cpu' else 2.0
     config.optimizer.weight_decay = 1e-6
     config.target.base_ema = TAU.get(arg, 0.9)
     config.evaluate.crop_fraction = 1.0
@@ -65,6 +65,7 @@ def _cpu(config: ml_collections.ConfigDict) -> None:
         'strides': (2, 2, 2),
         'width': 0.5,  # 32 channels in the stem and the first stage, then 64 and 128
         'small_images': True,
+        'zero_init_residual': False,
     }
     config.projector.hidden_size = 512
     config.projector.output_size = 128

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from byol_jax.data.bad_files import BadFile, BadFiles
+from byol_jax.data.draws import Photometric
 from byol_jax.data.quiet_tensorflow import tf
 from byol_jax.data.sources.base import Source
 from byol_jax.data.stream import NoPictureError, PairMaker
@@ -70,6 +71,7 @@ def batches(
     found: dict[int, Sequence[BadFile]] = {}
     shown: dict[int, int] = {}
     failures: dict[int, UserError] = {}
+    colors: dict[int, dict[str, Photometric]] = {}
 
     def pair(position: int, drawn: np.ndarray) -> tuple[np.ndarray, np.ndarray] | None:
         """The pair at a position, or None.
@@ -93,7 +95,9 @@ def batches(
 
     def batch_of(step: np.int64) -> tuple[np.ndarray, np.ndarray]:
         mine = positions(int(step))
-        drawn = maker.variates(mine).swapaxes(0, 1)
+        drawn = maker.variates(mine)
+        if on_device:
+            colors[int(step)] = maker.photometric(drawn)
         views = np.zeros((2, share, size, size, 3), np.uint8)
 
         rows = iter(range(share))
@@ -101,7 +105,7 @@ def batches(
         # A job for each worker, not for each row, which would wake this thread each time.
         def work() -> None:
             for row in rows:
-                made = pair(mine[row], drawn[row])
+                made = pair(mine[row], drawn[:, row])
                 if made is not None:
                     views[0, row], views[1, row] = made
 
@@ -136,7 +140,7 @@ def batches(
                     if position in failures:
                         raise failures[position]
                 examples = np.array([shown.pop(position) for position in mine], np.int32)
-                colors = maker.photometric(mine) if on_device else {}
-                yield {'view1': view1, 'view2': view2, 'example': examples} | colors
+                made = {'view1': view1, 'view2': view2, 'example': examples}
+                yield made | colors.pop(step, {})
         finally:
             closed = True

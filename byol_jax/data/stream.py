@@ -141,9 +141,13 @@ class PairMaker:
             height, width = picture.shape[:2]
             yield picture, view_params(view, height, width, u)
 
-    def photometric(self, positions: Sequence[int]) -> dict[str, Photometric]:
-        """What is drawn for the views at B positions beside the crop: {'colors1', 'colors2'}."""
-        both = zip(self._views, self.variates(positions), strict=True)
+    def photometric(self, drawn: np.ndarray) -> dict[str, Photometric]:
+        """What the views at B positions have beside the crop: {'colors1', 'colors2'}.
+
+        Args:
+          drawn: the positions' variates, float64 [2, B, VARIATES], of `variates`.
+        """
+        both = zip(self._views, drawn, strict=True)
         return {f'colors{n}': draw_photometric(view, u) for n, (view, u) in enumerate(both, 1)}
 
     def drawn(self, positions: Sequence[int], height: int, width: int) -> dict[str, Any]:

@@ -45,6 +45,8 @@ def encode_pairs(encode: Encode, source: Source, most: int, config: Any) -> Pair
       UserError: none can be read.
     """
     maker = PairMaker(source, config)
+    positions = _positions(source, maker, most)
+    drawn = dict(zip(positions, maker.variates(positions).swapaxes(0, 1), strict=True))
 
     def load(position: int) -> np.ndarray | list[BadFile]:
         try:
@@ -54,11 +56,10 @@ def encode_pairs(encode: Encode, source: Source, most: int, config: Any) -> Pair
         if loaded.bad:
             # Another picture stands in for this one, and has a place of its own.
             return [*loaded.bad]
-        return np.stack(maker.views(loaded.pictures, maker.variates([position])[:, 0]))
+        return np.stack(maker.views(loaded.pictures, drawn[position]))
 
     views: list[np.ndarray] = []
     bad: dict[str, BadFile] = {}
-    positions = _positions(source, maker, most)
     for _, made in in_batches(load, positions, config.evaluate.batch_size):
         pairs = [pair for pair in made if isinstance(pair, np.ndarray)]
         bad |= {file.file: file for pair in made if isinstance(pair, list) for file in pair}

@@ -111,7 +111,8 @@ def shown_views(
     """
     config, source = run.config, run.data.train
     maker = PairMaker(source, config)
-    own = zip(pictures, maker.variates(positions).swapaxes(0, 1), strict=True)
+    variates = maker.variates(positions)
+    own = zip(pictures, variates.swapaxes(0, 1), strict=True)
     if config.views.on == 'cpu':
         return [maker.views(*at) for at in own]
     if held_array(source) is not None:
@@ -122,7 +123,7 @@ def shown_views(
     else:
         crops = [maker.crops(*at) for at in own]
         first, second = map(np.stack, zip(*crops, strict=True))
-        batch = {'view1': first, 'view2': second, **maker.photometric(positions)}
+        batch = {'view1': first, 'view2': second, **maker.photometric(variates)}
         views = jax.jit(crop_views(config))(batch)
     return list(zip(np.asarray(views['view1']), np.asarray(views['view2']), strict=True))
 

@@ -1,0 +1,181 @@
+"""How long lightly's BYOL takes for configs/cifar10.py:cpu, beside ours, on the same machine.
+
+    python benchmarks/cifar10_lightly.py --train=train.npz [--steps=20] [--rounds=3]
+
+Both train the same network on the same pictures with batches of 128 pairs, and take turns, round by
+round: lightly's projection and prediction heads, loss, target update and views, with PyTorch's SGD
+and its DataLoader with two workers; and `python main.py --config=configs/cifar10.py:cpu`'s own
+pipeline and step. Prints seconds a step of both, medians of the rounds, and the median of each
+round's ratio. It says nothing of how well they learn.
+
+    pip install torch torchvision lightly
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import statistics
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
+from pathlib import Path
+from typing import Any
+
+# Before TensorFlow: after it, PyTorch's compiler (triton) crashes as it is loaded.
+import torch
+from lightly.loss import NegativeCosineSimilarity
+from lightly.models.modules import BYOLPredictionHead, BYOLProjectionHead
+from lightly.models.utils import deactivate_requires_grad, update_momentum
+from lightly.transforms import BYOLTransform, BYOLView1Transform, BYOLView2Transform
+from torch import nn
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+import jax
+import numpy as np
+from PIL import Image
+
+from byol_jax.data.bad_files import BadFiles
+from byol_jax.train.feed import open_feed
+from byol_jax.train.setup import build_run
+from byol_jax.train.step import make_train_step, replicate, shard_batch
+from configs import cifar10
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument('--train', type=Path, required=True)
+    parser.add_argument('--steps', type=int, default=20)
+    parser.add_argument('--rounds', type=int, default=3)
+    flags = parser.parse_args()
+    contenders: dict[str, Callable[[], Any]] = {
+        'lightly': lambda: lightly_steps(flags.train),
+        'byol_jax': lambda: own_steps(flags.train),
+    }
+    seconds: dict[str, list[float]] = {name: [] for name in contenders}
+    for _ in range(flags.rounds):
+        for name, start in contenders.items():
+            with start() as step:
+                for _ in range(3):
+                    step()
+                begun = time.perf_counter()
+                for _ in range(flags.steps):
+                    step()
+                seconds[name].append((time.perf_counter() - begun) / flags.steps)
+    for name, own in seconds.items():
+        print(f'{name:10} {statistics.median(own):.3f} s a step ({min(own):.3f} to {max(own):.3f})')
+    ratio = statistics.median(
+        a / b for a, b in zip(seconds['byol_jax'], seconds['lightly'], strict=True)
+    )
+    print(f'byol_jax / lightly: {ratio:.2f}')
+
+
+@contextmanager
+def own_steps(train: Path) -> Iterator[Callable[[], None]]:
+    config = cifar10.get_config('cpu')
+    with config.unlocked():
+        config.data.path = str(train)
+    run = build_run(config)
+    train_step = make_train_step(
+        run.byol,
+        run.training.optimizer,
+        run.training.schedule,
+        run.plan,
+        config.target.base_ema,
+        config.seed,
+    )
+    feed = open_feed(run, 0, BadFiles(run.data.train, 'image', 0.0))
+    compiled = feed.compile(train_step)
+    state = replicate(run.training.initial)
+
+    def step() -> None:
+        nonlocal state
+        batch = shard_batch(next(feed.batches), run.plan.device_count)
+        state, metrics = compiled(state, batch)
+        jax.block_until_ready(metrics)
+
+    with closing(feed.batches):
+        yield step
+
+
+class Block(nn.Module):
+    """A basic block with a projected shortcut, as in `byol_jax.models.resnet`."""
+
+    def __init__(self, before: int, after: int):
+        super().__init__()
+        self.branch = nn.Sequential(
+            nn.Conv2d(before, after, 3, 2, 1, bias=False),
+            nn.BatchNorm2d(after),
+            nn.ReLU(),
+            nn.Conv2d(after, after, 3, 1, 1, bias=False),
+            nn.BatchNorm2d(after),
+        )
+        self.shortcut = nn.Sequential(
+            nn.Conv2d(before, after, 1, 2, bias=False), nn.BatchNorm2d(after)
+        )
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.relu(self.branch(x) + self.shortcut(x))
+
+
+class Pairs(torch.utils.data.Dataset):
+    def __init__(self, train: Path):
+        self._images = np.load(train)['images']
+        views = {'input_size': 32, 'gaussian_blur': 0.0, 'min_scale': 0.2}
+        self._transform = BYOLTransform(BYOLView1Transform(**views), BYOLView2Transform(**views))
+
+    def __len__(self) -> int:
+        return len(self._images)
+
+    def __getitem__(self, index: int) -> Any:
+        return self._transform(Image.fromarray(self._images[index]))
+
+
+@contextmanager
+def lightly_steps(train: Path) -> Iterator[Callable[[], None]]:
+    encoder = nn.Sequential(
+        nn.Conv2d(3, 32, 3, 1, 1, bias=False),
+        nn.BatchNorm2d(32),
+        nn.ReLU(),
+        Block(32, 32),
+        Block(32, 64),
+        Block(64, 128),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+    )
+    online = nn.Sequential(encoder, BYOLProjectionHead(128, 512, 128))
+    predictor = BYOLPredictionHead(128, 512, 128)
+    target = copy.deepcopy(online)
+    deactivate_requires_grad(target)
+    optimizer = torch.optim.SGD(
+        [*online.parameters(), *predictor.parameters()], lr=0.06, momentum=0.9, weight_decay=5e-4
+    )
+    criterion = NegativeCosineSimilarity()
+    loader = torch.utils.data.DataLoader(
+        Pairs(train), 128, shuffle=True, drop_last=True, num_workers=2, persistent_workers=True
+    )
+
+    def endless() -> Iterator[Any]:
+        while True:
+            yield from loader
+
+    batches = endless()
+
+    def step() -> None:
+        view1, view2 = next(batches)
+        update_momentum(online, target, m=0.99)
+        with torch.no_grad():
+            targets = target(view1), target(view2)
+        predictions = predictor(online(view1)), predictor(online(view2))
+        loss = 0.5 * (criterion(predictions[0], targets[1]) + criterion(predictions[1], targets[0]))
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+
+    yield step
+
+
+if __name__ == '__main__':
+    main()
