@@ -33,7 +33,7 @@ from ml_collections import config_flags
 
 from byol_jax.cli import checked_flags, load_config
 from byol_jax.errors import UserError
-from byol_jax.train.monitor import Lidar, Monitors, monitored
+from byol_jax.train.monitor import Lidar, Monitors
 from byol_jax.train.setup import Run, build_run
 from byol_jax.train.step import make_train_step, pmap_step, replicate, shard_batch
 
@@ -45,7 +45,7 @@ class Side:
     """A run with its own state; watched by the monitors or not."""
 
     def __init__(self, run: Run, batch: Any, workdir: Path | None):
-        count = monitored(run.plan) if workdir else 0
+        count = run.plan.monitored if workdir else 0
         step = make_train_step(
             run.byol,
             run.training.optimizer,

@@ -11,6 +11,9 @@ from byol_jax.errors import UserError, did_you_mean
 # Paper, Appendix J: learning rates are given for a batch of 256 and scale linearly with the batch.
 REFERENCE_BATCH = 256
 
+# Examples of a batch that the monitors look at, at most (or one of every pass of every device).
+MONITORED_EXAMPLES = 256
+
 PRECISIONS = ('float32', 'bfloat16')
 # Where the views are made.
 PLACES = ('cpu', 'accelerator')
@@ -53,6 +56,19 @@ class Plan:
     log_steps: int
     evaluate_steps: int
     freeze_steps: int
+
+    @property
+    def monitored(self) -> int:
+        """Examples that each pass of each device hands out for the monitors, at least 1."""
+        passes = self.device_count * self.accumulate_steps
+        share = self.device_batch_size // self.accumulate_steps
+        return min(share, math.ceil(MONITORED_EXAMPLES / passes))
+
+    @property
+    def monitored_rows(self) -> int:
+        """Rows of features that process 0 measures: both views of its devices' examples."""
+        devices = self.device_count // self.process_count
+        return 2 * self.monitored * self.accumulate_steps * devices
 
     def epoch(self, step: int) -> float:
         """Epochs of data seen after `step` optimizer steps; the data set is one endless stream."""

@@ -214,6 +214,23 @@ def test_few_directions_are_a_collapse_too():
     assert '2.0 of 128 directions' in found['collapse'].evidence
 
 
+def test_few_rows_use_few_directions():
+    """RankMe of few rows is low for any network: two devices of 128 hosts would show 4 rows."""
+    config = sample_config(batch_size=2)
+    assert facts(config).monitored_rows == 4
+    assert by_name(records(4, rankme_projection=3.5), config) == {}
+    assert 'collapse' in by_name(records(4, rankme_projection=1.0, feature_std=0.01), config)
+
+
+def test_an_early_record_does_not_blame_the_stop_gradient():
+    """The target starts as the online network: a cosine of 1 at step 1 says nothing of the loss."""
+    collapsed = records(4, rankme_projection=2.0, update_norm=20.0)
+    history = [healthy(1, online_target_cosine=1.0), *collapsed]
+    assert 'learning rate' in by_name(history, sample_config())['collapse'].cause
+    never_apart = [{**record, 'online_target_cosine': 1.0} for record in collapsed]
+    assert 'stop-gradient' in by_name(never_apart, sample_config())['collapse'].cause
+
+
 def test_a_collapse_by_large_steps_names_the_learning_rate():
     """Where steps of more than a tenth of the weights came before, they are the likely cause."""
     history = [healthy(10, update_norm=20.0), *records(4, rankme_projection=2.0)[1:]]

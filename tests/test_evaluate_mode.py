@@ -326,6 +326,15 @@ def test_where_it_is_written(place, tmp_path):
     given = {'data__path': str(place / 'train'), 'data__held_out_fraction': 0.3}
     MODES['evaluate'](evaluation_request(place / 'encoder', tmp_path / 'w', **given))
     assert [p.name for p in (tmp_path / 'w').iterdir()] == ['evaluation.json']
+    MODES['evaluate'](evaluation_request(place / 'encoder', tmp_path / 'w', **given))
+    other = save_random_encoder(tmp_path / 'other', broken=True)
+    before = (tmp_path / 'w' / 'evaluation.json').read_bytes()
+    with pytest.raises(UserError, match=r'evaluation of another encoder, .*--output=FILE\.json'):
+        MODES['evaluate'](evaluation_request(other, tmp_path / 'w', **given))
+    assert (tmp_path / 'w' / 'evaluation.json').read_bytes() == before
+    (tmp_path / 'w' / 'evaluation.json').write_text('mine')
+    with pytest.raises(UserError, match=r'is no evaluation: it is not overwritten'):
+        MODES['evaluate'](evaluation_request(place / 'encoder', tmp_path / 'w', **given))
     (tmp_path / 'w' / 'config.json').write_text('{}')
     with pytest.raises(UserError, match=r'belongs to a run .*--output=FILE\.json'):
         MODES['evaluate'](evaluation_request(place / 'encoder', tmp_path / 'w', **given))

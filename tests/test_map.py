@@ -110,6 +110,13 @@ def test_section_says_what_is_missing():
     assert 'legend' not in map_section([Map('pca', 'By PCA', '', picture)], None)
 
 
+def test_a_folder_named_umap_is_no_package(monkeypatch, tmp_path):
+    """Such a folder in the working directory does not pass for umap-learn."""
+    (tmp_path / 'umap').mkdir()
+    monkeypatch.setattr(sys, 'path', [str(tmp_path)])
+    assert not plane.umap_installed()
+
+
 def test_umap_that_is_not_installed_is_said(monkeypatch):
     """Without umap-learn the error says how to get it."""
     monkeypatch.setattr(plane.importlib.util, 'find_spec', lambda name: None)

@@ -22,7 +22,6 @@ from byol_jax.evaluate.spectrum import lidar, unit_std
 from byol_jax.models.tap import TappedEncoder
 from byol_jax.plan import make_plan
 from byol_jax.train.monitor import (
-    EXAMPLES,
     LIDAR_PICTURES,
     LIDAR_VIEWS,
     Lidar,
@@ -30,7 +29,6 @@ from byol_jax.train.monitor import (
     NonFinite,
     check_finite,
     lidar_views,
-    monitored,
     on_host,
 )
 from byol_jax.train.setup import build_training
@@ -142,7 +140,7 @@ def test_the_step_hands_out_the_features_of_its_batch():
     rng = np.random.default_rng(0)
     batch = {view: rng.integers(0, 256, (16, 8, 8, 3), np.uint8) for view in ('view1', 'view2')}
     step = make_train_step(
-        byol, training.optimizer, training.schedule, plan, 0.9, 0, monitored=monitored(plan)
+        byol, training.optimizer, training.schedule, plan, 0.9, 0, monitored=plan.monitored
     )
     given, shares = jax.tree.map(np.array, training.initial), shard_batch(batch, 2)
     compiled = pmap_step(step, monitored=True).lower(given, shares).compile(QUICK)
@@ -180,8 +178,8 @@ def test_the_step_hands_out_the_features_of_its_batch():
 def test_how_many_examples_are_looked_at(batch, devices, passes, expected):
     """Of all devices and passes together 256 of a batch, evenly, or all of a smaller one."""
     config = make_config(batch_size=batch, accumulate_steps=passes)
-    assert monitored(make_plan(config, 10_000, devices)) == expected
-    assert min(EXAMPLES, batch) <= expected * devices * passes <= max(EXAMPLES, devices * passes)
+    assert make_plan(config, 10_000, devices).monitored == expected
+    assert min(256, batch) <= expected * devices * passes <= max(256, devices * passes)
 
 
 def test_spread_of_statistics():

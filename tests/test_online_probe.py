@@ -19,7 +19,6 @@ from byol_jax.data.sources.base import Cached, Subset
 from byol_jax.errors import BadPicture
 from byol_jax.plan import make_plan
 from byol_jax.train.feed import open_feed
-from byol_jax.train.monitor import monitored
 from byol_jax.train.online_probe import (
     MOST_LABELS,
     labels_of_probe,
@@ -105,7 +104,7 @@ def compiled(devices, accumulate_steps, probing):
     byol, plan = make_byol(), make_plan(config, tiny_runs.PICTURES, devices)
     training = build_training(config, plan, byol)
     step = make_train_step(
-        byol, training.optimizer, training.schedule, plan, 0.9, config.seed, monitored(plan)
+        byol, training.optimizer, training.schedule, plan, 0.9, config.seed, plan.monitored
     )
     state, batch = training.initial, make_batch(0)
     if probing:

@@ -24,7 +24,7 @@ from byol_jax.evaluate.retrieval import recall
 from byol_jax.plan import make_plan
 from byol_jax.report.progress import Stopwatch
 from byol_jax.train import periodic
-from byol_jax.train.periodic import Periodic, due, knn, other_views
+from byol_jax.train.periodic import Periodic, accuracy_of, due, other_views
 
 
 def plan(every_steps: int, log_steps: int, total_steps: int = 100):
@@ -161,18 +161,15 @@ def test_a_pool_too_small_says_nothing():
     assert other_views(colour, data_of(Flat(5)), flat_config()) == {}
 
 
-def test_knn_needs_labels_and_held_out_pictures():
+def test_accuracy_needs_labels_and_held_out_pictures():
     """The accuracy is that of the table at the end; without labels or held-out pictures there is
-    none, and nothing is encoded for it."""
+    none."""
     config = flat_config()
-    data = data_of(Flat(60), Flat(60))
-    assert knn(colour, data, config) == {'knn_20': evaluate(colour, data, config).accuracy}
-
-    def never(images):
-        raise AssertionError('encoded')
-
-    assert knn(never, data_of(Flat(30)), config) == {}
-    assert knn(never, data_of(Mixed(), Mixed()), config) == {}
+    found = evaluate(colour, data_of(Flat(60), Flat(60)), config)
+    assert accuracy_of(found, config) == {'knn_20': found.accuracy}
+    assert found.accuracy > 0.5
+    for data in (data_of(Flat(30)), data_of(Mixed(), Mixed())):
+        assert accuracy_of(evaluate(colour, data, config), config) == {}
 
 
 @pytest.fixture
@@ -208,7 +205,26 @@ def test_bad_pictures_do_not_stop_a_run(measured, capsys):
     assert values == {}
     said = capsys.readouterr().out
     assert 'evaluated at step 10' in said
-    assert 'nothing. None of 8 pictures can be read' in said
+    assert said.count('None of 8 pictures can be read') == 2
+
+
+def test_one_figure_does_not_take_the_other_with_it(measured, monkeypatch, capsys):
+    """Where labels cannot be used, views are sought all the same, and the reverse."""
+
+    def refused(*_):
+        raise UserError('refused')
+
+    with monkeypatch.context() as patch:
+        patch.setattr(periodic, 'evaluate', refused)
+        values, _ = measured(data_of(Flat(30), Flat(30)))
+        assert values == {'recall_1': 1.0, 'recall_5': 1.0}
+    with monkeypatch.context() as patch:
+        patch.setattr(periodic, 'encode_pairs', refused)
+        values, _ = measured(data_of(Flat(30), Flat(30)))
+        assert values.keys() == {'knn_20'}
+    said = capsys.readouterr().out
+    assert 'no neighbours. refused' in said
+    assert 'no views. refused' in said
 
 
 EVERY = '--config.evaluate.every_epochs=0.08'

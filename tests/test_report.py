@@ -283,11 +283,14 @@ def test_update_share_is_drawn():
 def test_evaluation_table(tmp_path):
     """evaluation.json and the last evaluation during training are shown; other files are named."""
     assert evaluation_section(tmp_path, [record(10)]) == ''
-    records = [record(10, knn_200=0.5), record(20, knn_200=0.625, recall_1=0.25), record(30)]
+    probed = record(30, online_probe_accuracy=0.875)
+    records = [record(10, knn_200=0.5), record(20, knn_200=0.625, recall_1=0.25), probed]
     text = evaluation_section(tmp_path, records)
     assert '62.5%' in text
     assert '25.0%' in text
     assert 'last at step 20' in text
+    assert '87.5%' in text
+    assert 'last at step 30' in text
     evaluation = {
         'encoder': 'runs/<x>/encoder',
         'weights_sha256': 'ab' * 32,
@@ -302,6 +305,13 @@ def test_evaluation_table(tmp_path):
     for foreign in ('[1]', '{"metrics": 3}', 'no json'):
         (tmp_path / 'evaluation.json').write_text(foreign)
         assert 'is not what --mode=evaluate writes' in evaluation_section(tmp_path, [])
+
+
+def test_names_that_are_no_utf8_are_shown(tmp_path):
+    """A file or class folder may have any bytes in its name: the page is written all the same."""
+    name = b'caf\xe9.png'.decode(errors='surrogateescape')
+    write_page(tmp_path / 'report.html', 'BYOL', [f'<p>{name}</p>'])
+    assert r'<p>caf\udce9.png</p>' in (tmp_path / 'report.html').read_text(encoding='utf-8')
 
 
 def test_spectrum_names_rankme():
@@ -431,6 +441,10 @@ def test_report_of_a_run_under_way(live, tmp_path):
         'warmup_steps',
     ):
         assert part in text
+    live.show(['<p>found at 40</p>'])
+    live.update(50, watch)
+    live.stopped('killed')
+    assert '<p>found at 40</p>' in path.read_text()
     again = RunReport(live._run, tmp_path, 'again')
     again.begin(40)
     assert 'Starting at step 40' in path.read_text()

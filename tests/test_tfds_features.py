@@ -8,7 +8,7 @@ import tensorflow_datasets as tfds
 from tfds_sets import builder_class, image, noise, prepare
 
 from byol_jax.data.sources.base import Subset
-from byol_jax.data.sources.build import build_data
+from byol_jax.data.sources.build import Data, build_data
 from byol_jax.data.sources.tfds import Tfds
 from byol_jax.errors import BadPicture, UserError
 from configs import default
@@ -228,6 +228,8 @@ def test_labels_that_are_not_public(folder):
     """A split whose labels are all -1 has none; where only some are, the first is named."""
     assert Tfds('byol_set_hidden', 'train', folder).labels is None
     source = Tfds('byol_set_hidden', 'train', folder, label_key='some')
+    with pytest.raises(UserError, match='have no label'):
+        Data(source, Subset(source, np.arange(0))).check_labels()
     with pytest.raises(UserError, match=r'2 of 6 .* no label .*byol_set_hidden #\d') as caught:
         _ = source.labels
     first = int(str(caught.value).split('byol_set_hidden #')[1][0])

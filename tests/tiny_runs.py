@@ -15,7 +15,7 @@ from byol_jax.evaluate.monitors import measure
 from byol_jax.models.mlp import MLP
 from byol_jax.models.tap import TappedEncoder
 from byol_jax.plan import make_plan
-from byol_jax.train.monitor import monitored, on_host
+from byol_jax.train.monitor import on_host
 from byol_jax.train.networks import adapted_params, build_optimizer
 from byol_jax.train.setup import build_training
 from byol_jax.train.step import AXIS, make_train_step, pmap_step, shard_batch
@@ -153,7 +153,7 @@ def run(config: Any, byol: Byol, devices: int = 1, stop: int | None = None, jump
             plan,
             config.target.base_ema,
             config.seed,
-            monitored(plan),
+            plan.monitored,
         ),
         monitored=True,
     )

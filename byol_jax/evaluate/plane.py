@@ -62,7 +62,9 @@ def pca(features: np.ndarray) -> Plane:
 
 def umap_installed() -> bool:
     """Whether `umap` can be had: umap-learn is an extra of this package."""
-    return importlib.util.find_spec('umap') is not None
+    spec = importlib.util.find_spec('umap')
+    # Without an origin it is no more than a folder of that name.
+    return spec is not None and spec.origin is not None
 
 
 def umap(features: np.ndarray, seed: int = 0) -> np.ndarray:

@@ -47,7 +47,7 @@ class Facts(NamedTuple):
     Attributes:
       batch_size: examples an optimizer step. passes: accumulate_steps.
       device_count: devices of all processes.
-      projection_size: P.
+      projection_size: P. monitored_rows: of features that RankMe is taken of.
       warmup_steps: of the learning rate.
       base_learning_rate, weight_decay, base_ema: of the config.
       workers: examples prepared in parallel. cores: of this host.
@@ -58,6 +58,7 @@ class Facts(NamedTuple):
     passes: int
     device_count: int
     projection_size: int
+    monitored_rows: int
     warmup_steps: int
     base_learning_rate: float
     weight_decay: float
@@ -78,6 +79,7 @@ def facts_of(config: Any, plan: Plan) -> Facts:
         passes=plan.accumulate_steps,
         device_count=plan.device_count,
         projection_size=config.projector.output_size,
+        monitored_rows=plan.monitored_rows,
         warmup_steps=plan.warmup_steps,
         base_learning_rate=config.optimizer.base_learning_rate,
         weight_decay=config.optimizer.weight_decay,

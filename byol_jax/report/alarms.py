@@ -34,16 +34,17 @@ def collapse(history: History, facts: Facts) -> Alarm | None:
     Measured by the last two records: the feature std times sqrt(P) (healthy: 0.74 to 0.83 in the
     sample run, 0.8 to 0.86 in the tiny runs of the tests; SimSiam, arXiv:2011.10566, Figure 2:
     near 1; broken: below 0.25), and RankMe of the projections (healthy: 21 and more of 128, 7.9 of
-    16; broken: 2.1 and less of 16).
+    16; broken: 2.1 and less of 16). Of few rows RankMe is at most their number.
     """
     if not judged(history):
         return None
     size = facts.projection_size
     share = max(share_of_std(record, facts) for record in history[-2:])
     rank = max(record['rankme_projection'] for record in history[-2:])
-    if share >= 0.5 and rank >= min(5, size / 4):
+    most = min(size, facts.monitored_rows)
+    if share >= 0.5 and rank >= min(5, most / 4):
         return None
-    severe = share < 0.3 or rank < min(3, size / 6)
+    severe = share < 0.3 or rank < min(3, most / 6)
     early = history[-1]['step'] <= facts.warmup_steps
     cause, remedy = _cause_of_collapse(history, facts)
     return _alarm(
@@ -51,7 +52,7 @@ def collapse(history: History, facts: Facts) -> Alarm | None:
         'collapse',
         ALARM if severe and not early else WATCH,
         f'the feature std is {share:.0%} of 1/sqrt({size}) (healthy: 70 % and more) and the '
-        f'projections use {rank:.1f} of {size} directions (RankMe), at a loss of '
+        f'projections use {rank:.1f} of {most} directions (RankMe), at a loss of '
         f'{history[-1]["loss"]:.3g}',
         cause,
         remedy,
@@ -256,8 +257,11 @@ _RULES = (
 
 
 def _cause_of_collapse(history: History, facts: Facts) -> tuple[str, str]:
-    """The likely cause and the remedy, by what the first record already shows."""
-    first = history[0]
+    """The likely cause and the remedy, by what the first judged record already shows.
+
+    Not by an earlier one: the target starts as the online network.
+    """
+    first = next(r for r in history if r['step'] >= FIRST_STEP)
     if first['prediction_projection_cosine'] > 0.9999:
         return (
             f'the predictor does nothing: predictions equal projections since step {first["step"]}',

@@ -88,7 +88,9 @@ def write_page(path: Path, runs: Sequence[RunRecord], tables: Sequence[Table]) -
 {_commands(runs)}
 </body></html>
 """
-    write_whole(path, lambda partial: partial.write_text(body, encoding='utf-8'))
+    # A file's name need not be valid UTF-8.
+    text = body.encode(errors='backslashreplace')
+    write_whole(path, lambda partial: partial.write_bytes(text))
 
 
 def _name(number: int, run: RunRecord) -> str:

@@ -42,8 +42,8 @@ GROUPS: dict[str, tuple[Curve, ...]] = {
         Curve('knn_200', '200 nearest neighbours', 'accuracy on held-out pictures', True),
         Curve('online_probe_accuracy', 'Online probe', 'accuracy of a linear classifier', True),
         Curve('online_probe_loss', 'Online probe, loss', 'cross-entropy of that classifier', True),
-        Curve('recall_1', 'Recall at 1', 'the nearest picture has the same label', True),
-        Curve('recall_5', 'Recall at 5', 'one of the nearest five has the same label', True),
+        Curve('recall_1', 'Recall at 1', 'its other view is the nearest picture', True),
+        Curve('recall_5', 'Recall at 5', 'its other view is among the nearest five', True),
     ),
     'Features': (
         Curve('feature_std', 'Feature std', 'of projections at unit length; 0 is collapse', True),

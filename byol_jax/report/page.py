@@ -85,7 +85,9 @@ def write_page(path: Path, title: str, sections: Sequence[str]) -> None:
 {chr(10).join(section for section in sections if section)}
 </body></html>
 """
-    write_whole(path, lambda partial: partial.write_text(body, encoding='utf-8'))
+    # A file's name need not be valid UTF-8.
+    text = body.encode(errors='backslashreplace')
+    write_whole(path, lambda partial: partial.write_bytes(text))
 
 
 def progress_section(step: int, total: int, words: str) -> str:

@@ -13,6 +13,12 @@ from byol_jax.report.alarm import History
 # Metrics that are shares of pictures, by how their names begin.
 _SHARES = ('knn_', 'linear', 'probe', 'ridge', 'recall_', 'online_probe_accuracy')
 
+# Metrics of records that are measured at different steps, by how their names begin.
+_DURING_TRAINING = (
+    (('knn_', 'recall_'), 'During training'),
+    (('online_probe_accuracy',), 'The classifier that trains along'),
+)
+
 
 class Result(NamedTuple):
     """A row of the before/after table; accuracy in [0, 1], std of unit-length features."""
@@ -27,7 +33,7 @@ def results_text(results: Sequence[Result]) -> str:
     width = max(len(r.name) for r in results)
     lines = [f'{"encoder":<{width}}  nearest-neighbour accuracy  feature std']
     for r in results:
-        accuracy = 'no labels' if r.accuracy is None else f'{r.accuracy:.1%}'
+        accuracy = 'not measured' if r.accuracy is None else f'{r.accuracy:.1%}'
         lines.append(f'{r.name:<{width}}  {accuracy:>26}  {r.feature_std:>11.4f}')
     return '\n'.join(lines)
 
@@ -36,7 +42,7 @@ def results_section(results: Sequence[Result], protocol: str) -> str:
     """The before/after table as HTML, and a sentence on how its accuracy was measured."""
     rows = ''.join(
         f'<tr><td>{html.escape(r.name)}</td><td class="number">'
-        f'{"no labels" if r.accuracy is None else f"{r.accuracy:.1%}"}</td>'
+        f'{"not measured" if r.accuracy is None else f"{r.accuracy:.1%}"}</td>'
         f'<td class="number">{r.feature_std:.4f}</td></tr>'
         for r in results
     )
@@ -62,11 +68,12 @@ def evaluation_section(workdir: Path, records: History) -> str:
                 '<p class="note">evaluation.json is not what --mode=evaluate writes: '
                 f'{html.escape(f"{type(error).__name__}: {error}")}</p>'
             )
-    evaluated = [r for r in records if any(_is_share(name) for name in r)]
-    if evaluated:
-        last = evaluated[-1]
-        metrics = {name: value for name, value in last.items() if _is_share(name)}
-        parts.append(_table(metrics, f'During training, last at step {last["step"]:,}.'))
+    for begins, what in _DURING_TRAINING:
+        measured = [r for r in records if any(name.startswith(begins) for name in r)]
+        if measured:
+            last = measured[-1]
+            metrics = {name: value for name, value in last.items() if name.startswith(begins)}
+            parts.append(_table(metrics, f'{what}, last at step {last["step"]:,}.'))
     return f'<h2>Evaluation</h2>{"".join(parts)}' if parts else ''
 
 

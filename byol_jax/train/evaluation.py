@@ -31,6 +31,8 @@ FORMAT = 'byol_jax evaluation 1'
 # Fewer queries than this give a rough figure only.
 _ROUGH = 100
 
+_ELSEWHERE = 'Add --output=FILE.json, or another --workdir=DIR.'
+
 
 def evaluate_encoder(
     config: Any, workdir: Path, encoder_folder: Path | None, output: Path | None, command: str
@@ -51,6 +53,8 @@ def evaluate_encoder(
     folder = encoder_folder or workdir / 'encoder'
     path = _place(workdir, encoder_folder, output)
     encoder = load_encoder(folder)
+    if output is None and encoder_folder is not None:
+        _check_not_of_another(path, encoder, str(folder))
     config = config.copy_and_resolve_references()
     config.views.image_size = encoder.description['image_size']
     data = build_data(config)
@@ -102,9 +106,27 @@ def _place(workdir: Path, encoder: Path | None, output: Path | None) -> Path:
     if another and ((workdir / 'config.json').exists() or own.exists()):
         raise UserError(
             f'{workdir} belongs to a run with an encoder of its own, whose evaluation.json would '
-            f'be lost to that of {encoder}. Add --output=FILE.json, or another --workdir=DIR.'
+            f'be lost to that of {encoder}. {_ELSEWHERE}'
         )
     return path
+
+
+def _check_not_of_another(path: Path, encoder: Encoder, folder: str) -> None:
+    """Raises UserError if what is there is of another folder's weights, or no evaluation."""
+    if not path.exists():
+        return
+    try:
+        there = json.loads(path.read_bytes())
+        sha256 = there['weights_sha256']
+    except (ValueError, TypeError, KeyError):
+        raise UserError(
+            f'{path} is there, and is no evaluation: it is not overwritten. {_ELSEWHERE}'
+        ) from None
+    if sha256 != encoder.weights_sha256 and there.get('encoder') != folder:
+        raise UserError(
+            f'{path} is the evaluation of another encoder, {there.get("encoder")} (weights sha256 '
+            f'{str(sha256)[:12]}...), and would be lost. {_ELSEWHERE}'
+        )
 
 
 def _about(encoder: Encoder, folder: str) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -99,30 +100,49 @@ def finish_report(
         Result(last, after.accuracy, after.feature_std),
     ]
     protocol = f'{describe(after, run.config)} Both encoders are measured alike.'
-    spectra = [
-        Spectrum(name, singular_values(evaluation.features))
-        for name, evaluation in ((first, before), (last, after))
-    ]
-    key = run.config.data.pair_keys[0]
-    rows = _shown_neighbours(after, key)
-    maps, colours, missing = _maps(after, key)
-    log.picture('neighbours', neighbours_picture(rows, _THUMBNAIL), run.plan.total_steps)
-    for each in maps:
-        log.picture(f'map/{each.name}', each.picture, run.plan.total_steps)
-    report.finished(
-        results_section(results, protocol),
-        [
-            spectrum_section(spectra, len(after.features)),
-            map_section(maps, colours, missing),
-            neighbours_section(rows),
-        ],
-        bad_files,
+    found = show_evaluations(
+        {first: before, last: after}, run, log, run.plan.total_steps, with_umap=True
     )
+    report.finished(results_section(results, protocol), found, bad_files)
     write_results(workdir, [result._asdict() for result in results], protocol)
     return f'{results_text(results)}\n{protocol}'
 
 
-def _maps(evaluation: Evaluation, key: str) -> tuple[list[Map], Legend | None, str]:
+def show_evaluations(
+    evaluations: Mapping[str, Evaluation],
+    run: Run,
+    log: MetricsLog,
+    step: int,
+    with_umap: bool,
+) -> list[str]:
+    """Spectrum, map of the embeddings and nearest neighbours, as HTML; the pictures go to the log.
+
+    Args:
+      evaluations: of encoders, by name. The spectrum shows all, the others the last one.
+      run: theirs. log: for the pictures. step: that the last one is of.
+      with_umap: a map by UMAP too, which may take a minute.
+    """
+    spectra = [
+        Spectrum(name, singular_values(evaluation.features))
+        for name, evaluation in evaluations.items()
+    ]
+    last = [*evaluations.values()][-1]
+    key = run.config.data.pair_keys[0]
+    rows = _shown_neighbours(last, key)
+    maps, colours, missing = _maps(last, key, with_umap)
+    log.picture('neighbours', neighbours_picture(rows, _THUMBNAIL), step)
+    for each in maps:
+        log.picture(f'map/{each.name}', each.picture, step)
+    return [
+        spectrum_section(spectra, len(last.features)),
+        map_section(maps, colours, missing),
+        neighbours_section(rows),
+    ]
+
+
+def _maps(
+    evaluation: Evaluation, key: str, with_umap: bool
+) -> tuple[list[Map], Legend | None, str]:
     """The maps of the gallery, their colours if there are labels, and what could not be made."""
     gallery, features = evaluation.gallery, evaluation.features
     positions = sampled(len(gallery))
@@ -144,6 +164,8 @@ def _maps(evaluation: Evaluation, key: str) -> tuple[list[Map], Legend | None, s
             map_picture(thumbnails, plane.places[shown], borders),
         )
     ]
+    if not with_umap:
+        return maps, colours, ''
     if not umap_installed():
         return maps, colours, UMAP_MISSING
     if len(features) < UMAP_FEWEST:

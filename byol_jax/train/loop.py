@@ -27,7 +27,7 @@ from byol_jax.report.weights_and_biases import check_wandb
 from byol_jax.train.bad_files import BadFilesLog
 from byol_jax.train.checkpoint import Checkpoints
 from byol_jax.train.feed import open_feed
-from byol_jax.train.finish import draw_views, finish_report
+from byol_jax.train.finish import draw_views, finish_report, show_evaluations
 from byol_jax.train.hosts import (
     check_same_everywhere,
     is_main,
@@ -36,7 +36,7 @@ from byol_jax.train.hosts import (
     stop_together,
     wait_for_all,
 )
-from byol_jax.train.monitor import Monitors, NonFinite, check_finite, monitored
+from byol_jax.train.monitor import Monitors, NonFinite, check_finite
 from byol_jax.train.networks import online_encoder
 from byol_jax.train.online_probe import too_many_labels, without_unlabelled
 from byol_jax.train.periodic import Periodic
@@ -65,6 +65,7 @@ def train(config: Any, workdir: Path, command: str) -> None:
     if config.log.wandb:
         check_wandb()
     run = build_run(config)
+    run.data.check_labels()
     report = RunReport(run, workdir, command)
     bad_log = BadFilesLog(run.data, config, workdir)
     data = fingerprint(run.data)
@@ -160,7 +161,7 @@ def _fit(
             plan,
             config.target.base_ema,
             config.seed,
-            monitored(plan),
+            plan.monitored,
         ),
         monitored=True,
     )
@@ -206,6 +207,7 @@ def _fit(
                 values = record | monitors.measure(step, record, features, state)
                 values |= {'bad_files': len(bad_files)} | periodic(step, state, watch)
                 monitors.judge(_log(run, log, watch, step, values))
+                _show(run, log, report, periodic, step, watch)
                 report.update(step, watch)
                 # Of several processes only now does each know what all have found.
                 too_many = not last and bad_files.too_many()
@@ -252,6 +254,24 @@ def _log(
     return record
 
 
+def _show(
+    run: Run,
+    log: MetricsLog | None,
+    report: RunReport,
+    periodic: Periodic,
+    step: int,
+    watch: Stopwatch,
+) -> None:
+    """Has the report show what was just found of pictures, if anything was; the end does better."""
+    found, periodic.found = periodic.found, None
+    if found is None or log is None or step == run.plan.total_steps:
+        return
+    began = time.perf_counter()
+    name = f'step {step:,}'
+    report.show(show_evaluations({name: found}, run, log, step, with_umap=False))
+    watch.paused(time.perf_counter() - began)
+
+
 def _finish(
     run: Run,
     state: TrainState,
@@ -267,6 +287,10 @@ def _finish(
     try:
         before = evaluate(online_encoder(run.config, run.training.initial), run.data, run.config)
         after = evaluate(trained, run.data, run.config)
+        # Those of held-out pictures are found only here.
+        bad_log.bad_files.add(before.bad + after.bad)
+        bad_log.close()
+        text = finish_report(run, workdir, report, log, before, after, len(bad_log.bad_files))
     except UserError as error:
         why = (
             f'Training is done and the encoder is in {workdir / "encoder"}, but it could not be '
@@ -274,10 +298,6 @@ def _finish(
         )
         report.stopped(why)
         raise UserError(why) from error
-    # Those of held-out pictures are found only here.
-    bad_log.bad_files.add(before.bad + after.bad)
-    bad_log.close()
-    text = finish_report(run, workdir, report, log, before, after, len(bad_log.bad_files))
     say(
         f'\n{text}\n\nencoder: {workdir / "encoder"} (weights sha256 {trained.weights_sha256})\n'
         f'report:  {workdir / "report.html"}'

@@ -23,16 +23,12 @@ from byol_jax.errors import UserError
 from byol_jax.evaluate.monitors import measure
 from byol_jax.evaluate.spectrum import lidar
 from byol_jax.models.network import path_name
-from byol_jax.plan import Plan
 from byol_jax.report.alarm import Record, facts_of
 from byol_jax.report.alarm_log import AlarmLog
 from byol_jax.report.alarms import non_finite
 from byol_jax.train.hosts import is_main, say
 from byol_jax.train.setup import Run
 from byol_jax.train.state import TrainState
-
-# Examples of a batch that the monitors look at, at most (or one of every pass of every device).
-EXAMPLES = 256
 
 # LiDAR's pictures and views of each. arXiv:2312.04000 takes about 1,000 and 50, which cost as much
 # as many training steps; with 100 the rank is at most 99.
@@ -50,7 +46,7 @@ class NonFinite(UserError):
             f'The loss of step {step} is {values["loss"]:.4g} (gradient norm '
             f'{values["gradient_norm"]:.3g}, learning rate {values["learning_rate"]:.3g})'
             f'{f", and {what} is not finite" if what else ""}. '
-            'Training stopped; the last checkpoint is from before it. Lower '
+            'Training stopped, and nothing of this step is saved. Lower '
             'optimizer.base_learning_rate or lengthen the warm-up, in a new workdir.'
         )
         self.step, self.values = step, dict(values) | ({what: math.nan} if what else {})
@@ -138,13 +134,6 @@ class Monitors:
         """Says and writes that a run stops; `saved` is the step of its newest checkpoint, or 0."""
         if self._log is not None:
             say(self._log.add(non_finite(error.step, error.values, self._facts, saved)))
-
-
-def monitored(plan: Plan) -> int:
-    """Examples that each pass of each device hands out (`make_train_step`), at least 1."""
-    passes = plan.device_count * plan.accumulate_steps
-    share = plan.device_batch_size // plan.accumulate_steps
-    return min(share, math.ceil(EXAMPLES / passes))
 
 
 def on_host(features: Features) -> dict[str, np.ndarray]:

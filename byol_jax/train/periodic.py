@@ -12,7 +12,7 @@ from byol_jax.data.sources.build import Data
 from byol_jax.errors import UserError
 from byol_jax.evaluate.features import Encode
 from byol_jax.evaluate.measures import RECALL_AT
-from byol_jax.evaluate.protocol import compared, evaluate
+from byol_jax.evaluate.protocol import Evaluation, evaluate
 from byol_jax.evaluate.retrieval import recall
 from byol_jax.evaluate.views import encode_pairs
 from byol_jax.plan import Plan
@@ -36,6 +36,8 @@ class Periodic:
 
     def __init__(self, run: Run):
         self._run = run
+        # The neighbours of the last time, for who shows them: may be taken away.
+        self.found: Evaluation | None = None
 
     def __call__(self, step: int, state: TrainState, watch: Stopwatch) -> dict[str, float]:
         """'knn_K' and 'recall_K' (`knn`, `other_views`) after a logged step, if they are due.
@@ -58,14 +60,23 @@ class Periodic:
             return np.asarray(encoder.compiled(variables, images))
 
         data, config = self._run.data, self._run.config
+        found: dict[str, float] = {}
+        said: list[str] = []
+        # One of them must not take the other with it.
         try:
-            found = knn(encode, data, config) | other_views(encode, data, config)
-            said = '  '.join(f'{name} {value:.3f}' for name, value in found.items())
+            self.found = evaluate(encode, data, config)
+            found |= accuracy_of(self.found, config)
         except UserError as error:
-            found, said = {}, f'nothing. {error}'
+            said.append(f'no neighbours. {error}')
+        try:
+            found |= other_views(encode, data, config)
+        except UserError as error:
+            said.append(f'no views. {error}')
+        figures = '  '.join(f'{name} {value:.3f}' for name, value in found.items())
         seconds = time.perf_counter() - began
         watch.paused(seconds)
-        say(f'evaluated at step {step} in {duration(seconds)}: {said or "too few pictures"}')
+        words = '; '.join(filter(None, [figures, *said]))
+        say(f'evaluated at step {step} in {duration(seconds)}: {words or "too few pictures"}')
         return found
 
 
@@ -77,16 +88,9 @@ def due(plan: Plan, step: int) -> bool:
     return step // plan.evaluate_steps > logged_before // plan.evaluate_steps
 
 
-def knn(encode: Encode, data: Data, config: Any) -> dict[str, float]:
-    """{'knn_K': accuracy of the table at the end}; nothing without labels or pictures to classify.
-
-    Raises:
-      UserError: no picture of the training part, or none to classify, can be read.
-    """
-    if not len(compared(data)[1]) or not data.train.label_names:
-        return {}
-    accuracy = evaluate(encode, data, config).accuracy
-    return {} if accuracy is None else {f'knn_{config.evaluate.knn_k[0]}': accuracy}
+def accuracy_of(found: Evaluation, config: Any) -> dict[str, float]:
+    """{'knn_K': accuracy of the table at the end}; nothing where there is none."""
+    return {} if found.accuracy is None else {f'knn_{config.evaluate.knn_k[0]}': found.accuracy}
 
 
 def other_views(encode: Encode, data: Data, config: Any) -> dict[str, float]:

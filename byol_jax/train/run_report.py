@@ -51,6 +51,7 @@ class RunReport:
         self._facts = facts_of(run.config, run.plan)
         self._config = resolve(run.config)
         self._views = ''
+        self._found: Sequence[str] = ()
         self._started = time.perf_counter()
         self._due = 0.0
         self._failed = False
@@ -78,6 +79,11 @@ class RunReport:
             f'{self._run.plan.epoch(step):.1f}{left}.',
         )
         watch.paused(time.perf_counter() - now)
+
+    def show(self, found: Sequence[str]) -> None:
+        """Has the pages from now on show what the encoder makes of pictures: HTML sections."""
+        self._found = found
+        self._due = 0.0
 
     def stopped(self, why: str) -> None:
         """Writes the page of a run that ends before its last step."""
@@ -134,7 +140,7 @@ class RunReport:
             with Image.open(workdir / 'views.png') as picture:
                 self._views = data_uri(picture)
         when = time.strftime('%Y-%m-%d %H:%M:%S')
-        if not found:
+        if not results:
             words += (
                 f' Written at {when}; reload this page for what came since. A run under way writes '
                 'it about once a minute. If the run was killed, the same command goes on.'
@@ -150,7 +156,7 @@ class RunReport:
                 facts_section(self._summary(bad_files, records)),
                 curves_section(records, facts, alarms),
                 views_section(self._views),
-                *found,
+                *(found or self._found),
                 again_section(self._command, self._config),
             ],
         )

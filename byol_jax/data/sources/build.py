@@ -24,6 +24,9 @@ from byol_jax.errors import UserError, did_you_mean
 
 SOURCES = ('sample', 'folder', 'video', 'tfds', 'array')
 
+# Examples whose labels are looked at before a run begins.
+_LABELS_CHECKED = 64
+
 _WAYS_OUT = (
     'Three ways out: (1) run where the network is reachable, and TFDS downloads DIV2K by itself; '
     '(2) give the official folders with --config.data.path=DIR, where DIR holds DIV2K_train_HR; '
@@ -57,6 +60,17 @@ class Data(NamedTuple):
     def everything(self) -> Source:
         """What both parts were taken from."""
         return self.train.source if isinstance(self.train, Subset) else self.train
+
+    def check_labels(self) -> None:
+        """Reads a few examples' labels, evenly spaced: what is wrong with them shows early.
+
+        Raises:
+          UserError: some have a label, and some have none.
+        """
+        for source in (self.everything, *(() if self.test is None else (self.test.train,))):
+            if source.label_names and len(source):
+                spaced = np.linspace(0, len(source) - 1, _LABELS_CHECKED).astype(int)
+                source.labels_of(np.unique(spaced))
 
     def left_out(self) -> list[str]:
         """Lines for a person that name what is not used, or in neither part; most often none."""
