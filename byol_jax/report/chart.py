@@ -184,7 +184,8 @@ def _axis(low: float, high: float, tight: bool = False) -> tuple[_Ticks, tuple[f
     # Below what float64 can tell apart, or one value only.
     if high - low <= 1e-9 * max(abs(low), abs(high)):
         margin = 0.1 * abs(high) or 1.0
-        low, high = low - margin, high + margin
+        # What is 0 throughout is most often a count or a share, and never below.
+        low, high = (low - margin if high else 0.0), high + margin
     rough = (high - low) / 4
     power = 10.0 ** math.floor(math.log10(rough))
     step = power * next(m for m in (1, 2, 2.5, 5, 10) if m * power >= rough * 0.999)
