@@ -73,6 +73,8 @@ class Video(Source):
         """
         self.root = Path(root).expanduser()
         self.max_megapixels = max_megapixels
+        # What every path begins with, as pathlib writes it.
+        self._prefix = str(self.root / '_')[:-1]
         self._gap = max_frame_gap
         workers = workers or os.cpu_count() or 1
         # Twice: a file should stay open from the first frame of a pair to the second.
@@ -115,6 +117,11 @@ class Video(Source):
         if isinstance(frames, VideoFile):
             return f'{frames.path.relative_to(self.root).as_posix()} #{number}'
         return frames[number]
+
+    def file(self, index: int, key: str) -> str:
+        """The frame's file, or the video's."""
+        frames, number = self._place(index)
+        return str(frames.path) if isinstance(frames, VideoFile) else self._prefix + frames[number]
 
     def partners(self, index: int) -> np.ndarray:
         clip = self._clip(index)
