@@ -472,8 +472,8 @@ def test_build_data_opens_tfds(prepared):
 
 
 def test_decoded_pictures_are_kept_on_disk(prepared, tmp_path, monkeypatch):
-    """data.cache decodes each picture of a data set once; a changed file of records makes all of
-    its entries stale; and sizes come from the entries."""
+    """data.cache decodes each picture of a data set once; a changed file of records, or
+    another version of TFDS, makes all of its entries stale; and sizes come from the entries."""
     source = Tfds(NAME, 'train', prepared[1])
     expected = [source.load(i, 'image') for i in range(len(source))]
     last = list(DiskCached(source, tmp_path).fill(('image',), 2))[-1]
@@ -497,6 +497,9 @@ def test_decoded_pictures_are_kept_on_disk(prepared, tmp_path, monkeypatch):
         assert list(changed.fill(('image',), 2))[-1].total == len(source)
     finally:
         os.utime(file, ns=times)
+    monkeypatch.setattr(tfds, '__version__', 'another')
+    upgraded = DiskCached(Tfds(NAME, 'train', prepared[1]), tmp_path)
+    assert list(upgraded.fill(('image',), 2))[-1].total == len(source)
 
 
 def test_another_split_as_test_set(prepared):

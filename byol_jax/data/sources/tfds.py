@@ -10,6 +10,7 @@ from typing import Any
 
 import cv2
 import numpy as np
+import tensorflow_datasets as tfds
 from google.protobuf.message import DecodeError
 
 from byol_jax.data.quiet_tensorflow import tf
@@ -192,9 +193,10 @@ class Tfds(Source):
 
     @functools.cached_property
     def _version(self) -> str:
-        """What changes when a file of the split does."""
+        """What changes when a file of the split does, or TFDS, which decodes them."""
         found = [(file, os.stat(file)) for file in self._files]
-        return ' '.join(f'{file} {stat.st_size} {stat.st_mtime_ns}' for file, stat in found)
+        files = (f'{file} {stat.st_size} {stat.st_mtime_ns}' for file, stat in found)
+        return ' '.join([f'TFDS {tfds.__version__}', *files])
 
     def _record(self, index: int) -> Any:
         """The features of an example by path, as they are serialized."""
