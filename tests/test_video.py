@@ -100,6 +100,7 @@ def test_frames_are_in_the_order_of_their_numbers(tmp_path):
         (['x/a1.png', 'y/a2.png'], [1, 1]),
         (['walk.png', 'walk1.png', 'walk2.png'], [1, 2]),
         (['one.png', 'two.png'], [1, 1]),
+        (['cat.jpg', 'cat.png', 'cat.bmp'], [1, 1, 1]),
         (['shot1_take2_7.png', 'shot1_take2_8.png', 'shot1_take3_7.png'], [2, 1]),
         (['1/2/3.png', '1/2/4.png', '1/20/3.png'], [2, 1]),
         (['٣.png', '٤.png'], [1, 1]),
@@ -111,6 +112,22 @@ def test_frames_never_join_across_names_and_folders(files, clips):
     found = frame_clips(files)
     assert sorted(len(clip.frames) for clip in found) == sorted(clips)
     assert sorted(file for clip in found for file in clip.frames) == sorted(files)
+
+
+@pytest.mark.parametrize(
+    ('files', 'named'),
+    [
+        (['0001.jpg', '0001.png', '0002.jpg', '0002.png'], '0001.jpg and 0001.png .* frame 1 '),
+        (['x/a_7.png', 'x/a_8.png', 'x/a_08.webp'], 'x/a_08.webp and x/a_8.png .* frame 8 '),
+        (['0.png', '00.png'], '0.png and 00.png .* frame 0 '),
+    ],
+)
+def test_two_files_that_are_the_same_frame_are_named(files, named):
+    """A frame and its mask beside it, or two paddings of a number, never become one clip."""
+    with pytest.raises(UserError, match=f'{named}.*out of data.path.*folder of its own'):
+        frame_clips(files)
+    kept = [file for file in files if not file.endswith(('1.png', '2.png', '.webp', '00.png'))]
+    assert len(frame_clips(kept)) == 1
 
 
 def test_video_files_and_frames_side_by_side(tmp_path, video_backend):
