@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import tensorflow_datasets as tfds
+from test_sources import encode, rotated
 from tfds_sets import builder_class, image, noise, prepare
 
 from byol_jax.data.quiet_tensorflow import tf
@@ -206,6 +207,35 @@ def test_a_number_of_a_record_that_was_mended_since_is_no_other(folder, monkeypa
         assert source.label_names == ('-100', '100')
     assert source.shown_labels(np.array(lost)).tolist() == [-1, -1]
     assert sorted(source.shown_labels(np.arange(6)).tolist()) == [-1, -1, 0, 0, 1, 1]
+
+
+@pytest.mark.parametrize('file_format', ['JPEG', 'PNG'])
+@pytest.mark.parametrize('orientation', [1, 3, 6])
+def test_sizes_are_read_without_decoding(folder, monkeypatch, file_format, orientation):
+    """A size is that of the picture as TFDS decodes it, which turns none by its EXIF, and is known
+    from the header; what holds no picture is bad."""
+    source = Tfds('byol_set_integers', 'train', folder)
+    encoded = encode(noise(0), file_format, exif=rotated(orientation))
+    read = source._records.read
+
+    def turned(index: int) -> bytes:
+        example = tf.train.Example.FromString(read(index))
+        example.features.feature['image'].bytes_list.value[:] = [encoded] if index else []
+        return example.SerializeToString()
+
+    monkeypatch.setattr(source._records, 'read', turned)
+    shape = source.load(1, 'image').shape
+
+    def decoded(*_):
+        raise AssertionError('a picture was decoded')
+
+    monkeypatch.setattr(tfds.features.Image, 'decode_example_np', decoded)
+    assert source.size(1, 'image') == shape[:2] == (8, 9)
+    with pytest.raises(BadPicture, match='#0 cannot be read: ValueError: it holds no picture'):
+        source.size(0, 'image')
+    source.max_megapixels = 1e-6
+    with pytest.raises(BadPicture, match='declares 9x8 pixels'):
+        source.size(1, 'image')
 
 
 def test_labels_decode_no_picture(folder, monkeypatch):

@@ -173,17 +173,30 @@ class Tfds(Source):
 
     def load(self, index: int, key: str) -> np.ndarray:
         record = self._record(index)
-        data = self._feature(record, index, key).bytes_list.value
         if self._label is not None:
             self._see_label(record, index)
         try:
-            if len(data) != 1 or not data[0]:
-                raise ValueError('it holds no picture')
+            data = self._encoded(record, index, key)
             # From its header: nothing is decoded yet.
-            opened(io.BytesIO(data[0]), self.name(index), self.max_megapixels).close()
-            return _to_rgb(np.asarray(self._images[key].decode_example_np(data[0])))
+            opened(io.BytesIO(data), self.name(index), self.max_megapixels).close()
+            return _to_rgb(np.asarray(self._images[key].decode_example_np(data)))
         except _UNREADABLE as error:
             raise self._bad(index, error) from error
+
+    def size(self, index: int, key: str) -> tuple[int, int]:
+        """From the picture's header; TFDS does not turn pictures as their EXIF says."""
+        try:
+            data = io.BytesIO(self._encoded(self._record(index), index, key))
+            with opened(data, self.name(index), self.max_megapixels) as image:
+                return image.height, image.width
+        except _UNREADABLE as error:
+            raise self._bad(index, error) from error
+
+    def _encoded(self, record: Any, index: int, key: str) -> bytes:
+        data = self._feature(record, index, key).bytes_list.value
+        if len(data) != 1 or not data[0]:
+            raise self._bad(index, ValueError('it holds no picture'))
+        return data[0]
 
     def name(self, index: int) -> str:
         return f'{self._title} #{index}'

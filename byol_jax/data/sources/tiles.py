@@ -24,6 +24,8 @@ class Tiles(Source):
     Attributes:
       counted: the picture of an example in whose pixels sizes are counted.
       bad: the pictures left out because their size cannot be read.
+      sides: (height, width) of picture `counted` of every example of the source, int32 [N, 2]; 0
+        where there are no tiles.
       small: (name, height, width) of the pictures left out because no tile fits in, pixels.
     """
 
@@ -45,6 +47,8 @@ class Tiles(Source):
         self.counted = key or source.keys[0]
         stride = stride or tile_size
         sizes = self._sizes()
+        self.sides = np.zeros((len(source), 2), np.int32)
+        self.sides[list(sizes)] = list(sizes.values())
         boxes = [
             (picture, top, left)
             for picture, (height, width) in sizes.items()
@@ -99,7 +103,7 @@ class Tiles(Source):
         image = self.source.load(picture, key)
         parts = slice(top, top + self.tile_size), slice(left, left + self.tile_size)
         if key != self.counted:
-            sides = self.source.size(picture, self.counted)
+            sides = self.sides[picture].tolist()
             rows, columns = map(_same_part, parts, sides, image.shape[:2])
             return image[rows, columns]
         return image[parts]
