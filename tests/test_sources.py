@@ -936,6 +936,33 @@ def test_div2k_tiles_are_the_same_from_folders_and_from_tfds(monkeypatch, div2k_
     assert shapes[0] == shapes[1]
 
 
+@pytest.mark.parametrize(
+    ('folders', 'by_tfds'),
+    [
+        (['div2k'], True),
+        (['div2k', 'DIV2K_train_HR'], False),
+        (['DIV2K_train_HR'], False),
+        ([], False),
+    ],
+)
+def test_div2k_that_tfds_prepared_is_given_by_its_folder(monkeypatch, tmp_path, folders, by_tfds):
+    """data.path of DIV2K may be a data_dir of TFDS; where the official folders are, those count."""
+
+    class Opened(Exception):
+        pass
+
+    def opened(*arguments, **_):
+        raise Opened(arguments)
+
+    monkeypatch.setattr(tfds, 'Tfds', opened)
+    for name in folders:
+        (tmp_path / name).mkdir()
+    config = div2k.get_config('')
+    config.data.path = str(tmp_path)
+    with pytest.raises(Opened if by_tfds else UserError, match=str(tmp_path)):
+        build_data(config)
+
+
 @pytest.mark.parametrize('arg', ['', 'lr_hr'])
 def test_div2k_without_network_names_three_ways_out(monkeypatch, arg):
     """Where DIV2K cannot be had, the error names three ways out and no other data is used."""
