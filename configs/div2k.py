@@ -1,7 +1,8 @@
 """DIV2K: a few hundred 2K photographs, many tiles from each.
 
 configs/div2k.py          TFDS div2k (downloads it), or the official folders:
-                          --config.data.path=DIR, where DIR holds DIV2K_train_HR;
+                          --config.data.path=DIR, where DIR holds DIV2K_train_HR, or div2k as TFDS
+                          prepares it;
                           --config.data.cache=DIR keeps them decoded, on disk in place of memory
 configs/div2k.py:lr_hr    view 1 from the low-resolution version of a picture, view 2 from the
                           high-resolution one; the same data

@@ -35,6 +35,13 @@ from byol_jax.train.workdir import check_workdir, claim_workdir
 EMPTY = 'is empty'
 
 
+class Elsewhere(Damaged):
+    """A test set with files of its own."""
+
+    def name(self, index):
+        return f'test{index}.jpg'
+
+
 def make_log(workdir: Path, source=None, fraction: float = 1.0, **data) -> BadFilesLog:
     source = Damaged(10, set()) if source is None else source
     config = make_config(max_bad_fraction=fraction)
@@ -156,6 +163,28 @@ def test_what_tiles_leave_out_counts_from_the_start(tmp_path, capsys):
     assert [line.split('\t')[0] for line in lines(tmp_path)] == ['0.jpg', '1.jpg', '2.jpg']
     with pytest.raises(UserError, match='3 of 13 training pictures'):
         make_log(tmp_path, fraction=0.1, bad=bad)
+
+
+def test_a_later_start_finds_listed_files_wherever_they_are(tmp_path, capsys):
+    """What tiles leave out, and what is bad in the held-out part or the test set, stays listed and
+    is said to be still bad; the limit counts only what is of the training pictures."""
+    whole = Damaged(8, {1, 5})
+    train, held_out = Subset(whole, np.arange(4)), Subset(whole, np.arange(4, 8))
+    tested = Data(Elsewhere(6, {0}), Subset(whole, np.arange(0)), bad=[BadFile('t.jpg', EMPTY)])
+    data = Data(train, held_out, bad=[BadFile('left.jpg', EMPTY)], test=tested)
+    bad = ['left.jpg', 'photograph1.jpg', 'photograph5.jpg', 't.jpg', 'test0.jpg']
+    mended = ['gone.jpg', 'photograph2.jpg', 'photograph6.jpg', 'test1.jpg']
+    listed = ''.join(f'{name}\twas broken\n' for name in bad + mended)
+    (tmp_path / 'bad_files.txt').write_text(listed)
+    log = BadFilesLog(data, make_config(max_bad_fraction=0.5), tmp_path)
+    log.open()
+    assert [line.split('\t')[0] for line in lines(tmp_path)] == bad
+    assert '5 of 9 files in' in capsys.readouterr().out.splitlines()[-1]
+    assert {entry.file for entry in log.bad_files.since(0)} == {'left.jpg', 'photograph1.jpg'}
+    # Found again by the evaluation at the end.
+    log.bad_files.add([BadFile('photograph5.jpg', EMPTY), BadFile('test3.jpg', EMPTY)])
+    log.close()
+    assert [line.split('\t')[0] for line in lines(tmp_path)] == [*bad, 'test3.jpg']
 
 
 def test_the_limit_may_change_when_a_run_goes_on(tmp_path):

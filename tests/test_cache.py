@@ -14,7 +14,9 @@ import time
 from collections import namedtuple
 from pathlib import Path
 
+import cv2
 import numpy as np
+import PIL
 import pytest
 from conftest import ROOT, TINY
 from PIL import Image
@@ -235,14 +237,16 @@ def test_damaged_entries_are_not_used_and_made_again(pictures, decoded, damage):
     assert len(decoded) == 1
 
 
-@pytest.mark.parametrize('change', ['pixels', 'time', 'decoder'])
+@pytest.mark.parametrize(
+    'change', ['pixels', 'time', PIL, cv2], ids=['pixels', 'time', 'Pillow', 'OpenCV']
+)
 def test_stale_entries_are_not_used_and_made_again(pictures, decoded, monkeypatch, change):
     """A file that was changed, even at the same size, is decoded again; and all are with another
-    decoder. The old entries are replaced."""
+    version of a decoder. The old entries are replaced."""
     fill(cached(pictures))
     decoded.clear()
-    if change == 'decoder':
-        monkeypatch.setattr(entry_module, '_DECODER', 'another')
+    if change in (PIL, cv2):
+        monkeypatch.setattr(change, '__version__', 'another')
     elif change == 'time':
         os.utime(pictures / '2.png', ns=(0, 1))
     else:
@@ -251,7 +255,7 @@ def test_stale_entries_are_not_used_and_made_again(pictures, decoded, monkeypatc
     expected = np.asarray(Image.open(pictures / '2.png'))
     np.testing.assert_array_equal(source.load(2, 'image'), expected)
     assert decoded == ['2.png']
-    assert fill(source)[-1].done == (COUNT if change == 'decoder' else 1)
+    assert fill(source)[-1].done == (COUNT if change in (PIL, cv2) else 1)
     decoded.clear()
     np.testing.assert_array_equal(cached(pictures).load(2, 'image'), expected)
     assert not decoded

@@ -115,6 +115,30 @@ def test_pairs_are_held_out_and_cut_into_tiles(stereo):
     assert (len(train), len(held_out)) == (3, 2)
 
 
+@pytest.mark.parametrize('shift', [False, True])
+@pytest.mark.parametrize('sides', [(100, 100), (100, 50), (50, 200), (7, 1), (3, 200)])
+def test_tiles_of_pictures_of_other_ratios_show_the_same_part(tmp_path, sides, shift):
+    """Where the second picture is stretched along one axis, or tiny, a tile of it is still the same
+    share of each axis, to within a pixel, and never empty."""
+    left, right = (100, 200), sides
+    for name, shape in (('1_left', left), ('1_right', right)):
+        # A pixel's row and column as shares of the sides, in units of 1 / 250.
+        y, x = np.mgrid[: shape[0], : shape[1]]
+        shares = np.stack([250 * y // shape[0], 250 * x // shape[1], 0 * x], axis=-1)
+        Image.fromarray(shares.astype(np.uint8)).save(tmp_path / f'{name}.png')
+    config = make_config(tmp_path, tile_size=32, tile_stride=15, tile_shift=shift)
+    train = build_data(config).train
+    for index in range(len(train)):
+        one, other = (train.load_in_epoch(1, index, key).astype(int) for key in SIDES)
+        assert one.shape == (32, 32, 3)
+        for axis in range(2):
+            pixel = 250 / min(left[axis], right[axis])
+            assert abs(other.shape[axis] / right[axis] - 32 / left[axis]) <= 1 / right[axis]
+            assert abs(one[0, 0, axis] - other[0, 0, axis]) <= pixel + 1
+    # And views can be made of them.
+    assert PairMaker(train, config).pair(0)[1].shape == (16, 16, 3)
+
+
 @pytest.mark.parametrize('missing', ['left', 'right'])
 def test_files_without_a_partner_are_named(stereo, missing):
     """The files whose partners are missing are named, on either side."""

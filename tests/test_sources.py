@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import struct
 import threading
@@ -23,7 +24,7 @@ from byol_jax.data.sources.div2k import Div2k
 from byol_jax.data.sources.folder import Folder
 from byol_jax.data.sources.sample import SamplePhotographs
 from byol_jax.data.sources.tiles import Tiles
-from byol_jax.errors import UserError
+from byol_jax.errors import BadPicture, UserError
 from configs import default, div2k
 
 # EXIF's tag of the orientation.
@@ -57,19 +58,19 @@ def rotated(orientation: int) -> Image.Exif:
     return exif
 
 
+def png_chunk(kind: bytes, data: bytes) -> bytes:
+    checksum = struct.pack('>I', zlib.crc32(kind + data))
+    return struct.pack('>I', len(data)) + kind + data + checksum
+
+
 def png_that_declares(width: int, height: int) -> bytes:
     """A PNG of a hundred bytes whose header declares any size."""
-
-    def chunk(kind: bytes, data: bytes) -> bytes:
-        checksum = struct.pack('>I', zlib.crc32(kind + data))
-        return struct.pack('>I', len(data)) + kind + data + checksum
-
     header = struct.pack('>IIBBBBB', width, height, 8, 2, 0, 0, 0)
     return (
         b'\x89PNG\r\n\x1a\n'
-        + chunk(b'IHDR', header)
-        + chunk(b'IDAT', zlib.compress(bytes(100)))
-        + chunk(b'IEND', b'')
+        + png_chunk(b'IHDR', header)
+        + png_chunk(b'IDAT', zlib.compress(bytes(100)))
+        + png_chunk(b'IEND', b'')
     )
 
 
@@ -208,6 +209,48 @@ def test_read_size_agrees_with_decode(tmp_path, orientation, file_format):
     path = tmp_path / 'x.bin'
     path.write_bytes(encode(smooth(), file_format, **options))
     assert read_size(path, 1) == read_file(path, 1).shape[:2]
+
+
+XMP = b'<rdf:Description tiff:Orientation="6"/>'
+QUARTER_TURNS = {
+    'EXIF': (b'eXIf', rotated(6).tobytes()[6:]),
+    'XMP': (b'iTXt', b'XML:com.adobe.xmp\0\0\0\0\0' + XMP),
+    'compressed XMP': (b'iTXt', b'XML:com.adobe.xmp\0\1\0\0\0' + zlib.compress(XMP)),
+    'text': (
+        b'zTXt',
+        b'Raw profile type exif\0\0'
+        + zlib.compress(b'\nexif\n  26\n' + rotated(6).tobytes().hex().encode()),
+    ),
+}
+
+
+@pytest.mark.parametrize('behind', [False, True])
+@pytest.mark.parametrize('where', QUARTER_TURNS)
+def test_a_png_may_say_behind_its_pixels_how_it_is_turned(tmp_path, where, behind):
+    """The chunk with the orientation may stand before the pixels or behind them: the picture comes
+    out upright, and its size is read without decoding it."""
+    encoded = encode(smooth(), 'PNG')
+    place = encoded.index(b'IEND' if behind else b'IDAT') - 4
+    path = tmp_path / 'x.png'
+    whole = encoded[:place] + png_chunk(*QUARTER_TURNS[where]) + encoded[place:]
+    path.write_bytes(whole)
+    np.testing.assert_array_equal(read_file(path, 1), TURNS[6](smooth()))
+    assert read_size(path, 1) == (32, 24)
+    # A file that is cut off anywhere has the size of its picture, or is bad.
+    for length in range(place - 20, len(whole), 5):
+        path.write_bytes(whole[:length])
+        with contextlib.suppress(BadPicture):
+            assert read_size(path, 1) == read_file(path, 1).shape[:2]
+
+
+def test_the_second_frame_of_a_png_does_not_turn_the_first(tmp_path):
+    """Of an animation, what stands behind the second frame's pixels is not the first one's."""
+    first, second = (Image.fromarray(smooth()[::step]) for step in (1, -1))
+    encoded = encode(first, 'PNG', save_all=True, append_images=[second])
+    place = encoded.index(b'IEND') - 4
+    path = tmp_path / 'x.png'
+    path.write_bytes(encoded[:place] + png_chunk(*QUARTER_TURNS['EXIF']) + encoded[place:])
+    assert read_size(path, 1) == read_file(path, 1).shape[:2] == (24, 32)
 
 
 @pytest.mark.parametrize('file_format', ['JPEG', 'PNG', 'WEBP', 'BMP'])
@@ -891,6 +934,33 @@ def test_div2k_tiles_are_the_same_from_folders_and_from_tfds(monkeypatch, div2k_
         train = build_data(config).train
         shapes.append((len(train), train.load(0, config.data.pair_keys[0]).shape))
     assert shapes[0] == shapes[1]
+
+
+@pytest.mark.parametrize(
+    ('folders', 'by_tfds'),
+    [
+        (['div2k'], True),
+        (['div2k', 'DIV2K_train_HR'], False),
+        (['DIV2K_train_HR'], False),
+        ([], False),
+    ],
+)
+def test_div2k_that_tfds_prepared_is_given_by_its_folder(monkeypatch, tmp_path, folders, by_tfds):
+    """data.path of DIV2K may be a data_dir of TFDS; where the official folders are, those count."""
+
+    class Opened(Exception):
+        pass
+
+    def opened(*arguments, **_):
+        raise Opened(arguments)
+
+    monkeypatch.setattr(tfds, 'Tfds', opened)
+    for name in folders:
+        (tmp_path / name).mkdir()
+    config = div2k.get_config('')
+    config.data.path = str(tmp_path)
+    with pytest.raises(Opened if by_tfds else UserError, match=str(tmp_path)):
+        build_data(config)
 
 
 @pytest.mark.parametrize('arg', ['', 'lr_hr'])

@@ -19,6 +19,7 @@ import urllib3
 from byol_jax.data.sources import build
 from byol_jax.data.sources.cache import DiskCached
 from byol_jax.data.sources.tfds import Tfds
+from byol_jax.data.sources.tiles import Tiles
 from byol_jax.errors import BadPicture, UserError
 from byol_jax.evaluate.protocol import compared
 from configs import default
@@ -472,12 +473,25 @@ def test_build_data_opens_tfds(prepared):
 
 
 def test_decoded_pictures_are_kept_on_disk(prepared, tmp_path, monkeypatch):
-    """data.cache decodes each picture of a data set once; a changed file of records makes all of
-    its entries stale; and sizes come from the entries."""
+    """data.cache decodes each picture of a data set once, and tiles none; a changed file of records
+    or another version of TFDS makes all entries stale; and sizes come from the entries."""
     source = Tfds(NAME, 'train', prepared[1])
     expected = [source.load(i, 'image') for i in range(len(source))]
-    last = list(DiskCached(source, tmp_path).fill(('image',), 2))[-1]
-    assert (last.done, last.bad) == (len(source), 0)
+    decode, decoded = tfds.features.Image.decode_example_np, []
+    with monkeypatch.context() as patch:
+        patch.setattr(
+            tfds.features.Image,
+            'decode_example_np',
+            lambda self, data: decoded.append(1) or decode(self, data),
+        )
+        cached = DiskCached(source, tmp_path)
+        tiles = Tiles(cached, 6)
+        assert [tuple(sides) for sides in tiles.sides.tolist()] == [
+            picture.shape[:2] if len(picture) >= 6 else (0, 0) for picture in expected
+        ]
+        assert not decoded
+        last = list(cached.fill(('image',), 2))[-1]
+        assert (last.done, last.bad, len(decoded)) == (len(source), 0, len(source))
 
     def never(*_):
         raise AssertionError('decoded again')
@@ -497,6 +511,9 @@ def test_decoded_pictures_are_kept_on_disk(prepared, tmp_path, monkeypatch):
         assert list(changed.fill(('image',), 2))[-1].total == len(source)
     finally:
         os.utime(file, ns=times)
+    monkeypatch.setattr(tfds, '__version__', 'another')
+    upgraded = DiskCached(Tfds(NAME, 'train', prepared[1]), tmp_path)
+    assert list(upgraded.fill(('image',), 2))[-1].total == len(source)
 
 
 def test_another_split_as_test_set(prepared):

@@ -5,12 +5,16 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import tensorflow_datasets as tfds
+from test_sources import encode, rotated
 from tfds_sets import builder_class, image, noise, prepare
 
-from byol_jax.data.sources.base import Subset
+from byol_jax.data.quiet_tensorflow import tf
+from byol_jax.data.sources.base import Source, Subset
 from byol_jax.data.sources.build import Data, build_data
 from byol_jax.data.sources.tfds import Tfds
+from byol_jax.data.test_set import matched
 from byol_jax.errors import BadPicture, UserError
+from byol_jax.train.online_probe import labels_of_probe
 from configs import default
 
 Class = tfds.features.ClassLabel
@@ -101,6 +105,22 @@ def folder(tmp_path_factory) -> str:
     return str(path)
 
 
+class Numbers(Source):
+    """No pictures, with names of labels."""
+
+    def __init__(self, names: tuple[str, ...]):
+        self.label_names = names
+
+    def __len__(self) -> int:
+        return 0
+
+    def load(self, index: int, key: str) -> np.ndarray:
+        raise IndexError(index)
+
+    def name(self, index: int) -> str:
+        raise IndexError(index)
+
+
 def order(source: Tfds, key: str = 'image', first: int = 0) -> list[int]:
     """Which example was written at each place: TFDS shuffles."""
     written = [noise(first + i) for i in range(6)]
@@ -132,6 +152,90 @@ def test_plain_numbers_are_read_when_they_are_asked_for(folder, monkeypatch):
     assert not read
     assert len(part.label_names) == 3
     assert sorted(read) == list(range(6))
+
+
+@pytest.mark.parametrize('number', [0, 3])
+@pytest.mark.parametrize('damage', ['unreadable', 'without its label'])
+def test_a_damaged_record_does_not_stop_the_reading_of_labels(folder, monkeypatch, number, damage):
+    """Numbers are named, a probe is made and a test set is matched though one record is bad; it is
+    one bad picture, and the labels of all others are what they are without it."""
+    whole = Tfds('byol_set_integers', 'train', folder)
+    names, expected = whole.label_names, whole.labels
+    source = Tfds('byol_set_integers', 'train', folder)
+    read = source._records.read
+
+    def damaged(index: int) -> bytes:
+        if index == number and damage == 'unreadable':
+            raise OSError('the disk gave up')
+        record = read(index)
+        if index == number:
+            example = tf.train.Example.FromString(record)
+            example.features.feature['label'].int64_list.value.clear()
+            record = example.SerializeToString()
+        return record
+
+    monkeypatch.setattr(source._records, 'read', damaged)
+    # Every number is that of two records.
+    assert source.label_names == names
+    assert labels_of_probe(default.get_config(), source) == 3
+    others = np.setdiff1d(np.arange(6), [number])
+    assert source.labels_of(others).tolist() == expected[others].tolist()
+    shown = source.shown_labels(np.arange(6))
+    assert shown[number] == -1
+    assert shown[others].tolist() == expected[others].tolist()
+    with pytest.raises(BadPicture, match=f'byol_set_integers #{number} cannot be read'):
+        source.load(number, 'image')
+    with pytest.raises(UserError, match=r"1 label\(s\) .*'100' \([12] picture"):
+        matched(source, Numbers(('-100', '0')), tiles=False)
+    assert matched(source, whole, tiles=False).labels_of(others).tolist() == shown[others].tolist()
+
+
+def test_a_number_of_a_record_that_was_mended_since_is_no_other(folder, monkeypatch):
+    """A label that no record had when the numbers were read is none, not that of another number."""
+    source = Tfds('byol_set_integers', 'train', folder)
+    lost = [place for place, i in enumerate(order(source)) if i % 3 == 1]
+    source = Tfds('byol_set_integers', 'train', folder)
+    read = source._records.read
+
+    def damaged(index: int) -> bytes:
+        if index in lost:
+            raise OSError('the disk gave up')
+        return read(index)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(source._records, 'read', damaged)
+        assert source.label_names == ('-100', '100')
+    assert source.shown_labels(np.array(lost)).tolist() == [-1, -1]
+    assert sorted(source.shown_labels(np.arange(6)).tolist()) == [-1, -1, 0, 0, 1, 1]
+
+
+@pytest.mark.parametrize('file_format', ['JPEG', 'PNG'])
+@pytest.mark.parametrize('orientation', [1, 3, 6])
+def test_sizes_are_read_without_decoding(folder, monkeypatch, file_format, orientation):
+    """A size is that of the picture as TFDS decodes it, which turns none by its EXIF, and is known
+    from the header; what holds no picture is bad."""
+    source = Tfds('byol_set_integers', 'train', folder)
+    encoded = encode(noise(0), file_format, exif=rotated(orientation))
+    read = source._records.read
+
+    def turned(index: int) -> bytes:
+        example = tf.train.Example.FromString(read(index))
+        example.features.feature['image'].bytes_list.value[:] = [encoded] if index else []
+        return example.SerializeToString()
+
+    monkeypatch.setattr(source._records, 'read', turned)
+    shape = source.load(1, 'image').shape
+
+    def decoded(*_):
+        raise AssertionError('a picture was decoded')
+
+    monkeypatch.setattr(tfds.features.Image, 'decode_example_np', decoded)
+    assert source.size(1, 'image') == shape[:2] == (8, 9)
+    with pytest.raises(BadPicture, match='#0 cannot be read: ValueError: it holds no picture'):
+        source.size(0, 'image')
+    source.max_megapixels = 1e-6
+    with pytest.raises(BadPicture, match='declares 9x8 pixels'):
+        source.size(1, 'image')
 
 
 def test_labels_decode_no_picture(folder, monkeypatch):

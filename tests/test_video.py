@@ -14,6 +14,7 @@ from clips import which, write_frames, write_gif, write_video
 from conftest import ROOT, TINY, process_environment
 from PIL import Image
 
+from byol_jax.data.bad_files import BadFiles
 from byol_jax.data.pipeline import batches
 from byol_jax.data.sources.base import Subset
 from byol_jax.data.sources.build import build_data
@@ -99,6 +100,7 @@ def test_frames_are_in_the_order_of_their_numbers(tmp_path):
         (['x/a1.png', 'y/a2.png'], [1, 1]),
         (['walk.png', 'walk1.png', 'walk2.png'], [1, 2]),
         (['one.png', 'two.png'], [1, 1]),
+        (['cat.jpg', 'cat.png', 'cat.bmp'], [1, 1, 1]),
         (['shot1_take2_7.png', 'shot1_take2_8.png', 'shot1_take3_7.png'], [2, 1]),
         (['1/2/3.png', '1/2/4.png', '1/20/3.png'], [2, 1]),
         (['٣.png', '٤.png'], [1, 1]),
@@ -110,6 +112,22 @@ def test_frames_never_join_across_names_and_folders(files, clips):
     found = frame_clips(files)
     assert sorted(len(clip.frames) for clip in found) == sorted(clips)
     assert sorted(file for clip in found for file in clip.frames) == sorted(files)
+
+
+@pytest.mark.parametrize(
+    ('files', 'named'),
+    [
+        (['0001.jpg', '0001.png', '0002.jpg', '0002.png'], '0001.jpg and 0001.png .* frame 1 '),
+        (['x/a_7.png', 'x/a_8.png', 'x/a_08.webp'], 'x/a_08.webp and x/a_8.png .* frame 8 '),
+        (['0.png', '00.png'], '0.png and 00.png .* frame 0 '),
+    ],
+)
+def test_two_files_that_are_the_same_frame_are_named(files, named):
+    """A frame and its mask beside it, or two paddings of a number, never become one clip."""
+    with pytest.raises(UserError, match=f'{named}.*out of data.path.*folder of its own'):
+        frame_clips(files)
+    kept = [file for file in files if not file.endswith(('1.png', '2.png', '.webp', '00.png'))]
+    assert len(frame_clips(kept)) == 1
 
 
 def test_video_files_and_frames_side_by_side(tmp_path, video_backend):
@@ -320,13 +338,31 @@ def test_threads_and_processes_agree(mixed):
     assert done.stdout.strip() == hashlib.sha256(pairs.tobytes()).hexdigest()
 
 
-def test_a_video_that_breaks_later_is_the_users_error(mixed):
-    """A video that is damaged after the run began ends it with an error that names the file."""
-    config = make_config(mixed, workers=1)
-    data = build_data(config)
-    (mixed / 'b.webm').write_bytes(b'')
-    with pytest.raises(UserError, match=r'b\.webm'):
-        list(batches(data.train, config, start_step=0, stop_step=18))
+@pytest.mark.parametrize('damage', [Path.unlink, lambda path: path.write_bytes(b'')])
+@pytest.mark.parametrize('name', ['a.mp4', 'b.webm', 'c.gif'])
+def test_a_video_that_breaks_later_is_a_bad_file(mixed, video_backend, name, damage):
+    """A video that is damaged or gone after the run began is one bad file, whose frames others
+    replace: all other examples stay what they were, and the limit on bad files holds."""
+    config = make_config(mixed, workers=1, max_frame_gap=0)
+    train = build_data(config).train
+    whole = list(batches(train, config, start_step=0, stop_step=8))
+    train = build_data(config).train
+    damage(mixed / name)
+    bad_files = BadFiles(train, 'image', 0.01)
+    made = list(batches(train, config, start_step=0, stop_step=8, bad_files=bad_files))
+    assert [bad.file for bad in bad_files.since(0)] == [str(mixed / name)]
+    # Three videos and six images.
+    assert (bad_files.total, bad_files.allowed) == (9, 1)
+    for batch, intact in zip(made, whole, strict=True):
+        for row, example in enumerate(intact['example']):
+            if train.name(int(example)).startswith(name):
+                assert not train.name(int(batch['example'][row])).startswith(name)
+            else:
+                assert batch['example'][row] == example
+                np.testing.assert_array_equal(batch['view1'][row], intact['view1'][row])
+    none = BadFiles(train, 'image', 0.0)
+    with pytest.raises(UserError, match=f'1 of 9 training pictures .*{name}'):
+        list(batches(train, config, start_step=0, stop_step=8, bad_files=none))
 
 
 @pytest.mark.parametrize('fraction', [0.1, 0.3, 0.5])

@@ -23,7 +23,7 @@ from PIL import Image
 
 from byol_jax.data.sources import decoders, video_file
 from byol_jax.data.sources.video_file import Reader, Readers, VideoFile
-from byol_jax.errors import UserError
+from byol_jax.errors import BadPicture, UserError
 
 COUNT = 40
 
@@ -192,7 +192,7 @@ class Scripted(decoders.Decoder):
 
 
 def fails(_):
-    raise UserError('cannot be entered here')
+    raise BadPicture('a.mp4', 'cannot be entered here')
 
 
 @pytest.mark.parametrize(
@@ -406,23 +406,24 @@ def test_files_that_are_no_videos_are_named(tmp_path, video_backend, name, data)
 
 
 def test_a_file_that_went_away_is_named(tmp_path, videos, video_backend):
-    """A video that is gone before, or after, it was listed is a UserError with its path."""
+    """A video that is gone before, or after, it was listed is an error with its path."""
     with pytest.raises(UserError, match=r'gone\.mp4 cannot be read'):
         VideoFile(tmp_path / 'gone.mp4', 1)
     path = tmp_path / 'going.mp4'
     path.write_bytes(videos['a.mp4'].read_bytes())
     video = VideoFile(path, 1)
     path.unlink()
-    with pytest.raises(UserError, match=r'going\.mp4'):
+    with pytest.raises(BadPicture, match=r'going\.mp4') as caught:
         Reader(video).read(0)
+    assert caught.value.file == str(path)
 
 
 def test_a_file_that_changed_is_named(tmp_path, video_backend):
-    """A video with other frames than when it was listed is an error, not another picture."""
+    """A video with other frames than when it was listed is bad, and shows no other picture."""
     path = write_video(tmp_path / 'a.mp4', COUNT)
     video = VideoFile(path, 1)
     write_video(path, 10)
-    with pytest.raises(UserError, match=r'a\.mp4 has changed since the run began: frame 30 '):
+    with pytest.raises(BadPicture, match=r'a\.mp4 has changed since the run began: frame 30 '):
         Reader(video).read(30)
 
 

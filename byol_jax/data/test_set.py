@@ -95,8 +95,10 @@ def matched(test: Source, train: Source, *, tiles: bool) -> Source:
         return Relabelled(test, (), None)
     numbers = {name: number for number, name in enumerate(train.label_names)}
     known = np.array([numbers.get(name, -1) for name in test.label_names], np.int64)
-    if (known < 0).any() and test.labels is not None:
-        counts = np.bincount(test.labels, minlength=len(known))
+    if (known < 0).any():
+        # Not `labels`, which stops at the first record that cannot be read.
+        labels = test.shown_labels(np.arange(len(test)))
+        counts = np.bincount(labels[labels >= 0], minlength=len(known))
         unknown = np.flatnonzero((known < 0) & (counts > 0)).tolist()
         if unknown:
             raise _unknown([(test.label_names[i], int(counts[i])) for i in unknown], numbers)

@@ -31,7 +31,7 @@ class BadFilesLog:
         Raises:
           UserError: those left out are more than data.max_bad_fraction allows.
         """
-        self._source = data.train
+        self._data = data
         self._keys = config.data.pair_keys
         self.bad_files = BadFiles(data.train, self._keys[0], config.data.max_bad_fraction, data.bad)
         self.bad_files.check()
@@ -39,17 +39,33 @@ class BadFilesLog:
         # How many have been shared with the other processes, written, and counted in the log.
         self._shared = self._written = self._counted = len(self.bad_files)
         self._named = 0
+        # Listed, but of the held-out part or the test set: the limit is one on training pictures.
+        self._elsewhere: list[BadFile] = []
 
     def open(self) -> None:
         """Reads again what an earlier start of the run listed: what is mended leaves the list."""
         listed = _read(self.path)
-        found = still_bad(self._source, self._keys, listed)
+        # Those left out are in no part that could be read again.
+        found = [bad for bad in self._data.bad if bad.file in listed]
+        found += still_bad(self._data.train, self._keys, listed - _files(found))
         self.bad_files.add(found)
+        self._elsewhere = self._bad_elsewhere(listed - _files(found))
+        found += self._elsewhere
         # Not `_shared`: the other processes have not read the list.
         self._written = self._counted = len(self.bad_files)
         self._write()
         if listed:
             say(f'{len(found):,} of {len(listed):,} files in {self.path} still cannot be read')
+
+    def _bad_elsewhere(self, listed: set[str]) -> list[BadFile]:
+        """Those of the listed files that are of no training picture and still cannot be read."""
+        found, parts = [], [self._data.held_out]
+        if self._data.test is not None:
+            found += [bad for bad in self._data.test.bad if bad.file in listed]
+            parts.append(self._data.test.train)
+        for part in parts:
+            found += still_bad(part, self._keys, listed - _files(found))
+        return found
 
     def note(self) -> None:
         """Writes and names what was found since the last call; of many, the first few."""
@@ -90,14 +106,20 @@ class BadFilesLog:
     def _write(self) -> None:
         if not is_main():
             return
-        if not len(self.bad_files):
+        # Evaluation may have found again what is listed: the file once.
+        bad = {bad.file: bad for bad in (*self._elsewhere, *self.bad_files.since(0))}
+        if not bad:
             self.path.unlink(missing_ok=True)
             return
-        text = ''.join(sorted(map(_line, self.bad_files.since(0))))
+        text = ''.join(sorted(map(_line, bad.values())))
         write_whole(
             self.path,
             lambda partial: partial.write_text(text, encoding='utf-8', errors='surrogateescape'),
         )
+
+
+def _files(bad: list[BadFile]) -> set[str]:
+    return {entry.file for entry in bad}
 
 
 def _line(bad: BadFile) -> str:

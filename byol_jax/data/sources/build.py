@@ -12,7 +12,7 @@ from byol_jax.data.bad_files import SHOWN, BadFile, name_some, printable
 from byol_jax.data.sources.array import Array
 from byol_jax.data.sources.base import Cached, Source, Subset
 from byol_jax.data.sources.cache import DiskCached
-from byol_jax.data.sources.div2k import Div2k
+from byol_jax.data.sources.div2k import Div2k, prepared_by_tfds
 from byol_jax.data.sources.folder import Folder
 from byol_jax.data.sources.pairs import FilePairs
 from byol_jax.data.sources.sample import SamplePhotographs
@@ -29,7 +29,8 @@ _LABELS_CHECKED = 64
 
 _WAYS_OUT = (
     'Three ways out: (1) run where the network is reachable, and TFDS downloads DIV2K by itself; '
-    '(2) give the official folders with --config.data.path=DIR, where DIR holds DIV2K_train_HR; '
+    '(2) give the official folders with --config.data.path=DIR, where DIR holds DIV2K_train_HR, or '
+    'what TFDS has prepared elsewhere, where DIR holds div2k; '
     '(3) train on the embedded sample with --config=configs/div2k.py:sample.'
 )
 
@@ -178,7 +179,7 @@ def _open(data: Any) -> Source:
         return Video(data.path, data.max_frame_gap, data.max_megapixels, data.workers, data.index)
     if data.source == 'tfds':
         is_div2k = data.name.split('/')[0].split(':')[0] == 'div2k'
-        if is_div2k and data.path:
+        if is_div2k and data.path and not prepared_by_tfds(data.path):
             return Div2k(data.path, data.split, tuple(data.pair_keys), data.max_megapixels)
         # Imported here because other sources need no TensorFlow Datasets.
         from byol_jax.data.sources.tfds import Tfds

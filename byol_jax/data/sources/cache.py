@@ -89,9 +89,9 @@ class DiskCached(Wrapped):
         return picture
 
     def size(self, index: int, key: str) -> tuple[int, int]:
-        if type(self._decoded).size is not Source.size:
+        if self._decoded.own_files:
             return self._decoded.size(index, key)
-        # Known by decoding only: let no picture be decoded for it twice.
+        # Others must read all of a record for it: an entry is less, and once is enough.
         if (index, key) not in self._sizes:
             entry = self._entry(index, key)
             size = None if entry is None else entry.size()

@@ -9,6 +9,7 @@ from typing import IO
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
+from PIL.PngImagePlugin import PngImageFile
 
 from byol_jax.data.sources.jpeg import decode_plain, plain_jpeg
 from byol_jax.errors import BadPicture
@@ -36,6 +37,11 @@ _UPRIGHT = {
 }
 # Those that turn the picture by a quarter, swapping its sides.
 _QUARTER_TURNS = (5, 6, 7, 8)
+
+# PNG 3rd edition, 5.2 and 5.3: a signature, then chunks of length, type, data and checksum; of the
+# types those that may hold an orientation, in EXIF, XMP or as ImageMagick writes it.
+_PNG_SIGNATURE, _PNG_CHUNK, _PNG_CHECKSUM = 8, struct.Struct('>I4s'), 4
+_PNG_METADATA = (b'eXIf', b'iTXt', b'tEXt', b'zTXt')
 
 # How Pillow and the operating system report what cannot be read.
 _UNREADABLE = (OSError, SyntaxError, ValueError, EOFError, struct.error)
@@ -95,7 +101,7 @@ def to_rgb(image: Image.Image) -> Image.Image:
 
 
 def read_size(path: Path, max_megapixels: float) -> tuple[int, int]:
-    """(height, width) of an image file as `decode` would return it, from the header alone.
+    """(height, width) of an image file as `decode` would return it, without decoding it.
 
     Raises:
       BadPicture: the file cannot be read, or its header is no image's or declares too much.
@@ -104,11 +110,30 @@ def read_size(path: Path, max_megapixels: float) -> tuple[int, int]:
         _check_file(path, max_megapixels)
         with path.open('rb') as file, opened(file, str(path), max_megapixels) as image:
             width, height = image.size
+            if isinstance(image, PngImageFile) and 'exif' not in image.info:
+                _read_behind_pixels(image)
             # The base class's method: the one of PNGs decodes the whole picture.
             turned = Image.Image.getexif(image).get(_ORIENTATION, 1) in _QUARTER_TURNS
     except _UNREADABLE as error:
         raise BadPicture(str(path), f'cannot be read: {_phrase(error)}', _ADVICE) from error
     return (width, height) if turned else (height, width)
+
+
+def _read_behind_pixels(image: PngImageFile) -> None:
+    """Adds to `info` what stands behind the pixels of a PNG, as decoding it would."""
+    file, stream, behind = image.fp, image.png, False
+    assert file is not None
+    assert stream is not None
+    file.seek(_PNG_SIGNATURE)
+    while len(head := file.read(_PNG_CHUNK.size)) == _PNG_CHUNK.size:
+        length, kind = _PNG_CHUNK.unpack(head)
+        start = file.tell()
+        if kind == b'IEND' or (behind and kind == b'fcTL' and image.is_animated):
+            return  # Of an animation what follows belongs to the second frame.
+        behind = behind or kind == b'IDAT'
+        if behind and kind in _PNG_METADATA:
+            stream.call(kind, start, length)
+        file.seek(start + length + _PNG_CHECKSUM)
 
 
 def read_file(path: Path, max_megapixels: float) -> np.ndarray:

@@ -16,7 +16,7 @@ import numpy as np
 from PIL import Image
 
 from byol_jax.data.sources.decode import check_pixels, opened, to_rgb
-from byol_jax.errors import UserError
+from byol_jax.errors import BadPicture
 
 # What FFmpeg says of a damaged file goes to stderr; what is wrong is said here, once. -8 is
 # AV_LOG_QUIET, and OpenCV reads the variable when it opens its first video.
@@ -39,7 +39,7 @@ _DAMAGED_GIF = (OSError, SyntaxError, ValueError, IndexError, struct.error)
 class Decoder(abc.ABC):
     """One open video file, for one thread at a time.
 
-    All that a file can be wrong in raises a UserError that names it.
+    All that a file can be wrong in raises a BadPicture that names it.
 
     Attributes:
       seeks: whether there is a `seek`.
@@ -79,7 +79,7 @@ def open_decoder(path: Path, max_megapixels: float) -> Decoder:
     no damage.
 
     Raises:
-      UserError: the file cannot be read, or its frames are larger than `max_megapixels`.
+      BadPicture: the file cannot be read, or its frames are larger than `max_megapixels`.
     """
     if path.suffix.lower() == '.gif':
         return _Pillow(path, max_megapixels)
@@ -100,7 +100,7 @@ class _PyAv(Decoder):
             self._stream = self._container.streams.best('video')
         codec = None if self._stream is None else self._stream.codec_context
         if codec is None:
-            raise UserError(_damaged(path, 'it holds no video of a known kind'))
+            raise _damaged(path, 'it holds no video of a known kind')
         check_pixels(str(path), codec.width, codec.height, max_megapixels)
         # Examples are prepared in parallel already, and every thread has its own frames in memory.
         codec.thread_count = 1
@@ -112,10 +112,10 @@ class _PyAv(Decoder):
         for packet in self._container.demux(self._stream):
             for frame in packet.decode():
                 if strict and frame.is_corrupt:
-                    raise UserError(_damaged(self._path, 'a frame is damaged'))
+                    raise _damaged(self._path, 'a frame is damaged')
                 yield frame
             if packet.is_corrupt:
-                raise UserError(_damaged(self._path, 'a packet is damaged'))
+                raise _damaged(self._path, 'a packet is damaged')
 
     def advance(self) -> int | None:
         with self._named():
@@ -145,7 +145,7 @@ class _PyAv(Decoder):
         try:
             yield
         except self._av.error.FFmpegError as error:
-            raise UserError(_damaged(self._path, error.strerror)) from error
+            raise _damaged(self._path, error.strerror) from error
 
 
 class _OpenCv(Decoder):
@@ -156,7 +156,7 @@ class _OpenCv(Decoder):
             os.path.abspath(path), cv2.CAP_FFMPEG, [cv2.CAP_PROP_N_THREADS, 1]
         )
         if not self._capture.isOpened():
-            raise UserError(_damaged(path, 'OpenCV cannot open it') + _MORE_CODECS)
+            raise _damaged(path, 'OpenCV cannot open it', _MORE_CODECS)
         sides = (cv2.CAP_PROP_FRAME_WIDTH, cv2.CAP_PROP_FRAME_HEIGHT)
         width, height = (int(self._capture.get(side)) for side in sides)
         check_pixels(str(path), width, height, max_megapixels)
@@ -167,9 +167,9 @@ class _OpenCv(Decoder):
     def advance(self) -> int | None:
         if not self._capture.grab():
             if any(self._capture.grab() for _ in range(_TRIES)):
-                raise UserError(_damaged(self._path, 'a frame is damaged'))
+                raise _damaged(self._path, 'a frame is damaged')
             if not self._any:
-                raise UserError(_damaged(self._path, 'OpenCV finds no frame') + _MORE_CODECS)
+                raise _damaged(self._path, 'OpenCV finds no frame', _MORE_CODECS)
             return None
         self._any = True
         # Milliseconds, as a fraction, from the start.
@@ -178,7 +178,7 @@ class _OpenCv(Decoder):
     def picture(self) -> np.ndarray:
         found, picture = self._capture.retrieve()
         if not found:
-            raise UserError(_damaged(self._path, 'a frame is damaged'))
+            raise _damaged(self._path, 'a frame is damaged')
         return cv2.cvtColor(picture, cv2.COLOR_BGR2RGB)
 
     def seek(self, time: int) -> None:
@@ -217,7 +217,7 @@ class _Pillow(Decoder):
         try:
             yield
         except _DAMAGED_GIF as error:
-            raise UserError(_damaged(self._path, str(error))) from error
+            raise _damaged(self._path, str(error)) from error
 
 
 def _pyav() -> Any:
@@ -229,8 +229,9 @@ def _pyav() -> Any:
     return av
 
 
-def _damaged(path: Path, what: str) -> str:
-    return f'{path} cannot be decoded: {what}. Mend or remove the file.'
+def _damaged(path: Path, what: str, more: str = '') -> BadPicture:
+    what = ' '.join(what.split()).rstrip('.')
+    return BadPicture(str(path), f'cannot be decoded: {what}', f'Mend or remove the file.{more}')
 
 
 _MORE_CODECS = ' If other programs play it, PyAV may decode it: pip install av.'

@@ -44,7 +44,8 @@ class Div2k(Source):
         if not hr.is_dir():
             raise UserError(
                 f'data.path={root} holds no folder DIV2K_{subset}_HR. It holds: '
-                f'{", ".join(sorted(p.name for p in root.iterdir())[:8]) or "nothing"}.'
+                f'{", ".join(sorted(p.name for p in root.iterdir())[:8]) or "nothing"}. A folder '
+                'that TFDS has prepared DIV2K in would hold div2k.'
             )
         self._files = {'hr': sorted(hr.glob('[0-9]*.png'))}
         if not self._files['hr']:
@@ -66,6 +67,12 @@ class Div2k(Source):
 
     def size(self, index: int, key: str) -> tuple[int, int]:
         return read_size(self._files[key][index], self.max_megapixels)
+
+
+def prepared_by_tfds(root: str | Path) -> bool:
+    """Whether a folder holds DIV2K as TFDS prepares it, and not as its own archives unpack."""
+    root = Path(root).expanduser()
+    return (root / 'div2k').is_dir() and not any(root.glob('DIV2K_*_HR'))
 
 
 def _partners(root: Path, subset: str, hr: list[Path]) -> list[Path]:

@@ -2,7 +2,7 @@
 
 An entry is a header of 4096 bytes (magic, sha256 of what it is an entry of, height, width) and the
 pixels, uint8 [height, width, 3]. It is of one source file as it was: its path, size and time of
-change, and the decoder's version. Every use compares them with the file as it is now, and the
+change, and the decoders' versions. Every use compares them with the file as it is now, and the
 entry's size with its header; an entry that does not fit counts as none.
 
 Entries are written beside their place and moved there when complete, so that one is there whole or
@@ -18,6 +18,7 @@ import struct
 from pathlib import Path
 from typing import IO
 
+import cv2
 import numpy as np
 import PIL
 
@@ -27,8 +28,11 @@ _MAGIC = b'byol_jax pixels\n'
 _HEADER = struct.Struct(f'<{len(_MAGIC)}s32sII')
 HEADER_BYTES = 4096  # so that pixels begin at a page
 SUFFIX = '.pixels'
-# What decodes: another version may give other pixels of the same file.
-_DECODER = f'1 Pillow {PIL.__version__}'
+
+
+def _decoders() -> str:
+    """What decodes files: another version may give other pixels of the same one."""
+    return f'1 Pillow {PIL.__version__} OpenCV {cv2.__version__}'
 
 
 class Entry:
@@ -43,7 +47,7 @@ class Entry:
         name = hashlib.sha256(os.fsencode(picture)).hexdigest()[:40]
         # Some file systems are slow where a folder holds a million files.
         self.path = folder / name[:2] / (name + SUFFIX)
-        self._of = os.fsencode(f'{picture}\n{version}\n{_DECODER}')
+        self._of = os.fsencode(f'{picture}\n{version}\n{_decoders()}')
 
     def _header(self, height: int, width: int) -> bytes:
         digest = hashlib.sha256(self._of + struct.pack('<II', height, width)).digest()

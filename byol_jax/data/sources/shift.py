@@ -153,7 +153,7 @@ def _common_step(tiles: Tiles, picture: int, keys: tuple[str, ...]) -> list[int]
     if not others:
         return step
     try:
-        sides = tiles.source.size(picture, tiles.counted)
+        sides = tiles.sides[picture].tolist()
         for key in others:
             for axis, side in enumerate(tiles.source.size(picture, key)):
                 step[axis] = math.lcm(step[axis], sides[axis] // math.gcd(sides[axis], side))

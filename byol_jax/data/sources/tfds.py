@@ -10,6 +10,7 @@ from typing import Any
 
 import cv2
 import numpy as np
+import tensorflow_datasets as tfds
 from google.protobuf.message import DecodeError
 
 from byol_jax.data.quiet_tensorflow import tf
@@ -25,8 +26,8 @@ from byol_jax.data.sources.tfds_features import (
 from byol_jax.data.sources.tfds_records import open_records
 from byol_jax.errors import BadPicture, UserError
 
-# In place of a label that has not been read yet.
-_UNREAD = -2
+# In place of a label that has not been read: no number that a label can be.
+_UNREAD = np.iinfo(np.int64).min
 
 # What comes of a damaged record, depending on the file's format and on what decodes its pictures:
 # ArrayRecord's reader raises RuntimeError, and a picture that OpenCV gives up on is a None.
@@ -88,7 +89,7 @@ class Tfds(Source):
 
     @functools.cached_property
     def label_names(self) -> Sequence[str]:  # type: ignore[override]
-        """Those of the data set; plain numbers are their own names, and all must be read for it."""
+        """Those of the data set; plain numbers are their own names, and all are read for it."""
         if self._label is None:
             return ()
         names = getattr(self._label[1], 'names', None)
@@ -107,11 +108,12 @@ class Tfds(Source):
 
         Raises:
           UserError: some are -1, but not all.
+          BadPicture: a record cannot be read.
         """
         if self._label is None:
             return None
         if getattr(self._label[1], 'names', None) is None:
-            return np.searchsorted(self._numbers, self._read_labels(indices))
+            return self._numbered(self._read_labels(indices))
         labels = self._read_labels(indices)
         hidden = labels < 0
         if not hidden.any():
@@ -126,41 +128,75 @@ class Tfds(Source):
 
     @functools.cached_property
     def _numbers(self) -> np.ndarray:
-        """The different numbers among labels that have no names, ascending."""
-        return np.unique(self._read_labels(np.arange(len(self))))
+        """The different numbers among labels that have no names, ascending, of what can be read."""
+        labels = self._read_labels(np.arange(len(self)), skip=True)
+        return np.unique(labels[labels != _UNREAD])
+
+    def _numbered(self, labels: np.ndarray) -> np.ndarray:
+        """Indices into `_numbers`; -1 for one of a record that could not be read when they were."""
+        known = np.isin(labels, self._numbers)
+        return np.where(known, np.searchsorted(self._numbers, labels), -1)
 
     def shown_labels(self, indices: np.ndarray) -> np.ndarray:
-        """As of every source; -1 too where labels are not public."""
+        """As of every source; -1 too where labels are not public, or a record cannot be read."""
         if self._label is None:
             return np.full(len(indices), -1)
-        labels = self._read_labels(indices)
-        named = getattr(self._label[1], 'names', None) is not None
-        return labels if named else np.searchsorted(self._numbers, labels)
+        labels = self._read_labels(indices, skip=True)
+        if getattr(self._label[1], 'names', None) is None:
+            return self._numbered(labels)
+        return np.where(labels == _UNREAD, -1, labels)
 
-    def _read_labels(self, indices: np.ndarray) -> np.ndarray:
-        """The numbers in the records; what was loaded or asked before is not read again."""
-        assert self._label is not None
+    def _read_labels(self, indices: np.ndarray, *, skip: bool = False) -> np.ndarray:
+        """The numbers in the records; what was loaded or asked before is not read again.
+
+        Args:
+          indices: whose.
+          skip: whether the number of a record that cannot be read is _UNREAD, and no error.
+        """
         for index in indices[self._seen_labels[indices] == _UNREAD].tolist():
-            feature = self._feature(self._record(index), index, self._label[0])
-            self._seen_labels[index] = feature.int64_list.value[0]
+            try:
+                self._see_label(self._record(index), index)
+            except BadPicture:
+                if not skip:
+                    raise
         return self._seen_labels[indices]
+
+    def _see_label(self, record: Any, index: int) -> None:
+        assert self._label is not None
+        values = self._feature(record, index, self._label[0]).int64_list.value
+        if len(values) != 1:
+            raise self._bad(index, ValueError('it holds no label'))
+        self._seen_labels[index] = values[0]
 
     def __len__(self) -> int:
         return len(self._records)
 
     def load(self, index: int, key: str) -> np.ndarray:
         record = self._record(index)
-        data = self._feature(record, index, key).bytes_list.value
-        if self._label is not None and self._label[0] in record:
-            self._seen_labels[index] = record[self._label[0]].int64_list.value[0]
+        if self._label is not None:
+            self._see_label(record, index)
         try:
-            if len(data) != 1 or not data[0]:
-                raise ValueError('it holds no picture')
+            data = self._encoded(record, index, key)
             # From its header: nothing is decoded yet.
-            opened(io.BytesIO(data[0]), self.name(index), self.max_megapixels).close()
-            return _to_rgb(np.asarray(self._images[key].decode_example_np(data[0])))
+            opened(io.BytesIO(data), self.name(index), self.max_megapixels).close()
+            return _to_rgb(np.asarray(self._images[key].decode_example_np(data)))
         except _UNREADABLE as error:
             raise self._bad(index, error) from error
+
+    def size(self, index: int, key: str) -> tuple[int, int]:
+        """From the picture's header; TFDS does not turn pictures as their EXIF says."""
+        try:
+            data = io.BytesIO(self._encoded(self._record(index), index, key))
+            with opened(data, self.name(index), self.max_megapixels) as image:
+                return image.height, image.width
+        except _UNREADABLE as error:
+            raise self._bad(index, error) from error
+
+    def _encoded(self, record: Any, index: int, key: str) -> bytes:
+        data = self._feature(record, index, key).bytes_list.value
+        if len(data) != 1 or not data[0]:
+            raise self._bad(index, ValueError('it holds no picture'))
+        return data[0]
 
     def name(self, index: int) -> str:
         return f'{self._title} #{index}'
@@ -170,9 +206,10 @@ class Tfds(Source):
 
     @functools.cached_property
     def _version(self) -> str:
-        """What changes when a file of the split does."""
+        """What changes when a file of the split does, or TFDS, which decodes them."""
         found = [(file, os.stat(file)) for file in self._files]
-        return ' '.join(f'{file} {stat.st_size} {stat.st_mtime_ns}' for file, stat in found)
+        files = (f'{file} {stat.st_size} {stat.st_mtime_ns}' for file, stat in found)
+        return ' '.join([f'TFDS {tfds.__version__}', *files])
 
     def _record(self, index: int) -> Any:
         """The features of an example by path, as they are serialized."""

@@ -17,12 +17,15 @@ class Tiles(Source):
 
     Tiles lie on a grid of `stride` pixels of the first key's picture, the last of a row or column
     moved in to end at the border. Where an example has pictures of several sizes (low and high
-    resolution), a tile is the same part of each. Of a picture whose size cannot be read, or that is
-    smaller than a tile, there are no tiles.
+    resolution), a tile is the same part of each, a square only where the ratio of sides is the
+    same. Of a picture whose size cannot be read, or that is smaller than a tile, there are no
+    tiles.
 
     Attributes:
       counted: the picture of an example in whose pixels sizes are counted.
       bad: the pictures left out because their size cannot be read.
+      sides: (height, width) of picture `counted` of every example of the source, int32 [N, 2]; 0
+        where there are no tiles.
       small: (name, height, width) of the pictures left out because no tile fits in, pixels.
     """
 
@@ -44,6 +47,8 @@ class Tiles(Source):
         self.counted = key or source.keys[0]
         stride = stride or tile_size
         sizes = self._sizes()
+        self.sides = np.zeros((len(source), 2), np.int32)
+        self.sides[list(sizes)] = list(sizes.values())
         boxes = [
             (picture, top, left)
             for picture, (height, width) in sizes.items()
@@ -96,12 +101,12 @@ class Tiles(Source):
     def cut(self, picture: int, top: int, left: int, key: str) -> np.ndarray:
         """A tile of any place of a picture, in the pixels that sizes are counted in."""
         image = self.source.load(picture, key)
-        size = self.tile_size
+        parts = slice(top, top + self.tile_size), slice(left, left + self.tile_size)
         if key != self.counted:
-            # The same part of a picture of another size.
-            scale = image.shape[0] / self.source.size(picture, self.counted)[0]
-            top, left, size = round(top * scale), round(left * scale), max(1, round(size * scale))
-        return image[top : top + size, left : left + size]
+            sides = self.sides[picture].tolist()
+            rows, columns = map(_same_part, parts, sides, image.shape[:2])
+            return image[rows, columns]
+        return image[parts]
 
     def name(self, index: int) -> str:
         picture, top, left = self.boxes[index]
@@ -184,6 +189,17 @@ def by_picture(pictures: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
     order = np.argsort(pictures, kind='stable')
     different, first = np.unique(pictures[order], return_index=True)
     return zip(different.tolist(), np.split(order, first)[1:], strict=True)
+
+
+def _same_part(part: slice, side: int, other: int) -> slice:
+    """The part of a side of `other` pixels that shows what `part` of one of `side` pixels does.
+
+    Rounded to pixels, of which there is at least one.
+    """
+    scale = other / side
+    length = max(1, round((part.stop - part.start) * scale))
+    start = min(round(part.start * scale), other - 1)
+    return slice(start, start + length)
 
 
 def _outside(place: np.ndarray, size: int, low: np.ndarray, high: np.ndarray) -> np.ndarray:

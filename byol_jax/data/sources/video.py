@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import re
 import sys
@@ -43,7 +44,7 @@ class Video(Source):
     Every video file is a clip. So are the images of one folder whose names differ in nothing but
     the number they end in, ordered by that number: the `0001.png`, `0002.png` of a folder of its
     own, and `walk_9.png`, `walk_10.png` beside `run_1.png`. An image without a number is a clip of
-    one frame.
+    one frame. Two images of a clip with the same number, such as `1.jpg` and `1.png`, are an error.
 
     Labels are the names of the folders right below `root`, as in `train/jump/1.mp4`, if every clip
     lies in one of at least two, and not each in one of its own; a clip is no label, since it is
@@ -68,11 +69,14 @@ class Video(Source):
           index: as `Folder`.
 
         Raises:
-          UserError: the folder does not exist or holds no clip, a video file is damaged, or no
-            clip has the two frames that a `max_frame_gap` above 0 asks for.
+          UserError: the folder does not exist or holds no clip, a video file is damaged, two
+            images are the same frame, or no clip has the two frames that a `max_frame_gap` above 0
+            asks for.
         """
         self.root = Path(root).expanduser()
         self.max_megapixels = max_megapixels
+        # What every path begins with, as pathlib writes it.
+        self._prefix = str(self.root / '_')[:-1]
         self._gap = max_frame_gap
         workers = workers or os.cpu_count() or 1
         # Twice: a file should stay open from the first frame of a pair to the second.
@@ -116,6 +120,11 @@ class Video(Source):
             return f'{frames.path.relative_to(self.root).as_posix()} #{number}'
         return frames[number]
 
+    def file(self, index: int, key: str) -> str:
+        """The frame's file, or the video's."""
+        frames, number = self._place(index)
+        return str(frames.path) if isinstance(frames, VideoFile) else self._prefix + frames[number]
+
     def partners(self, index: int) -> np.ndarray:
         clip = self._clip(index)
         first = max(self._starts[clip], index - self._gap)
@@ -132,17 +141,30 @@ class Video(Source):
 
 
 def frame_clips(files: Sequence[str]) -> list[Clip]:
-    """Groups image files, relative to their root with '/', into clips by their names."""
+    """Groups image files, relative to their root with '/', into clips by their names.
+
+    Raises:
+      UserError: two files are the same frame of a clip.
+    """
     # Places instead of names: of a million frames the names alone would be a hundred megabytes.
     clips: dict[tuple[str, bool], list[int]] = {}
     for place, file in enumerate(files):
         start, number = _numbered(file)
-        # Folder and name up to the number; 'walk.png' is no frame of 'walk1.png'.
-        clips.setdefault((start, number is not None), []).append(place)
+        # Folder and name up to the number; 'walk.png' is no frame of 'walk1.png', nor are
+        # 'walk.png' and 'walk.jpg' two of one clip.
+        key = (file, False) if number is None else (start, True)
+        clips.setdefault(key, []).append(place)
     made = []
     for places in clips.values():
-        frames = sorted((files[i] for i in places), key=lambda file: (_numbered(file)[1], file))
-        made.append(Clip(frames[0], Names.of(frames)))
+        frames = sorted((_numbered(files[i])[1] or 0, files[i]) for i in places)
+        for (number, file), (following, other) in itertools.pairwise(frames):
+            if number == following:
+                raise UserError(
+                    f'{file} and {other} are both frame {number} of one clip, and only one can be. '
+                    'If one is no frame but a mask or a preview, say, move those out of data.path; '
+                    'if they are of two clips, give each a folder of its own.'
+                )
+        made.append(Clip(frames[0][1], Names.of(file for _, file in frames)))
     return made
 
 

@@ -9,7 +9,7 @@ import numpy as np
 
 from byol_jax.data.sources.complete import check_complete
 from byol_jax.data.sources.decoders import Decoder, open_decoder
-from byol_jax.errors import UserError
+from byol_jax.errors import BadPicture, UserError
 
 # A frame at most so far ahead is decoded up to: seeking costs about half the distance between two
 # key frames, which is 12 to 250 frames.
@@ -73,14 +73,15 @@ class Reader:
         decoded. Where that fails the file is decoded from its beginning.
 
         Raises:
-          UserError: the file is no longer what it was.
+          BadPicture: the file is no longer what it was.
         """
         if not self._reached(number):
             self.close()
             if not self._advance(number):
-                raise UserError(
-                    f'{self.file.path} has changed since the run began: frame {number} is not '
-                    'where it was. Restore the file, or start anew.'
+                raise BadPicture(
+                    str(self.file.path),
+                    f'has changed since the run began: frame {number} is not where it was',
+                    'Restore the file, or start anew.',
                 )
         return self._opened().picture()
 
@@ -90,7 +91,7 @@ class Reader:
             if self.at <= number and (number <= self.at + _NEAR or not self.file.seekable):
                 return self._advance(number)
             return self.file.seekable and self._sought(number)
-        except UserError:
+        except BadPicture:
             # The file was decoded as a whole, so it may only be impossible to enter it here.
             return False
 
