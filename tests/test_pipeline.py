@@ -7,6 +7,7 @@ import time
 import numpy as np
 import pytest
 
+from byol_jax.data import pipeline
 from byol_jax.data.augment import draw_view, make_view
 from byol_jax.data.pipeline import batches
 from byol_jax.data.sources.base import Source
@@ -90,6 +91,16 @@ def test_batches_are_uint8_of_the_asked_shape():
         assert batch['example'].dtype == np.int32
     shown = np.concatenate([batch['example'] for batch in made])
     assert sorted(shown[2:7]) == list(range(5)), 'an epoch from position 10 on, each example once'
+
+
+def test_batches_are_not_copied(monkeypatch):
+    """Both views lie where they were made: TensorFlow hands on the memory it is given."""
+    made = []
+    aligned = pipeline._aligned
+    monkeypatch.setattr(pipeline, '_aligned', lambda shape: made.append(aligned(shape)) or made[-1])
+    for batch in batches(Photographs(8), make_config(), start_step=0, stop_step=2):
+        for view in (batch['view1'], batch['view2']):
+            assert sum(np.shares_memory(view, mine) for mine in made) == 1
 
 
 def test_no_steps_no_batches():

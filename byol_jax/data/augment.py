@@ -172,15 +172,16 @@ def crop_resize(
 
 def adjust_brightness(image: np.ndarray, delta: float) -> np.ndarray:
     """Adds `delta` to float32 [H, W, 3] in [0, 1] and clips."""
-    out = cv2.add(image, (delta, delta, delta, 0))
+    out = np.add(image, np.float32(delta))
     return _not_above_1(out) if delta > 0 else _not_below_0(out)
 
 
 def adjust_contrast(image: np.ndarray, factor: float) -> np.ndarray:
     """Scales float32 [H, W, 3] in [0, 1] about each channel's mean and clips."""
     matrix = np.zeros((3, 4))
-    matrix[:, :3] = np.eye(3) * factor
-    matrix[:, 3] = (1 - factor) * np.array(cv2.mean(image)[:3])
+    for channel, mean in enumerate(cv2.mean(image)[:3]):
+        matrix[channel, channel] = factor
+        matrix[channel, 3] = (1 - factor) * mean
     out = cv2.transform(image, matrix)
     # Towards the mean nothing leaves [0, 1].
     return out if factor <= 1 else _not_above_1(_not_below_0(out))
