@@ -94,7 +94,7 @@ def main(_: list[str]) -> None:
         )
         RUN[_MODE.value](request)
     except Interrupted as stop:
-        say(f'stopped by {stop}; the same command goes on from here')
+        say(f'stopped by {stop} The same command goes on from here.')
         leave(128 + stop.signal_number)
     except UserError as error:
         leave(f'error: {error}')

@@ -74,7 +74,7 @@ MONITORS: dict[str, tuple[str, int]] = {
     'rankme': ('evaluation', 1),
     'recall_1': ('evaluation', 1),
 }
-ACCURACIES = ('knn_200', 'knn_20', 'probe')
+ACCURACIES = ('knn_200', 'knn_20', 'ridge')
 _SAMPLES = 10_000
 
 
@@ -121,7 +121,7 @@ def _make(name: str) -> None:
         subprocess.run([*start, *(f'--config.{flag}' for flag in flags_of_run)], check=True)
     if not (workdir / 'evaluation.json').exists():
         print(f'measuring: {name}', flush=True)
-        protocols = "--config.evaluate.protocols=('knn','probe','spectrum','retrieval')"
+        protocols = "--config.evaluate.protocols=('knn','ridge','spectrum','retrieval')"
         subprocess.run([*start, '--mode=evaluate', protocols], check=True)
 
 

@@ -13,6 +13,7 @@ from typing import Any
 from absl import flags
 
 from byol_jax.errors import UserError, did_you_mean
+from byol_jax.plan import OPTIMIZERS, unknown_optimizer
 
 _OVERRIDE = re.compile(r'--?config\.([^=]+)(?:=(.*))?', re.DOTALL)
 _KWARGS = 'encoder.kwargs.'
@@ -74,7 +75,10 @@ def load_config(holder: Any) -> Any:
       UserError: no config was given.
     """
     if holder.value is None:
-        raise UserError(f'No --config given. Configs: {", ".join(_known_configs())}.')
+        raise UserError(
+            f'No --config given. Configs: {", ".join(_known_configs())}. The flags that a run '
+            'began with are in its command.txt.'
+        )
     config = holder.value.copy_and_resolve_references().unlock()
     if 'encoder.name' in _overridden:
         # The config's own arguments are for the encoder it names.
@@ -95,6 +99,8 @@ def _check_optimizer(config: Any, argv: Sequence[str]) -> None:
         a.partition('=')[2] for a in argv if a.lstrip('-').startswith('config.optimizer.name=')
     ]
     key = 'optimizer.base_learning_rate'
+    if given and given[-1] not in OPTIMIZERS:
+        raise unknown_optimizer(given[-1])
     if given and given[-1] != config.optimizer.name and key not in _overridden:
         raise UserError(
             f"--config.optimizer.name={given[-1]} needs a learning rate of its own: the config's "
@@ -151,7 +157,10 @@ def _is_encoder_argument(argument: str, known: Sequence[str]) -> bool:
 
 
 def _known_configs() -> list[str]:
-    return sorted(f'configs/{path.name}' for path in Path('configs').glob('[!_]*.py'))
+    """Those of the current folder, or else of the folder of main.py, with their whole path."""
+    here = sorted(f'configs/{path.name}' for path in Path('configs').glob('[!_]*.py'))
+    beside = Path(sys.argv[0]).resolve().parent / 'configs'
+    return here or sorted(str(path) for path in beside.glob('[!_]*.py'))
 
 
 def _keys(config: Any, prefix: str = '') -> list[str]:

@@ -8,12 +8,11 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from byol_jax.errors import UserError, did_you_mean
+from byol_jax.errors import UserError
 from byol_jax.models.tap import path_name
+from byol_jax.plan import unknown_optimizer
 
 Tree = Any
-
-OPTIMIZERS = ('lars', 'adamw')
 
 
 def learning_rate_schedule(peak: float, warmup_steps: int, total_steps: int) -> optax.Schedule:
@@ -57,11 +56,7 @@ def make_optimizer(
             adapted, options.weight_decay, options.b1, options.b2, options.epsilon
         )
     else:
-        known = ', '.join(f"'{name}'" for name in OPTIMIZERS)
-        raise UserError(
-            f"optimizer.name='{options.name}': there is no such optimizer."
-            f'{did_you_mean(options.name, OPTIMIZERS)} There are: {known}.'
-        )
+        raise unknown_optimizer(options.name)
     if freeze_steps:
         # Each side has a state of its own: AdamW counts the steps that its moments have seen.
         inner = optax.chain(*stages)

@@ -14,6 +14,7 @@ REFERENCE_BATCH = 256
 # Examples of a batch that the monitors look at, at most (or one of every pass of every device).
 MONITORED_EXAMPLES = 256
 
+OPTIMIZERS = ('lars', 'adamw')
 PRECISIONS = ('float32', 'bfloat16')
 # Where the views are made.
 PLACES = ('cpu', 'accelerator')
@@ -75,6 +76,15 @@ class Plan:
         return step * self.batch_size / self.examples
 
 
+def unknown_optimizer(name: str) -> UserError:
+    """The error for an optimizer that is none of OPTIMIZERS."""
+    known = ', '.join(f"'{each}'" for each in OPTIMIZERS)
+    return UserError(
+        f"optimizer.name='{name}': there is no such optimizer.{did_you_mean(name, OPTIMIZERS)} "
+        f'There are: {known}.'
+    )
+
+
 def make_plan(config: Any, examples: int, device_count: int, process_count: int = 1) -> Plan:
     """Derives the plan, or raises UserError naming the key that cannot be used.
 
@@ -113,7 +123,8 @@ def make_plan(config: Any, examples: int, device_count: int, process_count: int 
     if warmup >= total:
         raise UserError(
             f'The warm-up ({warmup} steps) must be shorter than the run ({total} steps): lower '
-            'warmup_epochs/warmup_steps or raise total_epochs/total_steps.'
+            'warmup_epochs/warmup_steps (--config.warmup_steps=0 for none) or raise '
+            'total_epochs/total_steps.'
         )
     freeze = config.encoder.freeze_steps
     if freeze >= total:

@@ -58,8 +58,11 @@ def make_array(source: Source, size: int | None) -> dict[str, np.ndarray]:
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         bad = [found for found in pool.map(fill, range(len(source))) if found is not None]
     if bad:
-        expected = '' if size else f'{source.name(0)} has {width}x{height} pixels. '
-        advice = 'Mend or remove them' if size else 'Mend or remove them, or give --size=S'
+        of_other_size = any(file.reason.startswith('has ') for file in bad)
+        expected, advice = '', 'Mend or remove them'
+        if of_other_size:
+            expected = f'The first picture has {width}x{height} pixels. '
+            advice += ', or give --size=S for those of another size'
         raise UserError(
             f'{expected}{len(bad):,} of {len(source):,} pictures cannot be taken: '
             f'{name_some(bad)}. {advice}.'

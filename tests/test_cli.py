@@ -91,6 +91,10 @@ def test_values(main_py, tmp_path, arguments, words):
         (('--config.encoder.kwargs.widht=2',), ("Did you mean 'width'?",)),
         (('--config.total_epochs=3',), ('Exactly one of total_epochs and total_steps', 'both')),
         (('--config.warmup_steps=8',), ('warm-up (8 steps) must be shorter',)),
+        (
+            ('--config.optimizer.name=adam', '--config.optimizer.base_learning_rate=1'),
+            ("optimizer.name='adam'", "Did you mean 'adamw'?"),
+        ),
         (('--config.views.view1.flip=2',), ('views.view1.flip=2', 'probability')),
         (('--config.data.tile_size=5000',), ('smaller than data.tile_size=5000',)),
     ],

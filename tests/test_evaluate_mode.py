@@ -17,10 +17,12 @@ from sklearn.neighbors import KNeighborsClassifier
 
 from byol_jax import UserError, load_encoder
 from byol_jax.data.augment import ViewParams, draw_view, make_view
+from byol_jax.data.sources.build import build_data
 from byol_jax.data.stream import epoch_order
 from byol_jax.evaluate.probe import held_out_rows
 from byol_jax.plan import PROTOCOLS
 from byol_jax.train.modes import MODES
+from byol_jax.train.workdir import fingerprint
 from configs import default
 
 TRAIN = {'bird': 18, 'cat': 24, 'dog': 21}
@@ -319,6 +321,26 @@ def test_options_that_cannot_be(place, tmp_path, changes, words):
     """An option of no use is named before anything is opened."""
     with pytest.raises(UserError, match=words):
         run(place, tmp_path / 'e.json', data__path='/nowhere', **changes)
+
+
+def test_another_held_out_part_is_said(place, tmp_path):
+    """A note says so if some to test on may be ones that the run of the encoder trained on."""
+    run_folder = tmp_path / 'run'
+    encoder = save_random_encoder(run_folder / 'encoder')
+    given = {'data__path': str(place / 'train'), 'data__held_out_fraction': 0.3}
+    request = evaluation_request(encoder, run_folder, **given)
+    kept = fingerprint(build_data(request.config))
+
+    def notes(data):
+        (run_folder / 'data.json').write_text(json.dumps(data))
+        MODES['evaluate'](request)
+        notes = json.loads((run_folder / 'evaluation.json').read_text())['notes']
+        return [note for note in notes if 'trained on' in note]
+
+    assert notes(kept) == []
+    assert notes({**kept, 'examples': 5, 'held_out': 3}) == [], 'other data'
+    moved = {**kept, 'examples': kept['examples'] + 2, 'held_out': kept['held_out'] - 2}
+    assert 'command.txt' in notes(moved)[0]
 
 
 def test_where_it_is_written(place, tmp_path):

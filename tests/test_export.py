@@ -12,6 +12,7 @@ import jax
 import numpy as np
 import pytest
 import safetensors.numpy
+from encoders import save_random_encoder
 
 from byol_jax import UserError, load_encoder
 from byol_jax.byol import Byol
@@ -192,9 +193,16 @@ def test_a_missing_file_is_named(folder, name):
         load_encoder(folder)
 
 
+def test_a_workdir_leads_to_its_encoder(tmp_path):
+    """Who gives the workdir of a run is told where its encoder is."""
+    save_random_encoder(tmp_path / 'run' / 'encoder')
+    with pytest.raises(UserError, match=r'workdir of a run: its encoder is .*run/encoder\.'):
+        load_encoder(tmp_path / 'run')
+
+
 def test_a_missing_folder_is_named(tmp_path):
     """A folder that does not exist is refused by its name."""
-    with pytest.raises(UserError, match='nowhere holds no exported encoder'):
+    with pytest.raises(UserError, match='nowhere: there is no such folder'):
         load_encoder(tmp_path / 'nowhere')
 
 

@@ -20,8 +20,8 @@ ORDER = (
     'optim',
     'models',
     'data',
-    'plan',
     'cli',
+    'plan',
     'files',
     'errors',
 )

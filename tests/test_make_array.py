@@ -94,10 +94,13 @@ def test_what_cannot_be_taken_is_named(folder, tmp_path, refused):
     output = f'--output={tmp_path / "a.npz"}'
     Image.new('RGB', (9, 7)).save(folder / 'sea' / '2.png')
     said = refused(f'--folder={folder}', output)
-    assert 'error: brick/0.png has 20x16 pixels. 1 of 8' in said
+    assert 'error: The first picture has 20x16 pixels. 1 of 8' in said
     assert 'sea/2.png has 9x7 pixels' in said
     assert '--size=S' in said
     (folder / 'sea' / '2.png').write_bytes(b'')
+    said = refused(f'--folder={folder}', output)
+    assert 'error: 1 of 8 pictures cannot be taken' in said
+    assert '--size=S' not in said
     assert 'sea/2.png is empty' in refused(f'--folder={folder}', output, '--size=8')
     for arguments, words in (
         ((f'--folder={folder / "brick"}', output, '--per_class=2'), 'needs class folders'),

@@ -843,6 +843,16 @@ def test_held_out_pictures_are_stratified(classes):
     assert len(names) == 60
 
 
+def test_a_fraction_that_holds_out_nothing_is_said(classes):
+    """A fraction is rounded down in each class: where that leaves nothing, a line says so."""
+    config = make_config(source='folder', path=str(classes), held_out_fraction=0.03)
+    data = build_data(config)
+    assert not len(data.held_out)
+    assert any('held_out_fraction=0.03 is less than one picture' in s for s in data.left_out())
+    config = make_config(source='folder', path=str(classes))
+    assert build_data(config).left_out() == []
+
+
 def test_held_out_pictures_depend_on_their_own_seed_only(classes):
     """The same pictures are held out whatever the run's seed; held_out_seed changes them."""
 

@@ -14,11 +14,19 @@ import optax
 import pytest
 
 from byol_jax.byol import Byol
+from byol_jax.errors import UserError
 from byol_jax.models.mlp import MLP
 from byol_jax.models.tap import TappedEncoder
 from byol_jax.plan import make_plan
 from byol_jax.train.setup import build_training
-from byol_jax.train.step import AXIS, make_train_step, pmap_step, replicate, shard_batch
+from byol_jax.train.step import (
+    AXIS,
+    make_train_step,
+    memory_named,
+    pmap_step,
+    replicate,
+    shard_batch,
+)
 from configs import default
 
 # Two steps under way on simulated devices can deadlock: a hard limit, and every step is awaited.
@@ -361,3 +369,14 @@ def test_accumulation_moves_statistics_with_every_pass(accumulated):
         stats = getattr(steps[0][0], f'{network}_stats')
         actual = stats['encoder']['batch_stats']['mean']
         np.testing.assert_allclose(actual, mean, rtol=1e-4, atol=1e-6)
+
+
+def test_too_little_memory_is_the_users_error():
+    """What a device says when a step does not fit names what to lower; other errors stay theirs."""
+    said = 'RESOURCE_EXHAUSTED: Out of memory allocating 43850700160 bytes.'
+    lowered = pytest.raises(UserError, match=r'batch_size=4096 .*43850700160.*accumulate_steps')
+    with lowered, memory_named(default.get_config()):
+        raise jax.errors.JaxRuntimeError(said)
+    untouched = pytest.raises(jax.errors.JaxRuntimeError, match='INTERNAL')
+    with untouched, memory_named(default.get_config()):
+        raise jax.errors.JaxRuntimeError('INTERNAL: a bug')

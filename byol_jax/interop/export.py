@@ -78,6 +78,10 @@ def load_encoder(path: str | Path) -> Encoder:
         cannot be imported here.
     """
     folder = Path(path).expanduser()
+    if not folder.is_dir():
+        raise UserError(f'{folder}: there is no such folder.')
+    if (folder / 'encoder' / _DESCRIPTION).is_file() and not (folder / _DESCRIPTION).is_file():
+        raise UserError(f'{folder} is the workdir of a run: its encoder is {folder / "encoder"}.')
     for name in (_DESCRIPTION, _WEIGHTS):
         if not (folder / name).is_file():
             raise UserError(

@@ -14,7 +14,7 @@ import numpy as np
 
 from byol_jax import __version__
 from byol_jax.data.bad_files import name_some
-from byol_jax.data.sources.build import build_data
+from byol_jax.data.sources.build import Data, build_data
 from byol_jax.data.test_set import has_test_set
 from byol_jax.errors import UserError
 from byol_jax.evaluate.suite import Measured, measure_encoder
@@ -24,7 +24,7 @@ from byol_jax.interop.export import load_encoder
 from byol_jax.plan import check_ranges
 from byol_jax.report.evaluation import evaluation_text
 from byol_jax.train.hosts import say
-from byol_jax.train.workdir import resolve
+from byol_jax.train.workdir import fingerprint, resolve
 
 FORMAT = 'byol_jax evaluation 1'
 
@@ -68,7 +68,7 @@ def evaluate_encoder(
         'data': _about_data(measured, config),
         'metrics': measured.metrics,
         'not_measured': measured.unmeasured,
-        'notes': _notes(measured),
+        'notes': _notes(measured) + _other_split(folder, data),
         'protocols': measured.protocols,
         'bad_files': [file._asdict() for file in measured.bad],
         'options': {
@@ -162,6 +162,26 @@ def _about_data(measured: Measured, config: Any) -> dict[str, Any]:
         'queries_are': subject.queries_are,
         'labels': 0 if gallery.labels is None else len(np.unique(gallery.labels)),
     }
+
+
+def _other_split(folder: Path, data: Data) -> list[str]:
+    """What to say if the encoder's run cut as many pictures into other parts.
+
+    Other data may be meant; the same data with another held-out part hardly ever is.
+    """
+    path = folder.parent / 'data.json'
+    if data.test is not None or not path.exists():
+        return []
+    then, now = json.loads(path.read_text()), fingerprint(data)
+    parts = ('examples', 'held_out')
+    if then == now or sum(then[key] for key in parts) != sum(now[key] for key in parts):
+        return []
+    return [
+        f'The run of this encoder trained on {then["examples"]:,} pictures and held '
+        f'{then["held_out"]:,} out; here they are {now["examples"]:,} and {now["held_out"]:,}, or '
+        'others, so some to test on may be ones it was trained on. Give the data flags of the run: '
+        f'{folder.parent / "command.txt"}.'
+    ]
 
 
 def _notes(measured: Measured) -> list[str]:

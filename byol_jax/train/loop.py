@@ -45,7 +45,7 @@ from byol_jax.train.run_report import RunReport
 from byol_jax.train.setup import Run, build_run
 from byol_jax.train.signals import Interrupted, stop_signals
 from byol_jax.train.state import TrainState
-from byol_jax.train.step import make_train_step, replicate, shard_batch
+from byol_jax.train.step import make_train_step, memory_named, replicate, shard_batch
 from byol_jax.train.workdir import claim_workdir, fingerprint, resolve
 
 
@@ -98,7 +98,8 @@ def train(config: Any, workdir: Path, command: str) -> None:
     monitors = Monitors(run, workdir, int(state.step))
     with closing(log) if log is not None else nullcontext():
         try:
-            state = _fit(run, replicate(state), checkpoints, log, bad_log, monitors, report)
+            with memory_named(config):
+                state = _fit(run, replicate(state), checkpoints, log, bad_log, monitors, report)
         except (UserError, Interrupted) as error:
             if isinstance(error, NonFinite):
                 monitors.stopped(error, checkpoints.newest())

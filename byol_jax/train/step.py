@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import jax
@@ -11,6 +12,7 @@ import numpy as np
 import optax
 
 from byol_jax.byol import Byol, Features, feature_std, target_tau, update_target
+from byol_jax.errors import UserError
 from byol_jax.plan import Plan
 from byol_jax.train.online_probe import probe_step
 from byol_jax.train.state import TrainState
@@ -143,6 +145,24 @@ def make_train_step(
         return (state, metrics, shown) if monitored else (state, metrics)
 
     return train_step
+
+
+@contextmanager
+def memory_named(config: Any) -> Iterator[None]:
+    """Turns a device's lack of memory into a UserError that names what takes it."""
+    try:
+        yield
+    except jax.errors.JaxRuntimeError as error:
+        if 'RESOURCE_EXHAUSTED' not in str(error):
+            raise
+        said = str(error).splitlines()[0]
+        raise UserError(
+            f'The device has too little memory for a step of batch_size={config.batch_size} pairs '
+            f'at views.image_size={config.views.image_size} in accumulate_steps='
+            f'{config.accumulate_steps} parts: {said} Double accumulate_steps until it fits (the '
+            'batch stays as it is), or take precision=bfloat16, smaller views or a smaller batch, '
+            'in a new workdir.'
+        ) from error
 
 
 def average_stats(stats: Any) -> Any:

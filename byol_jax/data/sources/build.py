@@ -150,6 +150,12 @@ def _build(config: Any) -> Data:
         return Data(training, tested, tiles.bad, tiles.small, array, unused, cache)
     train, held_out = _split(source, data.held_out_fraction, data.held_out_seed)
     training, tested = Subset(source, train), Subset(source, held_out)
+    if data.held_out_fraction and not len(held_out):
+        unused = [
+            *unused,
+            f'nothing is held out: data.held_out_fraction={data.held_out_fraction:g} is less than '
+            'one picture, or group of pictures, of each label',
+        ]
     return Data(training, tested, array=array, unused=unused, cache=cache)
 
 
