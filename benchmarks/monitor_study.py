@@ -49,15 +49,12 @@ RUNS: dict[str, tuple[str, ...]] = {
     'learning rate x 3': ('optimizer.base_learning_rate=12.0',),
     'learning rate x 25': ('optimizer.base_learning_rate=100.0',),
     'AdamW 2e-3': ('optimizer.name=adamw', 'optimizer.base_learning_rate=2e-3'),
-    'weight decay 0.01': ('optimizer.weight_decay=0.01',),
     'tau 0': ('target.base_ema=0.0',),
     'tau 0.99': ('target.base_ema=0.99',),
     'tau 0.999': ('target.base_ema=0.999',),
     'no colours': tuple(f'{view}.{key}=0.0' for view in _VIEWS for key in _COLOURS),
     'no crops': tuple(f'{view}.crop_area=(0.9,1.0)' for view in _VIEWS),
     'small crops': tuple(f'{view}.crop_area=(0.05,0.3)' for view in _VIEWS),
-    'batch 32': ('batch_size=32',),
-    'projection of 16': ('projector.output_size=16',),
 }
 
 # What is seen at the end of a run without labels: where it stands, and whether more is better.
