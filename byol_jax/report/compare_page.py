@@ -11,11 +11,11 @@ from pathlib import Path
 
 from PIL import Image
 
-from byol_jax.files import write_whole
 from byol_jax.report.alarm_log import OVER
 from byol_jax.report.compare_curves import curve_figures, swatch
 from byol_jax.report.compare_run import RunRecord
 from byol_jax.report.compare_tables import Table, per_epoch_differs
+from byol_jax.report.page import write_html
 
 # In the first bytes of every such page, so that no other file is replaced by one.
 _GENERATOR = '<meta name="generator" content="byol_jax --mode=compare">'
@@ -88,9 +88,7 @@ def write_page(path: Path, runs: Sequence[RunRecord], tables: Sequence[Table]) -
 {_commands(runs)}
 </body></html>
 """
-    # A file's name need not be valid UTF-8.
-    text = body.encode(errors='backslashreplace')
-    write_whole(path, lambda partial: partial.write_bytes(text))
+    write_html(path, body)
 
 
 def _name(number: int, run: RunRecord) -> str:

@@ -85,9 +85,17 @@ def write_page(path: Path, title: str, sections: Sequence[str]) -> None:
 {chr(10).join(section for section in sections if section)}
 </body></html>
 """
-    # A file's name need not be valid UTF-8.
-    text = body.encode(errors='backslashreplace')
-    write_whole(path, lambda partial: partial.write_bytes(text))
+    write_html(path, body)
+
+
+def write_html(path: Path, text: str) -> None:
+    """Writes a page whole; what is no UTF-8 in it, as a file's name may be, is escaped.
+
+    Raises:
+      OSError: it could not be written; what was there still is.
+    """
+    encoded = text.encode(errors='backslashreplace')
+    write_whole(path, lambda partial: partial.write_bytes(encoded))
 
 
 def progress_section(step: int, total: int, words: str) -> str:

@@ -33,8 +33,7 @@ def results_text(results: Sequence[Result]) -> str:
     width = max(len(r.name) for r in results)
     lines = [f'{"encoder":<{width}}  nearest-neighbour accuracy  feature std']
     for r in results:
-        accuracy = 'not measured' if r.accuracy is None else f'{r.accuracy:.1%}'
-        lines.append(f'{r.name:<{width}}  {accuracy:>26}  {r.feature_std:>11.4f}')
+        lines.append(f'{r.name:<{width}}  {_accuracy(r):>26}  {r.feature_std:>11.4f}')
     return '\n'.join(lines)
 
 
@@ -42,7 +41,7 @@ def results_section(results: Sequence[Result], protocol: str) -> str:
     """The before/after table as HTML, and a sentence on how its accuracy was measured."""
     rows = ''.join(
         f'<tr><td>{html.escape(r.name)}</td><td class="number">'
-        f'{"not measured" if r.accuracy is None else f"{r.accuracy:.1%}"}</td>'
+        f'{_accuracy(r)}</td>'
         f'<td class="number">{r.feature_std:.4f}</td></tr>'
         for r in results
     )
@@ -93,6 +92,10 @@ def _table(metrics: Mapping[str, float], note: str) -> str:
         f'<div class="scroll"><table><tr><th>Metric</th><th>Value</th></tr>{rows}</table></div>'
         f'<p class="note">{html.escape(note)}</p>'
     )
+
+
+def _accuracy(result: Result) -> str:
+    return 'not measured' if result.accuracy is None else f'{result.accuracy:.1%}'
 
 
 def _is_share(name: str) -> bool:

@@ -104,21 +104,17 @@ class RunReport:
         """
         total = self._run.plan.total_steps
         words = f'Finished: all {total:,} steps ({self._run.plan.epoch(total):.1f} epochs).'
-        self._write(total, words, results, found, bad_files)
+        self.show(found)
+        self._write(total, words, results, bad_files)
 
     def _write(
-        self,
-        step: int,
-        words: str,
-        results: str = '',
-        found: Sequence[str] = (),
-        bad_files: int | None = None,
+        self, step: int, words: str, results: str = '', bad_files: int | None = None
     ) -> None:
         if not is_main():
             return
         began = time.perf_counter()
         try:
-            self._write_sections(step, words, results, found, bad_files)
+            self._write_sections(step, words, results, bad_files)
         except OSError as error:
             if not self._failed:
                 say(f'report.html could not be written, the run goes on without: {error}')
@@ -128,9 +124,7 @@ class RunReport:
         now = time.perf_counter()
         self._due = now + max(_SECONDS, (now - began) / _SHARE)
 
-    def _write_sections(
-        self, step: int, words: str, results: str, found: Sequence[str], bad_files: int | None
-    ) -> None:
+    def _write_sections(self, step: int, words: str, results: str, bad_files: int | None) -> None:
         workdir, facts = self._workdir, self._facts
         records = read_metrics(workdir)
         alarms = [Alarm(**line) for line in read_alarms(workdir)]
@@ -156,7 +150,7 @@ class RunReport:
                 facts_section(self._summary(bad_files, records)),
                 curves_section(records, facts, alarms),
                 views_section(self._views),
-                *(found or self._found),
+                *self._found,
                 again_section(self._command, self._config),
             ],
         )
