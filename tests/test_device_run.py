@@ -89,14 +89,16 @@ def test_killed_run_goes_on_bit_for_bit(tmp_path, array_flags, kind, devices):
         assert (whole / name).exists()
     with Image.open(whole / 'views.png') as picture:
         assert picture.size[0] > 200
-    process = subprocess.Popen(
+    started = subprocess.Popen(
         **command(*flags, f'--workdir={killed}', **options),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
     )
-    wait_for(killed / 'checkpoints' / '4', process)
-    process.send_signal(signal.SIGKILL)
-    process.communicate(timeout=60)
+    with started as process:
+        try:
+            wait_for(killed / 'checkpoints' / '4', process)
+        finally:
+            process.send_signal(signal.SIGKILL)
     assert 'going on from the checkpoint of step' in run(killed, *flags, **options)
     expected, actual = final_state(whole), final_state(killed)
     assert expected.keys() == actual.keys()

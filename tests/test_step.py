@@ -21,6 +21,7 @@ from byol_jax.plan import make_plan
 from byol_jax.train.setup import build_training
 from byol_jax.train.step import (
     AXIS,
+    everywhere,
     make_train_step,
     memory_named,
     pmap_step,
@@ -274,6 +275,18 @@ def test_the_initial_state_survives_donation(history):
 def test_the_state_is_donated(history):
     """A step takes over the memory of the state it is given."""
     assert all(history.donated)
+
+
+def test_the_state_is_kept_with_a_compilation_cache(tmp_path):
+    """With JAX's compilation cache a CPU step leaves its state's memory: taking it can crash."""
+    given = everywhere(np.arange(4.0))
+    jax.config.update('jax_compilation_cache_dir', str(tmp_path))
+    try:
+        step = pmap_step(lambda state, batch: (state + 1, jax.lax.pmean(batch, AXIS)))
+    finally:
+        jax.config.update('jax_compilation_cache_dir', None)
+    jax.block_until_ready(step(given, np.zeros(jax.local_device_count())))
+    assert not given.is_deleted()
 
 
 def test_shard_batch_gives_each_device_a_block():

@@ -202,7 +202,8 @@ def pmap_step(
 ) -> Callable[..., Any]:
     """Maps the pure step over the local devices' shares of a batch; the state has no device axis.
 
-    The state's buffers are donated: after a call only the returned state may be used.
+    The state's buffers are donated where that is safe: after a call only the returned state may be
+    used.
 
     Args:
       train_step: `(state, batch, *more) -> (state, metrics)`, or a monitored step.
@@ -216,8 +217,14 @@ def pmap_step(
         axis_name=AXIS,
         in_axes=(None, 0) + (None,) * shared,
         out_axes=out_axes,
-        donate_argnums=0,
+        donate_argnums=0 if _may_donate() else (),
     )
+
+
+def _may_donate() -> bool:
+    # Read back from JAX's compilation cache, a CPU program for several devices that takes its
+    # inputs' memory over writes where it may not: the process dies (jaxlib 0.10.2).
+    return jax.default_backend() != 'cpu' or not jax.config.jax_compilation_cache_dir
 
 
 def replicate(state: TrainState) -> TrainState:
