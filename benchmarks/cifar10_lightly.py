@@ -3,10 +3,10 @@
     python benchmarks/cifar10_lightly.py --train=train.npz [--steps=20] [--rounds=3]
 
 Both train the same network on the same pictures with batches of 128 pairs, and take turns, round by
-round: lightly's projection and prediction heads, loss, target update and views, with PyTorch's SGD
-and its DataLoader with two workers; and `python main.py --config=configs/cifar10.py:cpu`'s own
-pipeline and step. Prints seconds a step of both, medians of the rounds, and the median of each
-round's ratio. It says nothing of how well they learn.
+round, each in a process of its own: lightly's projection and prediction heads, loss, target update
+and views, with PyTorch's SGD and its DataLoader with two workers; and the pipeline and step of
+`python main.py --config=configs/cifar10.py:cpu`. Prints seconds a step of both, medians of the
+rounds, and the median of each round's ratio. It says nothing of how well they learn.
 
     pip install torch torchvision lightly
 """
@@ -16,10 +16,11 @@ from __future__ import annotations
 import argparse
 import copy
 import statistics
+import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from contextlib import AbstractContextManager, closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -39,9 +40,12 @@ from PIL import Image
 
 from byol_jax.data.bad_files import BadFiles
 from byol_jax.train.feed import open_feed
+from byol_jax.train.memory import keep_freed_memory
 from byol_jax.train.setup import build_run
 from byol_jax.train.step import make_train_step, replicate, shard_batch
 from configs import cifar10
+
+Contender = Callable[[Path], AbstractContextManager[Callable[[], None]]]
 
 
 def main() -> None:
@@ -49,21 +53,17 @@ def main() -> None:
     parser.add_argument('--train', type=Path, required=True)
     parser.add_argument('--steps', type=int, default=20)
     parser.add_argument('--rounds', type=int, default=3)
+    parser.add_argument('--only', choices=CONTENDERS, help=argparse.SUPPRESS)
     flags = parser.parse_args()
-    contenders: dict[str, Callable[[], Any]] = {
-        'lightly': lambda: lightly_steps(flags.train),
-        'byol_jax': lambda: own_steps(flags.train),
-    }
-    seconds: dict[str, list[float]] = {name: [] for name in contenders}
+    if flags.only:
+        print(seconds_a_step(CONTENDERS[flags.only], flags.train, flags.steps))
+        return
+    seconds: dict[str, list[float]] = {name: [] for name in CONTENDERS}
     for _ in range(flags.rounds):
-        for name, start in contenders.items():
-            with start() as step:
-                for _ in range(3):
-                    step()
-                begun = time.perf_counter()
-                for _ in range(flags.steps):
-                    step()
-                seconds[name].append((time.perf_counter() - begun) / flags.steps)
+        for name, own in seconds.items():
+            command = [sys.executable, *sys.argv, f'--only={name}']
+            done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
+            own.append(float(done.stdout.split()[-1]))
     for name, own in seconds.items():
         print(f'{name:10} {statistics.median(own):.3f} s a step ({min(own):.3f} to {max(own):.3f})')
     ratio = statistics.median(
@@ -72,8 +72,19 @@ def main() -> None:
     print(f'byol_jax / lightly: {ratio:.2f}')
 
 
+def seconds_a_step(start: Contender, train: Path, steps: int) -> float:
+    with start(train) as step:
+        for _ in range(3):
+            step()
+        begun = time.perf_counter()
+        for _ in range(steps):
+            step()
+        return (time.perf_counter() - begun) / steps
+
+
 @contextmanager
 def own_steps(train: Path) -> Iterator[Callable[[], None]]:
+    keep_freed_memory()
     config = cifar10.get_config('cpu')
     with config.unlocked():
         config.data.path = str(train)
@@ -176,6 +187,8 @@ def lightly_steps(train: Path) -> Iterator[Callable[[], None]]:
 
     yield step
 
+
+CONTENDERS: dict[str, Contender] = {'lightly': lightly_steps, 'byol_jax': own_steps}
 
 if __name__ == '__main__':
     main()

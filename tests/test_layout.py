@@ -47,6 +47,7 @@ TRAIN_ORDER = (
     'online_probe',
     'state',
     'signals',
+    'memory',
 )
 
 FILES = sorted(PACKAGE.rglob('*.py'))

@@ -12,13 +12,18 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from byol_jax.models.convolution import quick_convolution
 from byol_jax.models.mlp import batch_norm
 
 _he_normal = nn.initializers.variance_scaling(2.0, 'fan_out', 'truncated_normal')
 
 
-def _conv(features: int, kernel: int, stride: int, name: str, same: bool = False) -> nn.Conv:
+def _conv(
+    features: int, kernel: int, stride: int, name: str, train: bool, same: bool = False
+) -> nn.Conv:
     pad = (kernel - 1) // 2
+    # Only in training, so that frozen features keep derivatives of both modes.
+    quick = train and jax.default_backend() == 'cpu'
     return nn.Conv(
         features,
         (kernel, kernel),
@@ -26,6 +31,7 @@ def _conv(features: int, kernel: int, stride: int, name: str, same: bool = False
         padding='SAME' if same else [(pad, pad), (pad, pad)],
         use_bias=False,
         kernel_init=_he_normal,
+        conv_general_dilated=quick_convolution if quick else None,
         name=name,
     )
 
@@ -66,13 +72,13 @@ class BasicBlock(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
         frozen = not train
-        out = _conv(self.channels, 3, self.stride, 'conv1', self.same_padding)(x)
+        out = _conv(self.channels, 3, self.stride, 'conv1', train, self.same_padding)(x)
         out = nn.relu(batch_norm(self.axis_name, 'bn1')(out, use_running_average=frozen))
-        out = _conv(self.channels, 3, 1, 'conv2')(out)
+        out = _conv(self.channels, 3, 1, 'conv2', train)(out)
         out = batch_norm(self.axis_name, 'bn2', self.zero_init_residual)(
             out, use_running_average=frozen
         )
-        shortcut = _shortcut(x, out, self.stride, self.project, frozen, self.axis_name)
+        shortcut = _shortcut(x, out, self.stride, self.project, train, self.axis_name)
         return nn.relu(out + shortcut)
 
 
@@ -91,25 +97,25 @@ class Bottleneck(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
         frozen = not train
-        out = _conv(self.channels, 1, 1, 'conv1')(x)
+        out = _conv(self.channels, 1, 1, 'conv1', train)(x)
         out = nn.relu(batch_norm(self.axis_name, 'bn1')(out, use_running_average=frozen))
-        out = _conv(self.channels, 3, self.stride, 'conv2', self.same_padding)(out)
+        out = _conv(self.channels, 3, self.stride, 'conv2', train, self.same_padding)(out)
         out = nn.relu(batch_norm(self.axis_name, 'bn2')(out, use_running_average=frozen))
-        out = _conv(self.channels * self.expansion, 1, 1, 'conv3')(out)
+        out = _conv(self.channels * self.expansion, 1, 1, 'conv3', train)(out)
         out = batch_norm(self.axis_name, 'bn3', self.zero_init_residual)(
             out, use_running_average=frozen
         )
-        shortcut = _shortcut(x, out, self.stride, self.project, frozen, self.axis_name)
+        shortcut = _shortcut(x, out, self.stride, self.project, train, self.axis_name)
         return nn.relu(out + shortcut)
 
 
 def _shortcut(
-    x: jax.Array, out: jax.Array, stride: int, project: bool, frozen: bool, axis_name: str | None
+    x: jax.Array, out: jax.Array, stride: int, project: bool, train: bool, axis_name: str | None
 ) -> jax.Array:
     if x.shape == out.shape and not project:
         return x
-    x = _conv(out.shape[-1], 1, stride, 'shortcut_conv')(x)
-    return batch_norm(axis_name, 'shortcut_bn')(x, use_running_average=frozen)
+    x = _conv(out.shape[-1], 1, stride, 'shortcut_conv', train)(x)
+    return batch_norm(axis_name, 'shortcut_bn')(x, use_running_average=not train)
 
 
 class Stage(nn.Module):
@@ -180,7 +186,7 @@ class ResNet(nn.Module):
         """Normalised float [B, H, W, 3] -> float [B, D], or [B, num_classes] with a head."""
         kernel, stride = (3, 1) if self.small_images else (7, 2)
         stem = round(self.stem_channels * self.width)
-        x = _conv(stem, kernel, stride, 'conv1', self.same_padding)(x)
+        x = _conv(stem, kernel, stride, 'conv1', train, self.same_padding)(x)
         x = nn.relu(batch_norm(self.axis_name, 'bn1')(x, use_running_average=not train))
         if not self.small_images:
             x = MaxPool(self.same_padding, name='maxpool')(x)

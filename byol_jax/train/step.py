@@ -224,7 +224,7 @@ def pmap_step(
 def _may_donate() -> bool:
     # Read back from JAX's compilation cache, a CPU program for several devices that takes its
     # inputs' memory over writes where it may not: the process dies (jaxlib 0.10.2).
-    return jax.default_backend() != 'cpu' or not jax.config.jax_compilation_cache_dir
+    return jax.default_backend() != 'cpu' or not jax.config.values['jax_compilation_cache_dir']
 
 
 def replicate(state: TrainState) -> TrainState:

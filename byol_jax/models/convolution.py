@@ -1,0 +1,113 @@
+"""Convolutions whose gradient is quick on the CPU."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+Pads = tuple[tuple[int, int], tuple[int, int]]
+
+
+def quick_convolution(
+    lhs: jax.Array,
+    rhs: jax.Array,
+    window_strides: Sequence[int],
+    padding: str | Sequence[tuple[int, int]],
+    *,
+    precision: Any = None,
+    **options: Any,
+) -> jax.Array:
+    """`lax.conv_general_dilated` of images as `nn.Conv` calls it, with another weight gradient.
+
+    That is one matrix product for each tap of the kernel. Left to itself XLA takes a convolution
+    with a kernel of the picture's size, which on a CPU is 1 to 40 times slower
+    (benchmarks/convolution.py). Forward-mode derivatives do not exist.
+
+    Args:
+      lhs: images, float [B, H, W, C].
+      rhs: the kernel, float [h, w, C, D].
+      window_strides: of height and width.
+      padding: 'SAME', 'VALID' or (before, after) of height and width.
+      precision: of all products, as of `lax.conv_general_dilated`.
+      options: the others of `lax.conv_general_dilated`, as they are for plain convolutions.
+
+    Returns:
+      float [B, H', W', D].
+
+    Raises:
+      ValueError: it is dilated, or in groups.
+    """
+    dilations = (options.get('lhs_dilation'), options.get('rhs_dilation'))
+    if options.get('feature_group_count', 1) != 1 or any(set(d or (1,)) != {1} for d in dilations):
+        raise ValueError('Convolutions with dilation or groups have no quick gradient: use lax.')
+    strides = tuple(window_strides)
+    if isinstance(padding, str):
+        padding = lax.padtype_to_pads(lhs.shape[1:3], rhs.shape[:2], strides, padding)
+    top, side = ((int(before), int(after)) for before, after in padding)
+    if (*rhs.shape[:2], *top, *side) == (1, 1, 0, 0, 0, 0):
+        # XLA would put zeros between the gradient's pixels, and convolve those too.
+        lhs, strides = lhs[:, :: strides[0], :: strides[1]], (1, 1)
+    return _convolution(lhs, rhs, strides, (top, side), precision)
+
+
+def _plain(
+    images: jax.Array, kernel: jax.Array, strides: tuple[int, ...], pads: Pads, precision: Any
+) -> jax.Array:
+    return lax.conv_general_dilated(
+        images,
+        kernel,
+        strides,
+        pads,
+        dimension_numbers=('NHWC', 'HWIO', 'NHWC'),
+        precision=precision,
+    )
+
+
+_convolution = jax.custom_vjp(_plain, nondiff_argnums=(2, 3, 4))
+
+
+def _forward(
+    images: jax.Array, kernel: jax.Array, *how: Any
+) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+    return _plain(images, kernel, *how), (images, kernel)
+
+
+def _backward(
+    strides: tuple[int, int],
+    pads: Pads,
+    precision: Any,
+    saved: tuple[jax.Array, jax.Array],
+    gradient: jax.Array,
+) -> tuple[jax.Array, jax.Array]:
+    images, kernel = saved
+    (of_images,) = jax.linear_transpose(
+        lambda x: _plain(x, kernel, strides, pads, precision), images
+    )(gradient)
+    padded = jnp.pad(images, ((0, 0), *pads, (0, 0)))
+    ends = [(n - 1) * stride + 1 for n, stride in zip(gradient.shape[1:3], strides, strict=True)]
+    taps = []
+    for i in range(kernel.shape[0]):
+        for j in range(kernel.shape[1]):
+            seen = padded[:, i : i + ends[0] : strides[0], j : j + ends[1] : strides[1]]
+            taps.append(_product(seen, gradient, precision))
+    of_kernel = jnp.stack(taps).reshape(kernel.shape).astype(kernel.dtype)
+    return of_images, of_kernel
+
+
+def _product(seen: jax.Array, gradient: jax.Array, precision: Any) -> jax.Array:
+    """What a tap saw, float [B, H', W', C], times its gradient [B, H', W', D]: [C, D]."""
+    seen, gradient = (x.reshape(-1, x.shape[-1]) for x in (seen, gradient))
+    return lax.dot_general(
+        seen,
+        gradient,
+        (((0,), (0,)), ((), ())),
+        precision=precision,
+        preferred_element_type=jnp.promote_types(seen.dtype, jnp.float32),
+    )
+
+
+_convolution.defvjp(_forward, _backward)

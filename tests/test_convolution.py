@@ -1,0 +1,142 @@
+"""Convolutions with a gradient of our own: the same as JAX's, and the ResNets train with it."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax import lax
+
+from byol_jax.models import resnet
+from byol_jax.models.convolution import quick_convolution
+from byol_jax.models.flops import count_flops
+
+LAYOUT = ('NHWC', 'HWIO', 'NHWC')
+# (height, width), kernel, strides, padding
+CASES = {
+    'as it is': ((8, 8), (3, 3), (1, 1), ((1, 1), (1, 1))),
+    'strided': ((8, 8), (3, 3), (2, 2), ((1, 1), (1, 1))),
+    'strided, odd': ((9, 7), (3, 3), (2, 2), ((1, 1), (1, 1))),
+    'pixels that no tap sees': ((8, 9), (3, 3), (3, 2), ((0, 0), (1, 0))),
+    'stem': ((16, 16), (7, 7), (2, 2), ((3, 3), (3, 3))),
+    'SAME': ((8, 7), (3, 3), (2, 2), 'SAME'),
+    'VALID': ((8, 7), (3, 2), (2, 1), 'VALID'),
+    'one pixel': ((8, 8), (1, 1), (1, 1), ((0, 0), (0, 0))),
+    'one pixel, strided': ((8, 7), (1, 1), (2, 2), ((0, 0), (0, 0))),
+    'one pixel, SAME': ((8, 7), (1, 1), (2, 3), 'SAME'),
+    'one pixel, padded': ((8, 8), (1, 1), (2, 2), ((1, 1), (1, 1))),
+}
+
+
+def made(shape, kernel, dtype=jnp.float32):
+    rng = np.random.default_rng(0)
+    images = jnp.asarray(rng.normal(size=(3, *shape, 4)), dtype)
+    return images, jnp.asarray(rng.normal(size=(*kernel, 4, 5)), dtype)
+
+
+def with_gradients(convolution, images, kernel, strides, padding):
+    """What a convolution gives, and the gradients of its images and kernel."""
+    result, back = jax.vjp(lambda x, w: convolution(x, w, strides, padding), images, kernel)
+    weights = jnp.cos(jnp.arange(result.size, dtype=result.dtype)).reshape(result.shape)
+    return result, *back(weights)
+
+
+def plain(images, kernel, strides, padding):
+    return lax.conv_general_dilated(images, kernel, strides, padding, dimension_numbers=LAYOUT)
+
+
+@pytest.mark.parametrize('case', CASES)
+def test_gradients_are_those_of_jax(case):
+    """Result and both gradients are JAX's own, to rounding."""
+    shape, kernel, strides, padding = CASES[case]
+    given = made(shape, kernel)
+    expected = with_gradients(plain, *given, strides, padding)
+    for actual, wanted in zip(
+        with_gradients(quick_convolution, *given, strides, padding), expected, strict=True
+    ):
+        assert actual.dtype == wanted.dtype
+        np.testing.assert_allclose(actual, wanted, rtol=1e-4, atol=1e-4)
+
+
+def test_bfloat16_sums_in_float32():
+    """A weight gradient of bfloat16 is rounded once, however many pixels it is summed over."""
+    images, kernel = made((64, 64), (3, 3), jnp.bfloat16)
+    strides, padding = CASES['as it is'][2:]
+    _, _, actual = with_gradients(quick_convolution, images, kernel, strides, padding)
+    exact = [x.astype(jnp.float32) for x in (images, kernel)]
+    result, back = jax.vjp(lambda x, w: plain(x, w, strides, padding), *exact)
+    weights = jnp.cos(jnp.arange(result.size, dtype=jnp.bfloat16)).reshape(result.shape)
+    _, expected = back(weights.astype(jnp.float32))
+    assert actual.dtype == jnp.bfloat16
+    scale = float(jnp.abs(expected).max())
+    np.testing.assert_allclose(actual.astype(np.float32), expected, atol=scale * 2**-8)
+
+
+@pytest.mark.parametrize('option', [{'rhs_dilation': (2, 2)}, {'feature_group_count': 2}])
+def test_others_are_refused(option):
+    """Dilated and grouped convolutions are not quietly computed as plain ones."""
+    images, kernel = made((8, 8), (3, 3))
+    with pytest.raises(ValueError, match='dilation or groups'):
+        quick_convolution(images, kernel, (1, 1), 'SAME', **option)
+
+
+@pytest.fixture(scope='module', params=['basic', 'bottleneck'])
+def network(request):
+    """A small ResNet, its variables and images."""
+    module = resnet.ResNet(
+        (1, 1), request.param == 'bottleneck', (8, 16), (1, 2), 8, zero_init_residual=False
+    )
+    images = jnp.asarray(np.random.default_rng(1).normal(size=(4, 32, 32, 3)), jnp.float32)
+    return module, jax.jit(module.init)(jax.random.key(0), images), images
+
+
+def loss(network, train=True):
+    module, variables, images = network
+
+    def of(params):
+        rest = {'batch_stats': variables['batch_stats']}
+        out, _ = module.apply({'params': params} | rest, images, train, mutable=['batch_stats'])
+        return jnp.sum(jnp.sin(7 * out))
+
+    return of
+
+
+def test_a_resnet_trains_with_it(network, monkeypatch):
+    """On the CPU a ResNet in training takes the quick gradient; it is the plain one's."""
+    used = []
+
+    def counted(*arguments, **options):
+        used.append(arguments[1].shape)
+        return quick_convolution(*arguments, **options)
+
+    monkeypatch.setattr(resnet, 'quick_convolution', counted)
+    params = network[1]['params']
+    actual = jax.jit(jax.grad(loss(network)))(params)
+    assert len(used) == sum(leaf.ndim == 4 for leaf in jax.tree.leaves(params))
+    monkeypatch.setattr(resnet, 'quick_convolution', None)
+    expected = jax.jit(jax.grad(loss(network)))(params)
+    for wanted, given in zip(jax.tree.leaves(expected), jax.tree.leaves(actual), strict=True):
+        np.testing.assert_allclose(given, wanted, rtol=1e-3, atol=1e-3 * float(abs(wanted).max()))
+
+
+def test_its_operations_are_counted(network, monkeypatch):
+    """What a pass in training costs does not depend on how its gradient is taken."""
+    params = network[1]['params']
+    counts = [count_flops(jax.make_jaxpr(loss(network))(params))['']]
+    monkeypatch.setattr(resnet, 'quick_convolution', None)
+    counts.append(count_flops(jax.make_jaxpr(loss(network))(params))[''])
+    assert counts[0] == counts[1] > 0
+
+
+def test_frozen_features_have_both_derivatives(network):
+    """An encoder in use, not in training, has forward-mode derivatives: equal to the backward."""
+    module, variables, images = network
+
+    def features(x):
+        return jnp.sum(jnp.sin(module.apply(variables, x)))
+
+    direction = jnp.ones_like(images)
+    forward = jax.jit(lambda x: jax.jvp(features, (x,), (direction,))[1])(images)
+    backward = jnp.sum(jax.jit(jax.grad(features))(images) * direction)
+    np.testing.assert_allclose(forward, backward, rtol=1e-3)
