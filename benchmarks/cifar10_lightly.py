@@ -40,7 +40,6 @@ from PIL import Image
 
 from byol_jax.data.bad_files import BadFiles
 from byol_jax.train.feed import open_feed
-from byol_jax.train.memory import keep_freed_memory
 from byol_jax.train.setup import build_run
 from byol_jax.train.step import make_train_step, replicate, shard_batch
 from configs import cifar10
@@ -84,7 +83,6 @@ def seconds_a_step(start: Contender, train: Path, steps: int) -> float:
 
 @contextmanager
 def own_steps(train: Path) -> Iterator[Callable[[], None]]:
-    keep_freed_memory()
     config = cifar10.get_config('cpu')
     with config.unlocked():
         config.data.path = str(train)

@@ -11,6 +11,7 @@ from pathlib import Path
 
 # Read when JAX and TensorFlow are first imported, so it comes before both.
 os.environ['XLA_FLAGS'] = '--xla_force_host_platform_device_count=4'
+os.environ.pop('JAX_COMPILATION_CACHE_DIR', None)
 os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '3')
 
 import pytest

@@ -47,7 +47,6 @@ TRAIN_ORDER = (
     'online_probe',
     'state',
     'signals',
-    'memory',
 )
 
 FILES = sorted(PACKAGE.rglob('*.py'))

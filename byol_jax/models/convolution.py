@@ -11,6 +11,8 @@ from jax import lax
 
 Pads = tuple[tuple[int, int], tuple[int, int]]
 
+_LAYOUT = ('NHWC', 'HWIO', 'NHWC')
+
 
 def quick_convolution(
     lhs: jax.Array,
@@ -18,32 +20,40 @@ def quick_convolution(
     window_strides: Sequence[int],
     padding: str | Sequence[tuple[int, int]],
     *,
+    lhs_dilation: Sequence[int] = (1, 1),
+    rhs_dilation: Sequence[int] = (1, 1),
+    dimension_numbers: Any = None,
+    feature_group_count: int = 1,
     precision: Any = None,
-    **options: Any,
 ) -> jax.Array:
     """`lax.conv_general_dilated` of images as `nn.Conv` calls it, with another weight gradient.
 
     That is one matrix product for each tap of the kernel. Left to itself XLA takes a convolution
-    with a kernel of the picture's size, which on a CPU is 1 to 40 times slower
-    (benchmarks/convolution.py). Forward-mode derivatives do not exist.
+    with a kernel of the picture's size, which on a CPU is up to 40 times slower
+    (benchmarks/convolution.py). It has no forward-mode derivative of its own.
 
     Args:
       lhs: images, float [B, H, W, C].
       rhs: the kernel, float [h, w, C, D].
       window_strides: of height and width.
       padding: 'SAME', 'VALID' or (before, after) of height and width.
+      lhs_dilation, rhs_dilation, feature_group_count: ones.
+      dimension_numbers: of the layouts above.
       precision: of all products, as of `lax.conv_general_dilated`.
-      options: the others of `lax.conv_general_dilated`, as they are for plain convolutions.
 
     Returns:
       float [B, H', W', D].
 
     Raises:
-      ValueError: it is dilated, or in groups.
+      ValueError: it is dilated, in groups or of another layout.
     """
-    dilations = (options.get('lhs_dilation'), options.get('rhs_dilation'))
-    if options.get('feature_group_count', 1) != 1 or any(set(d or (1,)) != {1} for d in dilations):
-        raise ValueError('Convolutions with dilation or groups have no quick gradient: use lax.')
+    layout = lax.conv_dimension_numbers(lhs.shape, rhs.shape, dimension_numbers or _LAYOUT)
+    plain = layout == lax.conv_dimension_numbers(lhs.shape, rhs.shape, _LAYOUT)
+    if not plain or {*lhs_dilation, *rhs_dilation, feature_group_count} != {1}:
+        raise ValueError(
+            'Convolutions with dilation, in groups or of a layout other than NHWC, HWIO have no '
+            'quick gradient: use lax.conv_general_dilated.'
+        )
     strides = tuple(window_strides)
     if isinstance(padding, str):
         padding = lax.padtype_to_pads(lhs.shape[1:3], rhs.shape[:2], strides, padding)
@@ -62,7 +72,7 @@ def _plain(
         kernel,
         strides,
         pads,
-        dimension_numbers=('NHWC', 'HWIO', 'NHWC'),
+        dimension_numbers=_LAYOUT,
         precision=precision,
     )
 
@@ -87,8 +97,13 @@ def _backward(
     (of_images,) = jax.linear_transpose(
         lambda x: _plain(x, kernel, strides, pads, precision), images
     )(gradient)
-    padded = jnp.pad(images, ((0, 0), *pads, (0, 0)))
-    ends = [(n - 1) * stride + 1 for n, stride in zip(gradient.shape[1:3], strides, strict=True)]
+    padded = lax.pad(
+        images,
+        jnp.zeros((), images.dtype),
+        ((0, 0, 0), *((before, after, 0) for before, after in pads), (0, 0, 0)),
+    )
+    sizes = zip(gradient.shape[1:3], strides, strict=True)
+    ends = [max(0, (n - 1) * stride + 1) for n, stride in sizes]
     taps = []
     for i in range(kernel.shape[0]):
         for j in range(kernel.shape[1]):

@@ -1,4 +1,4 @@
-"""The modes of main.py other than training."""
+"""The modes of main.py."""
 
 from __future__ import annotations
 
@@ -6,8 +6,6 @@ import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
-
-import jax
 
 from byol_jax.data.bad_files import name_some
 from byol_jax.data.sources.base import Subset
@@ -19,7 +17,6 @@ from byol_jax.report.layer_table import layer_table
 from byol_jax.train.evaluation import evaluate_encoder
 from byol_jax.train.finish import draw_views
 from byol_jax.train.loop import train
-from byol_jax.train.memory import keep_freed_memory
 from byol_jax.train.networks import build_byol
 from byol_jax.train.pretrained import encoder_of_run
 from byol_jax.train.setup import build_run
@@ -51,8 +48,6 @@ class Request:
 
 def train_mode(request: Request) -> None:
     """Trains, or goes on training."""
-    if jax.default_backend() == 'cpu':
-        keep_freed_memory()
     train(request.config, request.workdir, request.command)
 
 

@@ -222,8 +222,8 @@ def pmap_step(
 
 
 def _may_donate() -> bool:
-    # Read back from JAX's compilation cache, a CPU program for several devices that takes its
-    # inputs' memory over writes where it may not: the process dies (jaxlib 0.10.2).
+    # Read back from JAX's compilation cache, a CPU program that takes its inputs' memory over can
+    # kill its process (jaxlib 0.10.2; seen with two devices, not with one).
     return jax.default_backend() != 'cpu' or not jax.config.values['jax_compilation_cache_dir']
 
 
