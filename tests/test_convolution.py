@@ -96,8 +96,14 @@ def network(request):
     module = resnet.ResNet(
         (1, 1), request.param == 'bottleneck', (8, 16), (1, 2), 8, zero_init_residual=False
     )
-    images = jnp.asarray(np.random.default_rng(1).normal(size=(4, 32, 32, 3)), jnp.float32)
-    return module, jax.jit(module.init)(jax.random.key(0), images), images
+    rng = np.random.default_rng(1)
+    images = jnp.asarray(rng.normal(size=(4, 32, 32, 3)), jnp.float32)
+    shapes = jax.eval_shape(module.init, jax.random.key(0), images)
+    # Positive, as variances must be, and not compiled as the module's own would be.
+    variables = jax.tree.map(
+        lambda x: jnp.asarray(rng.uniform(0.01, 0.3, x.shape), x.dtype), shapes
+    )
+    return module, variables, images
 
 
 def loss(network, train=True):

@@ -167,7 +167,13 @@ def relative_error(actual, expected):
     ('network', 'name', 'kwargs', 'sizes'),
     [
         ('res_net18', 'resnet18', {'project_every_stage': True}, [(64, 64), (75, 61)]),
-        ('res_net18_2x', 'resnet18', {'project_every_stage': True, 'width': 2}, [(33, 47)]),
+        pytest.param(
+            'res_net18_2x',
+            'resnet18',
+            {'project_every_stage': True, 'width': 2},
+            [(33, 47)],
+            marks=pytest.mark.slow,
+        ),
         ('res_net50', 'resnet50', {}, [(64, 64)]),
     ],
 )

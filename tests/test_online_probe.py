@@ -146,7 +146,7 @@ def every_other(view):
     return np.arange(len(view), dtype=np.int32) % 2
 
 
-@pytest.mark.parametrize('accumulate_steps', [1, 2])
+@pytest.mark.parametrize('accumulate_steps', [pytest.param(1, marks=pytest.mark.slow), 2])
 def test_changes_nothing_of_byol(accumulate_steps):
     """With and without a probe the networks, their statistics, the optimizer and all metrics are
     the same to the bit after each step; labels are of no account either."""
