@@ -29,7 +29,7 @@ def quick_convolution(
     """`lax.conv_general_dilated` of images as `nn.Conv` calls it, with another weight gradient.
 
     That is one matrix product for each tap of the kernel. Left to itself XLA takes a convolution
-    with a kernel of the picture's size, which on a CPU is up to 40 times slower
+    with a kernel of the picture's size, which on a CPU takes 0.9 to 14 times as long
     (benchmarks/convolution.py). It has no forward-mode derivative of its own.
 
     Args:
