@@ -194,10 +194,10 @@ def test_alarms_are_marked_from_raised_to_over():
     text = curves_section([record(step) for step in LATE], FACTS, alarms)
     bands = re.findall(r'<rect x="([\d.]+)" y="\d+" width="([\d.]+)".*?</title>', text)
     assert len(bands) == 2
-    # The axis is from step 0 to 190, across 276 units from 48 on.
+    # The axis is from step 0 to 190, across 270 units from 54 on.
     left, width = map(float, bands[0])
-    assert left == pytest.approx(48 + 276 * 120 / 190, abs=0.1)
-    assert width == pytest.approx(276 * 30 / 190, abs=0.1)
+    assert left == pytest.approx(54 + 270 * 120 / 190, abs=0.1)
+    assert width == pytest.approx(270 * 30 / 190, abs=0.1)
     assert '<rect' not in curves_section([record(step) for step in LATE], FACTS, [])
 
 

@@ -15,7 +15,7 @@ Point = tuple[float, float]
 
 # Units of the drawing; about the pixels it is shown at, so letters of 11 stay 11 on a phone too.
 WIDTH, HEIGHT = 340, 190
-_LEFT, _RIGHT, _TOP, _BOTTOM = 48, 16, 12, 36
+_LEFT, _RIGHT, _TOP, _BOTTOM = 54, 16, 12, 36
 _COLOURS = ('#2563a8', '#c8641b', '#2b8a57', '#8250b8')
 
 
@@ -200,7 +200,7 @@ def _axis(low: float, high: float, tight: bool = False) -> tuple[_Ticks, tuple[f
 
 
 def _tick_label(tick: float, step: float, largest: float) -> str:
-    if largest >= 1e4 or largest < 1e-3:
+    if largest >= 1e4 or largest < 1e-2:
         return '0' if tick == 0 else short_number(tick).replace('e-0', 'e-')
     decimals = max(0, -math.floor(math.log10(step) + 1e-9))
     if step / 10.0**-decimals % 1 > 1e-6:
