@@ -89,16 +89,14 @@ def test_killed_run_goes_on_bit_for_bit(tmp_path, array_flags, kind, devices):
         assert (whole / name).exists()
     with Image.open(whole / 'views.png') as picture:
         assert picture.size[0] > 200
-    started = subprocess.Popen(
+    process = subprocess.Popen(
         **command(*flags, f'--workdir={killed}', **options),
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
     )
-    with started as process:
-        try:
-            wait_for(killed / 'checkpoints' / '4', process)
-        finally:
-            process.send_signal(signal.SIGKILL)
+    wait_for(killed / 'checkpoints' / '4', process)
+    process.send_signal(signal.SIGKILL)
+    process.communicate(timeout=60)
     assert 'going on from the checkpoint of step' in run(killed, *flags, **options)
     expected, actual = final_state(whole), final_state(killed)
     assert expected.keys() == actual.keys()

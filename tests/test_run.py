@@ -31,11 +31,17 @@ def final_state(workdir: Path) -> dict[str, np.ndarray]:
 
 
 def wait_for(path: Path, process: subprocess.Popen, seconds: float = 200) -> None:
+    """Waits until a run has made a file; ends one that does not, and tells what it said."""
     end = time.monotonic() + seconds
-    while not path.exists():
-        assert process.poll() is None, 'the run ended too soon'
-        assert time.monotonic() < end, f'{path} did not appear'
+    while not path.exists() and process.poll() is None and time.monotonic() < end:
         time.sleep(0.02)
+    if not path.exists():
+        status = process.poll()
+        # Ended and read, it leaves no open pipe for which a later test would be blamed.
+        process.kill()
+        output, _ = process.communicate(timeout=60)
+        assert status is None, f'the run ended too soon, with {status}: {output}'
+        raise AssertionError(f'{path} did not appear: {output}')
 
 
 def start(
