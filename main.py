@@ -11,7 +11,7 @@ from typing import Any
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from byol_jax.cli import checked_flags, load_config
+from byol_jax.app.cli import checked_flags, load_config
 from byol_jax.errors import UserError
 
 MODES = ('train', 'views', 'summary', 'evaluate', 'embed', 'export', 'compare')
@@ -68,7 +68,7 @@ def main(_: list[str]) -> None:
                     '--workdirs=A,B names and nothing else.'
                 )
         # Needs no config, TensorFlow or device.
-        from byol_jax.report.compare import compare
+        from byol_jax.app.report.compare import compare
 
         compare(_WORKDIRS.value, _optional_path(_OUTPUT))
         return
@@ -81,10 +81,10 @@ def main(_: list[str]) -> None:
     config = load_config(_CONFIG)
     workdir = Path(_WORKDIR.value or f'runs/{config.name}')
     # Imported late: a wrong flag is answered without waiting for all that training needs.
-    from byol_jax.train.hosts import join_hosts, leave, say
-    from byol_jax.train.modes import MODES as RUN
-    from byol_jax.train.modes import Request
-    from byol_jax.train.signals import Interrupted
+    from byol_jax.app.hosts import join_hosts, leave, say
+    from byol_jax.app.modes import MODES as RUN
+    from byol_jax.app.modes import Request
+    from byol_jax.app.signals import Interrupted
 
     join_hosts(_COORDINATOR.value, _PROCESS_COUNT.value, _PROCESS_INDEX.value)
     try:

@@ -38,10 +38,10 @@ import jax
 import numpy as np
 from PIL import Image
 
-from byol_jax.data.bad_files import BadFiles
-from byol_jax.train.feed import open_feed
-from byol_jax.train.setup import build_run
-from byol_jax.train.step import make_train_step, replicate, shard_batch
+from byol_jax.app.setup import build_run
+from byol_jax.input.feed import open_feed
+from byol_jax.sources.bad_files import BadFiles
+from byol_jax.training.step import make_train_step, replicate, shard_batch
 from configs import cifar10
 
 Contender = Callable[[Path], AbstractContextManager[Callable[[], None]]]

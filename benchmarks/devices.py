@@ -24,10 +24,10 @@ import jax
 import numpy as np
 from absl import app, flags
 
-from byol_jax.byol import Byol
-from byol_jax.plan import make_plan
-from byol_jax.train.setup import build_byol, build_training
-from byol_jax.train.step import AXIS, make_train_step, shard_batch
+from byol_jax.app.plan import make_plan
+from byol_jax.app.setup import build_byol, build_training
+from byol_jax.methods.byol import Byol
+from byol_jax.training.step import AXIS, make_train_step, shard_batch
 from configs import default
 
 _RATE = flags.DEFINE_float('base_learning_rate', 0.2, 'Of the paper for 1000 epochs.')

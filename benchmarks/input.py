@@ -49,12 +49,12 @@ for _name in ('torch', 'triton'):
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from byol_jax.data.pipeline import batches  # noqa: E402
-from byol_jax.data.quiet_tensorflow import tf  # noqa: E402
-from byol_jax.data.sources.decode import read_file  # noqa: E402
-from byol_jax.data.sources.folder import Folder  # noqa: E402
-from byol_jax.data.sources.sample import PHOTOGRAPHS, SamplePhotographs  # noqa: E402
-from byol_jax.data.stream import PairMaker  # noqa: E402
+from byol_jax.input.pipeline import batches  # noqa: E402
+from byol_jax.input.stream import PairMaker  # noqa: E402
+from byol_jax.sources.decode import read_file  # noqa: E402
+from byol_jax.sources.folder import Folder  # noqa: E402
+from byol_jax.sources.quiet_tensorflow import tf  # noqa: E402
+from byol_jax.sources.sample import PHOTOGRAPHS, SamplePhotographs  # noqa: E402
 from configs import imagenet  # noqa: E402
 
 SIZE = 224

@@ -31,11 +31,11 @@ import numpy as np
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from byol_jax.cli import checked_flags, load_config
+from byol_jax.app.cli import checked_flags, load_config
+from byol_jax.app.monitors import Lidar, Monitors
+from byol_jax.app.setup import Run, build_run
 from byol_jax.errors import UserError
-from byol_jax.train.monitor import Lidar, Monitors
-from byol_jax.train.setup import Run, build_run
-from byol_jax.train.step import make_train_step, pmap_step, replicate, shard_batch
+from byol_jax.training.step import make_train_step, pmap_step, replicate, shard_batch
 
 _CONFIG = config_flags.DEFINE_config_file('config', None, 'Config file with an optional :ARG.')
 _STEPS = flags.DEFINE_integer('steps', 100, 'Timed steps of each of the two.', lower_bound=4)

@@ -25,8 +25,8 @@ import optax
 from absl import app, flags
 from sklearn.datasets import load_digits
 
-from byol_jax.train.online_probe import probe_step, start_probe
-from byol_jax.train.step import AXIS
+from byol_jax.training.online_probe import probe_step, start_probe
+from byol_jax.training.step import AXIS
 
 _STEPS = flags.DEFINE_integer('steps', 400, 'Steps of each optimizer.', lower_bound=120)
 _BATCH = flags.DEFINE_integer('batch_size', 64, 'Examples a step.', lower_bound=2)

@@ -83,9 +83,9 @@ def measure(what: str, folder: str, index: str) -> dict[str, Any]:
     """
     if what == 'start':
         return _measure_start()
-    from byol_jax.data.sources.build import build_data
-    from byol_jax.data.sources.folder import list_files
-    from byol_jax.train.workdir import fingerprint
+    from byol_jax.app.workdir import fingerprint
+    from byol_jax.sources.build import build_data
+    from byol_jax.sources.folder import list_files
     from configs import default
 
     config = default.get_config()
@@ -114,8 +114,8 @@ def measure(what: str, folder: str, index: str) -> dict[str, Any]:
 
 
 def _measure_start() -> dict[str, Any]:
-    from byol_jax.data.pipeline import batches
-    from byol_jax.data.sources.base import Source, Subset
+    from byol_jax.input.pipeline import batches
+    from byol_jax.sources.base import Source, Subset
     from configs import default
 
     class Plain(Source):
@@ -146,7 +146,7 @@ def measured(what: str, folder: Path, index: str, tensorflow: bool = False) -> d
     """`measure` in a process of its own."""
     code = (
         f'import json, sys; sys.path[:0] = [{str(ROOT)!r}, {str(Path(__file__).parent)!r}]\n'
-        + ('import byol_jax.train.loop\n' if tensorflow else '')
+        + ('import byol_jax.app.loop\n' if tensorflow else '')
         + f'import scale; print(json.dumps(scale.measure({what!r}, {str(folder)!r}, {index!r})))'
     )
     environment = os.environ | {'JAX_PLATFORMS': 'cpu', 'TF_CPP_MIN_LOG_LEVEL': '3'}

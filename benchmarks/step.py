@@ -37,11 +37,11 @@ import numpy as np
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from byol_jax.cli import checked_flags, load_config
+from byol_jax.app.cli import checked_flags, load_config
+from byol_jax.app.plan import Plan, make_plan
+from byol_jax.app.setup import Training, build_byol, build_training
 from byol_jax.errors import UserError
-from byol_jax.plan import Plan, make_plan
-from byol_jax.train.setup import Training, build_byol, build_training
-from byol_jax.train.step import AXIS, make_train_step, pmap_step, replicate, shard_batch
+from byol_jax.training.step import AXIS, make_train_step, pmap_step, replicate, shard_batch
 
 _CONFIG = config_flags.DEFINE_config_file('config', None, 'Config file with an optional :ARG.')
 _STEPS = flags.DEFINE_integer('steps', 10, 'Timed steps; 0 to count only.', lower_bound=0)

@@ -36,9 +36,9 @@ import cv2
 import numpy as np
 from absl import app, flags
 
-from byol_jax.data.pipeline import batches
-from byol_jax.data.sources.build import build_data
-from byol_jax.data.sources.sample import SamplePhotographs
+from byol_jax.input.pipeline import batches
+from byol_jax.sources.build import build_data
+from byol_jax.sources.sample import SamplePhotographs
 from configs import div2k
 
 _PICTURES = flags.DEFINE_integer('pictures', 24, 'PNGs to make.')

@@ -32,12 +32,12 @@ import numpy as np
 import optax
 
 from byol_jax import Encoder, UserError, load_encoder
-from byol_jax.data.augment import ViewParams, draw_crop, make_view
-from byol_jax.data.bad_files import name_some
-from byol_jax.data.sources.base import Cached, Source
-from byol_jax.data.sources.folder import Folder
-from byol_jax.evaluate.features import encode_source
-from byol_jax.optim import adapted_params
+from byol_jax.evaluation.features import encode_source
+from byol_jax.sources.bad_files import name_some
+from byol_jax.sources.base import Cached, Source
+from byol_jax.sources.folder import Folder
+from byol_jax.training.optimizers import adapted_params
+from byol_jax.views.augment import ViewParams, draw_crop, make_view
 
 # Of the random crops: share of the picture's area, and width / height.
 CROP_AREA, CROP_RATIO = (0.35, 1.0), (3 / 4, 4 / 3)

@@ -23,12 +23,12 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import numpy as np
 
-from byol_jax.data.augment import center_view
-from byol_jax.data.bad_files import BadFile, bad_file, name_some
-from byol_jax.data.sources.base import Source, Subset
-from byol_jax.data.sources.folder import Folder
 from byol_jax.errors import BadPicture, UserError
 from byol_jax.files import write_whole
+from byol_jax.sources.bad_files import BadFile, bad_file, name_some
+from byol_jax.sources.base import Source, Subset
+from byol_jax.sources.folder import Folder
+from byol_jax.views.augment import center_view
 
 
 def make_array(source: Source, size: int | None) -> dict[str, np.ndarray]:

@@ -92,7 +92,7 @@ def main_py() -> Callable[..., subprocess.CompletedProcess[str]]:
 @pytest.fixture(params=['OpenCV', 'PyAV'])
 def video_backend(request, monkeypatch) -> str:
     """Lets videos be decoded by OpenCV, as where PyAV is not installed, and by PyAV."""
-    from byol_jax.data.sources import decoders
+    from byol_jax.sources import decoders
 
     if request.param == 'PyAV':
         pytest.importorskip('av')

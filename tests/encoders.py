@@ -9,11 +9,11 @@ import jax.numpy as jnp
 import numpy as np
 from PIL import Image
 
+from byol_jax.app.modes import Request
 from byol_jax.interop.encoder import make_encoder
 from byol_jax.interop.export import save_encoder
 from byol_jax.models.registry import build_encoder
 from byol_jax.models.tap import TappedEncoder
-from byol_jax.train.modes import Request
 from configs import default
 
 SIZE = 16

@@ -9,13 +9,13 @@ import jax
 import numpy as np
 from conftest import QUICK
 
-from byol_jax import optim
-from byol_jax.byol import Byol
+from byol_jax.app.networks import adapted_params, build_byol, build_optimizer
+from byol_jax.app.plan import make_plan
+from byol_jax.methods.byol import Byol
 from byol_jax.models.tap import TappedEncoder
-from byol_jax.plan import make_plan
-from byol_jax.train.networks import adapted_params, build_byol, build_optimizer
-from byol_jax.train.state import TrainState, init_state
-from byol_jax.train.step import make_train_step, pmap_step, shard_batch
+from byol_jax.training import optimizers as optim
+from byol_jax.training.state import TrainState, init_state
+from byol_jax.training.step import make_train_step, pmap_step, shard_batch
 from configs import default
 
 BATCH, SIZE = 16, 8

@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import shlex
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from conftest import ROOT
 
 from byol_jax.interop.encoder import make_encoder
 from byol_jax.models.registry import build_encoder
 from byol_jax.models.tap import TappedEncoder
-
-ROOT = Path(__file__).resolve().parent.parent
 
 
 def blocks(heading: str, language: str) -> list[str]:

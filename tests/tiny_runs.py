@@ -10,15 +10,15 @@ import jax.numpy as jnp
 import numpy as np
 from conftest import QUICK
 
-from byol_jax.byol import Byol, Features, regression_loss
-from byol_jax.evaluate.monitors import measure
+from byol_jax.app.monitors import on_host
+from byol_jax.app.networks import adapted_params, build_optimizer
+from byol_jax.app.plan import make_plan
+from byol_jax.app.setup import build_training
+from byol_jax.evaluation.monitors import measure
+from byol_jax.methods.byol import Byol, Features, regression_loss
 from byol_jax.models.mlp import MLP
 from byol_jax.models.tap import TappedEncoder
-from byol_jax.plan import make_plan
-from byol_jax.train.monitor import on_host
-from byol_jax.train.networks import adapted_params, build_optimizer
-from byol_jax.train.setup import build_training
-from byol_jax.train.step import AXIS, make_train_step, pmap_step, shard_batch
+from byol_jax.training.step import AXIS, make_train_step, pmap_step, shard_batch
 from configs import default
 
 SIZE, PICTURES, BATCH = 8, 256, 64

@@ -1,0 +1,1 @@
+"""The application: everything with a terminal or a workdir."""

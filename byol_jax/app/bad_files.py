@@ -1,0 +1,140 @@
+"""What a run tells of its bad files: in its log, in bad_files.txt, and to its other processes."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from byol_jax.app.hosts import gather_texts, is_main, say
+from byol_jax.files import write_whole
+from byol_jax.sources.bad_files import SHOWN, BadFile, BadFiles, printable, still_bad
+from byol_jax.sources.build import Data
+
+
+class BadFilesLog:
+    """Names bad files as they are found and keeps `workdir/bad_files.txt`.
+
+    A line of the file is the name of a bad file, a tab, and what is wrong with it. A found file is
+    appended at once, so that a kill loses none; `open` and `close` sort the lines. The file is
+    there only if something is bad. Process 0 alone writes and speaks.
+    """
+
+    def __init__(self, data: Data, config: Any, workdir: Path):
+        """Reads and writes nothing yet.
+
+        Args:
+          data: of the run; pictures left out because they are bad count from the start.
+          config: whose data.pair_keys and data.max_bad_fraction are used.
+          workdir: of the run.
+
+        Raises:
+          UserError: those left out are more than data.max_bad_fraction allows.
+        """
+        self._data = data
+        self._keys = config.data.pair_keys
+        self.bad_files = BadFiles(data.train, self._keys[0], config.data.max_bad_fraction, data.bad)
+        self.bad_files.check()
+        self.path = workdir / 'bad_files.txt'
+        # How many have been shared with the other processes, written, and counted in the log.
+        self._shared = self._written = self._counted = len(self.bad_files)
+        self._named = 0
+        # Listed, but of the held-out part or the test set: the limit is one on training pictures.
+        self._elsewhere: list[BadFile] = []
+
+    def open(self) -> None:
+        """Reads again what an earlier start of the run listed: what is mended leaves the list."""
+        listed = _read(self.path)
+        # Those left out are in no part that could be read again.
+        found = [bad for bad in self._data.bad if bad.file in listed]
+        found += still_bad(self._data.train, self._keys, listed - _files(found))
+        self.bad_files.add(found)
+        self._elsewhere = self._bad_elsewhere(listed - _files(found))
+        found += self._elsewhere
+        # Not `_shared`: the other processes have not read the list.
+        self._written = self._counted = len(self.bad_files)
+        self._write()
+        if listed:
+            say(f'{len(found):,} of {len(listed):,} files in {self.path} still cannot be read')
+
+    def _bad_elsewhere(self, listed: set[str]) -> list[BadFile]:
+        """Those of the listed files that are of no training picture and still cannot be read."""
+        found, parts = [], [self._data.held_out]
+        if self._data.test is not None:
+            found += [bad for bad in self._data.test.bad if bad.file in listed]
+            parts.append(self._data.test.train)
+        for part in parts:
+            found += still_bad(part, self._keys, listed - _files(found))
+        return found
+
+    def note(self) -> None:
+        """Writes and names what was found since the last call; of many, the first few."""
+        new = self.bad_files.since(self._written)
+        self._written = len(self.bad_files)
+        if not new or not is_main():
+            return
+        with self.path.open('a', encoding='utf-8', errors='surrogateescape') as file:
+            file.writelines(map(_line, new))
+        for bad in new[: SHOWN - self._named]:
+            say(f'bad file: {printable(bad.file)} {bad.reason}')
+            self._named += 1
+            self._counted += 1
+
+    def note_all(self) -> None:
+        """As `note`, for all processes together, and says how many were not named.
+
+        All processes must call it at the same place.
+        """
+        for text in gather_texts(json.dumps(self.bad_files.since(self._shared))):
+            self.bad_files.add(BadFile(*entry) for entry in json.loads(text))
+        self._shared = len(self.bad_files)
+        self.note()
+        self._count()
+
+    def close(self) -> None:
+        """Writes what is not written yet, and all of it sorted."""
+        self.note()
+        self._count()
+        self._write()
+
+    def _count(self) -> None:
+        more = len(self.bad_files) - self._counted
+        self._counted = len(self.bad_files)
+        if more:
+            say(f'{more:,} more bad file(s), {len(self.bad_files):,} in all: {self.path}')
+
+    def _write(self) -> None:
+        if not is_main():
+            return
+        # Evaluation may have found again what is listed: the file once.
+        bad = {bad.file: bad for bad in (*self._elsewhere, *self.bad_files.since(0))}
+        if not bad:
+            self.path.unlink(missing_ok=True)
+            return
+        text = ''.join(sorted(map(_line, bad.values())))
+        write_whole(
+            self.path,
+            lambda partial: partial.write_text(text, encoding='utf-8', errors='surrogateescape'),
+        )
+
+
+def _files(bad: list[BadFile]) -> set[str]:
+    return {entry.file for entry in bad}
+
+
+def _line(bad: BadFile) -> str:
+    return f'{_one_line(bad.file)}\t{_one_line(bad.reason)}\n'
+
+
+def _one_line(text: str) -> str:
+    """A name as a line can hold it; almost every name is itself."""
+    return ''.join(c if c >= ' ' else f'\\x{ord(c):02x}' for c in text)
+
+
+def _read(path: Path) -> set[str]:
+    """The names of the files listed; a last line cut off by a kill is left out."""
+    if not path.exists():
+        return set()
+    text = path.read_text(encoding='utf-8', errors='surrogateescape')
+    lines = text.split('\n')[:-1]
+    return {line.split('\t')[0] for line in lines}

@@ -1,0 +1,200 @@
+"""--mode=evaluate: an exported encoder, measured by every protocol, and written down."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import platform
+import time
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from byol_jax import __version__
+from byol_jax.app.hosts import say
+from byol_jax.app.plan import check_ranges
+from byol_jax.app.report.evaluation import evaluation_text
+from byol_jax.app.workdir import fingerprint, resolve
+from byol_jax.errors import UserError
+from byol_jax.evaluation.suite import Measured, measure_encoder
+from byol_jax.files import check_place, write_whole
+from byol_jax.interop.encoder import Encoder
+from byol_jax.interop.export import load_encoder
+from byol_jax.sources.bad_files import name_some
+from byol_jax.sources.build import Data, build_data
+from byol_jax.sources.test_set import has_test_set
+
+FORMAT = 'byol_jax evaluation 1'
+
+# Fewer queries than this give a rough figure only.
+_ROUGH = 100
+
+_ELSEWHERE = 'Add --output=FILE.json, or another --workdir=DIR.'
+
+
+def evaluate_encoder(
+    config: Any, workdir: Path, encoder_folder: Path | None, output: Path | None, command: str
+) -> None:
+    """Measures an exported encoder at the size it was trained at, prints and writes the numbers.
+
+    Args:
+      config: names the data and, in `evaluate`, the protocols.
+      workdir: of the run. encoder_folder: None for the workdir's own.
+      output: the .json to write; None for workdir/evaluation.json.
+      command: that was given.
+
+    Raises:
+      UserError: the encoder or the data cannot be used, or the file cannot be written there.
+    """
+    start = time.perf_counter()
+    check_ranges(config)
+    folder = encoder_folder or workdir / 'encoder'
+    path = _place(workdir, encoder_folder, output)
+    encoder = load_encoder(folder)
+    if output is None and encoder_folder is not None:
+        _check_not_of_another(path, encoder, str(folder))
+    config = config.copy_and_resolve_references()
+    config.views.image_size = encoder.description['image_size']
+    data = build_data(config)
+    for line in data.left_out():
+        say(line)
+    # Before the pictures are encoded: it says at once if nothing can be written there.
+    path.parent.mkdir(parents=True, exist_ok=True)
+    measured = measure_encoder(encoder, data, config, say)
+    evaluation = {
+        **_about(encoder, str(folder)),
+        'data': _about_data(measured, config),
+        'metrics': measured.metrics,
+        'not_measured': measured.unmeasured,
+        'notes': _notes(measured) + _other_split(folder, data),
+        'protocols': measured.protocols,
+        'bad_files': [file._asdict() for file in measured.bad],
+        'options': {
+            'seed': config.seed,
+            'image_size': config.views.image_size,
+            'evaluate': resolve(config)['evaluate'],
+            'views': resolve(config)['views'],
+        },
+        'command': command,
+        'seconds': {
+            'features': round(measured.seconds, 3),
+            'all': round(time.perf_counter() - start, 3),
+        },
+    }
+    text = json.dumps(evaluation, indent=2, allow_nan=False) + '\n'
+    write_whole(path, lambda partial: partial.write_text(text, encoding='utf-8'))
+    say(f'\n{evaluation_text(evaluation)}')
+    if measured.bad:
+        say(f'{len(measured.bad):,} bad file(s) left out: {name_some(measured.bad)}')
+    say(f'\nevaluation: {path}')
+
+
+def _place(workdir: Path, encoder: Path | None, output: Path | None) -> Path:
+    """Where to write.
+
+    Raises:
+      UserError: something is in the way, or the workdir is that of another encoder's run.
+    """
+    path = output or workdir / 'evaluation.json'
+    if path.suffix != '.json':
+        raise UserError(f'--output={path}: an evaluation is written to a file that ends in .json.')
+    check_place(path)
+    own = (workdir / 'encoder').resolve()
+    another = output is None and encoder is not None and encoder.resolve() != own
+    if another and ((workdir / 'config.json').exists() or own.exists()):
+        raise UserError(
+            f'{workdir} belongs to a run with an encoder of its own, whose evaluation.json would '
+            f'be lost to that of {encoder}. {_ELSEWHERE}'
+        )
+    return path
+
+
+def _check_not_of_another(path: Path, encoder: Encoder, folder: str) -> None:
+    """Raises UserError if what is there is of another folder's weights, or no evaluation."""
+    if not path.exists():
+        return
+    try:
+        there = json.loads(path.read_bytes())
+        sha256 = there['weights_sha256']
+    except (ValueError, TypeError, KeyError):
+        raise UserError(
+            f'{path} is there, and is no evaluation: it is not overwritten. {_ELSEWHERE}'
+        ) from None
+    if sha256 != encoder.weights_sha256 and there.get('encoder') != folder:
+        raise UserError(
+            f'{path} is the evaluation of another encoder, {there.get("encoder")} (weights sha256 '
+            f'{str(sha256)[:12]}...), and would be lost. {_ELSEWHERE}'
+        )
+
+
+def _about(encoder: Encoder, folder: str) -> dict[str, Any]:
+    names = ('jax', 'flax', 'numpy', 'scikit-learn')
+    return {
+        'format': FORMAT,
+        'encoder': folder,
+        'weights_sha256': encoder.weights_sha256,
+        'step': encoder.description['step'],
+        'versions': {
+            'byol_jax': __version__,
+            'python': platform.python_version(),
+            **{name: importlib.metadata.version(name) for name in names},
+        },
+        'device': jax.devices()[0].device_kind,
+    }
+
+
+def _about_data(measured: Measured, config: Any) -> dict[str, Any]:
+    subject, data = measured.subject, config.data
+    gallery, queries = subject.parts.gallery, subject.parts.queries
+    return {
+        'source': data.source,
+        'path': data.path,
+        'name': data.name,
+        'split': data.split if data.source == 'tfds' else None,
+        'tile_size': data.tile_size,
+        'test_path': config.evaluate.data_path,
+        'test_split': config.evaluate.data_split,
+        'held_out_fraction': None if has_test_set(config) else data.held_out_fraction,
+        'training': len(gallery),
+        'queries': len(queries),
+        'queries_are': subject.queries_are,
+        'labels': 0 if gallery.labels is None else len(np.unique(gallery.labels)),
+    }
+
+
+def _other_split(folder: Path, data: Data) -> list[str]:
+    """What to say if the encoder's run cut as many pictures into other parts.
+
+    Other data may be meant; the same data with another held-out part hardly ever is.
+    """
+    path = folder.parent / 'data.json'
+    if data.test is not None or not path.exists():
+        return []
+    then, now = json.loads(path.read_text()), fingerprint(data)
+    parts = ('examples', 'held_out')
+    if then == now or sum(then[key] for key in parts) != sum(now[key] for key in parts):
+        return []
+    return [
+        f'The run of this encoder trained on {then["examples"]:,} pictures and held '
+        f'{then["held_out"]:,} out; here they are {now["examples"]:,} and {now["held_out"]:,}, or '
+        'others, so some to test on may be ones it was trained on. Give the data flags of the run: '
+        f'{folder.parent / "command.txt"}.'
+    ]
+
+
+def _notes(measured: Measured) -> list[str]:
+    """What a reader of the numbers should know."""
+    gallery, queries = measured.subject.parts.gallery, measured.subject.parts.queries
+    notes = []
+    if 0 < len(queries) < _ROUGH:
+        notes.append(f'{len(queries):,} pictures to test on give a rough figure only.')
+    if gallery.labels is not None and queries.labels is not None and len(queries):
+        unseen = int(np.sum(~np.isin(queries.labels, gallery.labels)))
+        if unseen:
+            notes.append(
+                f'{unseen:,} of {len(queries):,} pictures to test on have a label that no training '
+                'picture has: every answer to them is wrong.'
+            )
+    return notes

@@ -1,0 +1,109 @@
+"""metrics.jsonl and its writers: the same scalars everywhere, one record a logged step."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+from PIL import Image
+
+from byol_jax.app.tensorboard import TensorBoardWriter
+from byol_jax.app.weights_and_biases import WandbWriter
+from byol_jax.errors import UserError
+from byol_jax.files import write_whole
+
+
+class Writer(Protocol):
+    """Where scalars and pictures go beside metrics.jsonl."""
+
+    def write(self, record: Mapping[str, Any]) -> None:
+        """Takes a record, as `MetricsLog.write` does."""
+
+    def picture(self, name: str, image: Image.Image, step: int) -> None:
+        """Takes a picture, as `MetricsLog.picture` does."""
+
+    def close(self) -> None:
+        """Returns when all is on disk."""
+
+
+class MetricsLog:
+    """Appends records to `workdir/metrics.jsonl`, and hands them and pictures to the writers."""
+
+    def __init__(
+        self,
+        workdir: Path,
+        *,
+        start_step: int,
+        tensorboard: bool,
+        wandb_config: Mapping[str, Any] | None = None,
+    ):
+        """Args:
+        workdir: must exist.
+        start_step: the step the run goes on from; later records, written by a run that was
+          killed before its next checkpoint, are taken out so that no step is there twice.
+        tensorboard: write events to `workdir/tensorboard` too.
+        wandb_config: write to Weights & Biases too, with this resolved config; None: do not.
+        """
+        self._path = workdir / 'metrics.jsonl'
+        kept = [r for r in read_metrics(workdir) if r['step'] <= start_step]
+        text = ''.join(json.dumps(r) + '\n' for r in kept)
+        write_whole(self._path, lambda partial: partial.write_text(text))
+        self._writers: list[Writer] = []
+        if tensorboard:
+            self._writers.append(TensorBoardWriter(workdir, start_step))
+        if wandb_config is not None:
+            self._writers.append(WandbWriter(workdir, start_step, kept, wandb_config))
+
+    def write(self, record: Mapping[str, Any]) -> None:
+        """Writes one record; it must have a 'step'. Values are numbers."""
+        with self._path.open('a') as file:
+            file.write(json.dumps(dict(record)) + '\n')
+        for writer in self._writers:
+            writer.write(record)
+
+    def picture(self, name: str, image: Image.Image, step: int) -> None:
+        """Hands a picture of a step to the writers.
+
+        Args:
+          name: of the picture, the same at every step.
+          image: of any size, RGB.
+          step: at which it was made.
+        """
+        for writer in self._writers:
+            writer.picture(name, image, step)
+
+    def close(self) -> None:
+        for writer in self._writers:
+            writer.close()
+
+
+def read_metrics(workdir: Path) -> list[dict[str, Any]]:
+    """The records of `workdir/metrics.jsonl`; none if it is not there."""
+    return read_records(workdir / 'metrics.jsonl')
+
+
+def read_records(path: Path) -> list[dict[str, Any]]:
+    """The lines of a file of JSON objects that each have a step; none if it is not there.
+
+    A last line cut off by a kill, or still being written, is left out.
+
+    Raises:
+      UserError: any other line is no such object.
+    """
+    if not path.exists():
+        return []
+    records = []
+    lines = path.read_bytes().splitlines(keepends=True)
+    for number, line in enumerate(lines, start=1):
+        if not line.endswith(b'\n'):
+            continue
+        try:
+            record = json.loads(line)
+        except ValueError as error:
+            raise UserError(f'{path} is damaged: line {number} is not JSON ({error}).') from error
+        if not isinstance(record, dict) or not isinstance(record.get('step'), int):
+            raise UserError(f'{path} is damaged: line {number} is no record with a step.')
+        records.append(record)
+    return records

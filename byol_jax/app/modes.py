@@ -1,0 +1,134 @@
+"""The modes of main.py."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from byol_jax.app.embeddings import Embeddings, check_embeddings_path, write_embeddings
+from byol_jax.app.evaluate import evaluate_encoder
+from byol_jax.app.loop import train
+from byol_jax.app.networks import build_byol
+from byol_jax.app.pretrained import encoder_of_run
+from byol_jax.app.report.finish import draw_views
+from byol_jax.app.setup import build_run
+from byol_jax.app.workdir import check_workdir
+from byol_jax.evaluation.features import encode_source
+from byol_jax.interop.export import load_encoder, save_encoder
+from byol_jax.models.layer_table import layer_table
+from byol_jax.sources.bad_files import name_some
+from byol_jax.sources.base import Subset
+from byol_jax.sources.build import Data, build_data
+
+
+@dataclasses.dataclass(frozen=True)
+class Request:
+    """What main.py was asked for.
+
+    Attributes:
+      config: a resolved config.
+      workdir: of the run.
+      command: that was given, for the report.
+      encoder: the folder of the exported encoder to use; None: the workdir's own.
+      output: the file to write; None: one in the workdir.
+    """
+
+    config: Any
+    workdir: Path
+    command: str
+    encoder: Path | None = None
+    output: Path | None = None
+
+    @property
+    def encoder_folder(self) -> Path:
+        return self.encoder or self.workdir / 'encoder'
+
+
+def train_mode(request: Request) -> None:
+    """Trains, or goes on training."""
+    train(request.config, request.workdir, request.command)
+
+
+def views(request: Request) -> None:
+    """Writes views.png and nothing else."""
+    config, workdir = request.config, request.workdir
+    check_workdir(workdir, config)
+    run = build_run(config)
+    _say_left_out(run.data)
+    workdir.mkdir(parents=True, exist_ok=True)
+    bad = draw_views(run, workdir)
+    if bad:
+        print(f'bad files, others are shown in their place: {name_some(bad)}')
+    print(f'view pairs: {workdir / "views.png"}')
+
+
+def summary(request: Request) -> None:
+    """Prints the encoder's layers; compiles and writes nothing."""
+    config = request.config
+    size = config.views.image_size
+    print(f'{config.encoder.name} on views of {size}x{size} pixels\n')
+    print(layer_table(build_byol(config).encoder, size))
+
+
+def evaluate(request: Request) -> None:
+    """Measures an exported encoder by the protocols of the config; writes evaluation.json."""
+    evaluate_encoder(
+        request.config, request.workdir, request.encoder, request.output, request.command
+    )
+
+
+def embed(request: Request) -> None:
+    """Writes features, names and labels of all pictures of the config's data that can be read."""
+    path = request.output or request.workdir / 'embeddings.npz'
+    check_embeddings_path(path)
+    encoder = load_encoder(request.encoder_folder)
+    config = request.config.copy_and_resolve_references()
+    config.data.held_out_fraction = 0.0
+    data = build_data(config)
+    _say_left_out(data)
+    # Before the pictures are encoded: it says at once if nothing can be written there.
+    path.parent.mkdir(parents=True, exist_ok=True)
+    features, indices, bad = encode_source(
+        encoder,
+        data.train,
+        config.data.pair_keys[0],
+        image_size=encoder.description['image_size'],
+        crop_fraction=config.evaluate.crop_fraction,
+        batch_size=config.evaluate.batch_size,
+    )
+    source = Subset(data.train, indices)
+    names = [source.name(i) for i in range(len(source))]
+    sha256 = encoder.weights_sha256
+    write_embeddings(path, Embeddings(features, names, source.labels, source.label_names, sha256))
+    if bad:
+        rows = len(data.train) - len(features)
+        print(f'{len(bad):,} bad file(s), {rows:,} example(s) left out: {name_some(bad)}')
+    print(f'{len(features):,} x {features.shape[1]} features: {path}')
+    print(f'encoder: {request.encoder_folder}, weights sha256 {sha256}')
+
+
+def export(request: Request) -> None:
+    """Writes the encoder of the newest good checkpoint to workdir/encoder."""
+    config, workdir = request.config, request.workdir
+    check_workdir(workdir, config)
+    encoder = encoder_of_run(workdir)
+    save_encoder(encoder, workdir / 'encoder')
+    print(f'encoder of step {encoder.description["step"]}: {workdir / "encoder"}')
+    print(f'weights sha256 {encoder.weights_sha256}')
+
+
+def _say_left_out(data: Data) -> None:
+    for line in data.left_out():
+        print(line)
+
+
+MODES: dict[str, Callable[[Request], None]] = {
+    'train': train_mode,
+    'views': views,
+    'summary': summary,
+    'evaluate': evaluate,
+    'embed': embed,
+    'export': export,
+}

@@ -1,0 +1,211 @@
+"""The monitors of a run: what is looked at and when, LiDAR, the alarms, and what is not finite."""
+
+from __future__ import annotations
+
+import functools
+import math
+import os
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from threadpoolctl import ThreadpoolController
+
+from byol_jax.app.hosts import is_main, say
+from byol_jax.app.report.alarm import Record, facts_of
+from byol_jax.app.report.alarm_log import AlarmLog
+from byol_jax.app.report.alarms import non_finite
+from byol_jax.app.setup import Run
+from byol_jax.errors import UserError
+from byol_jax.evaluation.monitors import measure
+from byol_jax.evaluation.spectrum import lidar
+from byol_jax.input.stream import PairMaker
+from byol_jax.methods.byol import Byol, Features
+from byol_jax.models.network import path_name
+from byol_jax.sources.base import Source
+from byol_jax.training.state import TrainState
+from byol_jax.views.augment import draw_view, make_view
+
+# LiDAR's pictures and views of each. arXiv:2312.04000 takes about 1,000 and 50, which cost as much
+# as many training steps; with 100 the rank is at most 99.
+LIDAR_PICTURES, LIDAR_VIEWS = 100, 10
+
+
+class NonFinite(UserError):
+    """Something of a step is NaN or infinite: `values` are its metrics."""
+
+    def __init__(self, step: int, values: Mapping[str, float], what: str = ''):
+        """Args:
+        step: whose. values: its metrics. what: else is not finite, if these are.
+        """
+        super().__init__(
+            f'The loss of step {step} is {values["loss"]:.4g} (gradient norm '
+            f'{values["gradient_norm"]:.3g}, learning rate {values["learning_rate"]:.3g})'
+            f'{f", and {what} is not finite" if what else ""}. '
+            'Training stopped, and nothing of this step is saved. Lower '
+            'optimizer.base_learning_rate or lengthen the warm-up, in a new workdir.'
+        )
+        self.step, self.values = step, dict(values) | ({what: math.nan} if what else {})
+
+
+def check_finite(step: int, values: Mapping[str, float]) -> None:
+    """Raises NonFinite if a metric of a step is not."""
+    if not all(map(math.isfinite, values.values())):
+        raise NonFinite(step, values)
+
+
+class Monitors:
+    """Watches a run; process 0 alone does."""
+
+    def __init__(self, run: Run, workdir: Path, start_step: int):
+        """Args:
+        run: to watch. workdir: of the run; its metrics.jsonl must end at `start_step`.
+        start_step: the step the run goes on from.
+        """
+        self._run = run
+        self._facts = facts_of(run.config, run.plan)
+        self._log = AlarmLog(workdir, self._facts, start_step) if is_main() else None
+        self._lidar = Lidar(run.byol, run.data.train, run.config)
+        self._blas = ThreadpoolController()
+        if self._log is not None and self._log.still_raised():
+            say(self._log.still_raised())
+
+    def measure(
+        self, step: int, values: Mapping[str, float], features: Features, state: TrainState
+    ) -> dict[str, float]:
+        """The monitors after a step, by name (`evaluate.monitors.measure`), and LiDAR if it is due.
+
+        Args:
+          step: made. values: its metrics. features: that it handed out. state: it left.
+
+        Raises:
+          NonFinite: there is one among the features.
+        """
+        if self._log is None:
+            return {}
+        host = on_host(features)
+        for name, rows in host.items():
+            if not np.isfinite(rows).all():
+                raise NonFinite(step, values, f'the {name}')
+        # Threads of BLAS would fight with the input pipeline's: 9 ms became 240 ms at times.
+        with self._blas.limit(limits=1):
+            measures = measure(**host)
+        every = self._run.config.log.lidar_every_steps
+        if every and step % every == 0:
+            measures['lidar'] = self._lidar(state)
+        return measures
+
+    def judge(self, record: Record) -> None:
+        """Says and writes which alarms the next record of metrics.jsonl raises or clears."""
+        if self._log is not None:
+            for line in self._log.judge(record):
+                say(line)
+
+    def check_state(self, state: TrainState, values: Mapping[str, float]) -> None:
+        """Checks a state before it is saved: a checkpoint that is no good must not replace others.
+
+        Args:
+          state: to be saved. values: metrics of the step it is of.
+
+        Raises:
+          NonFinite: a leaf is not finite that was so at the start (a mask may hold -inf).
+        """
+        for (path, leaf), finite in zip(
+            jax.tree.leaves_with_path(state), self._finite_at_start, strict=True
+        ):
+            if finite:
+                own = np.asarray(leaf.addressable_data(0), np.float32)
+                if not np.isfinite(own).all():
+                    raise NonFinite(int(state.step), values, path_name(path))
+
+    @functools.cached_property
+    def _finite_at_start(self) -> list[bool]:
+        """Of each leaf of the state, whether it holds floats, all of them finite at the start."""
+        return [
+            bool(jnp.issubdtype(leaf.dtype, jnp.inexact) and np.isfinite(leaf).all())
+            for leaf in jax.tree.leaves(self._run.training.initial)
+        ]
+
+    def stopped(self, error: NonFinite, saved: int) -> None:
+        """Says and writes that a run stops; `saved` is the step of its newest checkpoint, or 0."""
+        if self._log is not None:
+            say(self._log.add(non_finite(error.step, error.values, self._facts, saved)))
+
+
+def on_host(features: Features) -> dict[str, np.ndarray]:
+    """What a mapped step handed out, [devices, 2, M, size] -> float32 [2, devices M, size].
+
+    Of several processes each gets its own devices' examples.
+    """
+    found = {}
+    for name, x in features._asdict().items():
+        shards = sorted(x.addressable_shards, key=lambda shard: shard.index[0].start or 0)
+        rows = np.concatenate([np.asarray(shard.data, np.float32) for shard in shards])
+        found[name] = np.moveaxis(rows, 0, 1).reshape(2, -1, x.shape[-1])
+    return found
+
+
+class Lidar:
+    """LiDAR of the online projections, in inference mode, over the same views every time."""
+
+    def __init__(self, byol: Byol, source: Source, config: Any):
+        """Makes nothing yet.
+
+        Args:
+          byol: the networks. source: the training pictures.
+          config: whose seed, views and data.pair_keys are used.
+        """
+        self._byol, self._source, self._config = byol, source, config
+        self._views: np.ndarray | None = None
+        self._project = jax.jit(byol.project)
+
+    def __call__(self, state: TrainState) -> float:
+        """LiDAR of a state: 1 to the number of pictures less 1, or P if that is less.
+
+        The views are made by the first call and kept: 1,000 of them, 150 MB at 224 pixels.
+        """
+        if self._views is None:
+            self._views = lidar_views(self._source, self._config)
+        # One device's copy: nothing here may wait for other processes.
+        own = jax.tree.map(
+            lambda x: x.addressable_data(0), (state.online_params, state.online_stats)
+        )
+        projections = [np.asarray(self._project(*own, views)) for views in self._views]
+        return lidar(np.stack(projections, axis=1))
+
+
+def lidar_views(source: Source, config: Any) -> np.ndarray:
+    """Training views of the first pictures of the stream: uint8 [views, pictures, S, S, 3].
+
+    Views 2 k and 2 k + 1 of a picture are its views 1 and 2 of epoch k, but of one picture where
+    training takes a partner for the second.
+    """
+    maker = PairMaker(source, config)
+    count = min(LIDAR_PICTURES, len(source))
+
+    def of_picture(position: int) -> list[np.ndarray]:
+        _, example = maker.example(position)
+        pictures = maker.load(position).pictures
+        views = []
+        for number in range(LIDAR_VIEWS):
+            epoch, which = divmod(number, 2)
+            picture = pictures[which]
+            params = draw_view(
+                (config.views.view1, config.views.view2)[which],
+                *picture.shape[:2],
+                seed=config.seed,
+                epoch=epoch,
+                example=example,
+                number=which + 1,
+            )
+            size, antialias = config.views.image_size, config.views.antialias
+            views.append(make_view(picture, params, size, antialias))
+        return views
+
+    with ThreadPoolExecutor(config.data.workers or os.cpu_count()) as pool:
+        made = list(pool.map(of_picture, range(count)))
+    return np.stack([np.stack(views) for views in zip(*made, strict=True)])

@@ -1,0 +1,93 @@
+"""The progress line: loss, speed, input wait and time left."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+
+from byol_jax.app.plan import Plan
+from byol_jax.sources.cache import Filled
+
+_BAR = 20
+
+
+class Stopwatch:
+    """Measures speed and input wait between two log lines.
+
+    Attributes:
+      images_per_second: examples (pairs) a second, of the whole run's batch.
+      input_wait_fraction: share of the time in which the step had no batch to work on, 0 to 1.
+      seconds_left: of the run, by its speed so far; 0 before anything is measured.
+    """
+
+    def __init__(self, plan: Plan, step: int):
+        self._plan = plan
+        self._start = self._last = time.perf_counter()
+        self._start_step = self._last_step = step
+        self._waited = 0.0
+        self.seconds_left = 0.0
+
+    def waited(self, seconds: float) -> None:
+        """Counts time spent waiting for the input pipeline."""
+        self._waited += seconds
+
+    def paused(self, seconds: float) -> None:
+        """Leaves out time that the run spent on something else than steps."""
+        self._start += seconds
+        self._last += seconds
+
+    def lap(self, step: int) -> dict[str, float]:
+        """Figures since the last lap, and a new lap; none for a lap of no step (the first)."""
+        now = time.perf_counter()
+        elapsed, steps = max(now - self._last, 1e-9), step - self._last_step
+        if not steps:
+            return {}
+        figures = {
+            'images_per_second': steps * self._plan.batch_size / elapsed,
+            'input_wait_fraction': min(1.0, self._waited / elapsed),
+        }
+        each = (now - self._start) / (step - self._start_step)
+        self.seconds_left = (self._plan.total_steps - step) * each
+        self._last, self._last_step, self._waited = now, step, 0.0
+        return figures
+
+
+def progress_line(plan: Plan, step: int, record: Mapping[str, float], seconds_left: float) -> str:
+    """One line for a person; without speed where none has been measured yet."""
+    line = (
+        f'step {step:>{len(str(plan.total_steps))}}/{plan.total_steps}'
+        f'  epoch {plan.epoch(step):.1f}'
+        f'  loss {record["loss"]:.4f}'
+        f'  feature std {record["feature_std"]:.4f}'
+        f'  lr {record["learning_rate"]:.3g}'
+    )
+    if 'images_per_second' not in record:
+        return line
+    return (
+        f'{line}  {record["images_per_second"]:.0f} images/s'
+        f'  input wait {record["input_wait_fraction"]:.0%}'
+        f'  {duration(seconds_left)} left'
+    )
+
+
+def cache_line(filled: Filled, seconds: float) -> str:
+    """One line on how far the cache of decoded pictures is built, `seconds` after it began."""
+    bar = '#' * (_BAR * filled.done // filled.total)
+    megabytes = filled.written / 1e6
+    line = (
+        f'decoded pictures [{bar:<{_BAR}}] {filled.done:>{len(str(filled.total))}}/{filled.total}'
+        f'  {megabytes:,.0f} MB'
+    )
+    if filled.done == filled.total:
+        return f'{line}  {duration(seconds)}'
+    return f'{line}  {duration(seconds / filled.done * (filled.total - filled.done))} left'
+
+
+def duration(seconds: float) -> str:
+    """Seconds as '48s', '3m20s' or '5h03m'."""
+    seconds = round(seconds)
+    if seconds < 60:
+        return f'{seconds}s'
+    if seconds < 3600:
+        return f'{seconds // 60}m{seconds % 60:02d}s'
+    return f'{seconds // 3600}h{seconds % 3600 // 60:02d}m'

@@ -1,0 +1,160 @@
+"""The workdir of a run: whose it is, and what may change when a run goes on."""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+
+from byol_jax.app.report.config_diff import differences
+from byol_jax.errors import UserError
+from byol_jax.files import write_whole
+from byol_jax.sources.build import Data
+
+# Keys that change nothing about the trained weights and may differ when a run goes on. The online
+# probe is no part of them: turned on later, or for other labels, it begins anew (`checkpoint`).
+_FREE = (
+    'log.',
+    'checkpoint.',
+    'evaluate.',
+    'data.workers',
+    'data.prefetch',
+    'data.cache',
+    'data.cache_gib',
+    'data.index',
+    'data.max_bad_fraction',
+    'data.download',
+    'data.label_key',
+)
+
+# Names put into the digest at once.
+_CHUNK = 4096
+
+# The locks this process holds; they end with it, however it ends.
+_locks: list[IO[str]] = []
+
+
+def claim_workdir(workdir: Path, config: Any, data: Mapping[str, Any], command: str = '') -> None:
+    """Makes the workdir and writes config.json, or checks that it belongs to this config.
+
+    The workdir is then locked for this process.
+
+    Args:
+      workdir: of the run.
+      config: of the run.
+      data: what the run trains on (`fingerprint`); kept in data.json.
+      command: that started this; kept in command.txt for people, the newest one.
+
+    Raises:
+      UserError: it belongs to another config or other data (the differences are named), another
+        process is training there, or it cannot be written. Nothing is overwritten then.
+    """
+    path = workdir / 'config.json'
+    if path.exists():
+        check_workdir(workdir, config)
+        _check_data(workdir / 'data.json', data)
+        _lock(workdir)
+        _write_command(workdir, command)
+        return
+    if (workdir / 'checkpoints').exists():
+        raise UserError(
+            f'{workdir} holds checkpoints but no config.json: it is not clear whose they are. '
+            'Give another --workdir, or move them away.'
+        )
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+        _lock(workdir)
+        _write_json(workdir / 'data.json', data)
+        _write_json(path, resolve(config))
+        _write_command(workdir, command)
+    except OSError as error:
+        raise UserError(f'--workdir={workdir} cannot be written: {error.strerror}.') from error
+
+
+def check_workdir(workdir: Path, config: Any) -> None:
+    """Raises UserError if a workdir belongs to another config; one without config.json to none."""
+    path = workdir / 'config.json'
+    if path.exists():
+        _check_same(path, resolve(config), workdir)
+
+
+def fingerprint(data: Data) -> dict[str, Any]:
+    """What identifies a data set: the numbers of its examples and a digest of their names.
+
+    Of an array, which has no names of its own, a digest of the pictures too.
+    """
+    names = hashlib.sha256()
+    for part in (data.train, data.held_out):
+        for start in range(0, len(part), _CHUNK):
+            chunk = np.arange(start, min(start + _CHUNK, len(part)))
+            lines = ''.join(f'{name}\n' for name in part.names(chunk))
+            # A file's name need not be text.
+            names.update(lines.encode(errors='surrogatepass'))
+    return {
+        'examples': len(data.train),
+        'held_out': len(data.held_out),
+        'names_sha256': names.hexdigest(),
+        **({} if data.array is None else {'pictures_sha256': data.array.sha256}),
+    }
+
+
+def _check_data(path: Path, data: Mapping[str, Any]) -> None:
+    old = json.loads(path.read_text()) if path.exists() else dict(data)
+    if old != data:
+        pictures = ', or other pictures in the array' if 'pictures_sha256' in data else ''
+        raise UserError(
+            f'The data is not what this run began with: {old["examples"]:,} training and '
+            f'{old["held_out"]:,} held-out examples then, {data["examples"]:,} and '
+            f'{data["held_out"]:,} now, or other names{pictures}. The order of the data and the '
+            'schedules would change. Restore the files (an empty one in place of one that is lost '
+            'will do, if no tiles are cut: it counts as bad), or start anew in another --workdir.'
+        )
+
+
+def _lock(workdir: Path) -> None:
+    file = (workdir / '.lock').open('w')
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        file.close()
+        raise UserError(
+            f'Another process is training in {workdir}. Wait for it, or stop it.'
+        ) from error
+    _locks.append(file)
+
+
+def _write_json(path: Path, content: Mapping[str, Any]) -> None:
+    text = json.dumps(content, indent=2, sort_keys=True) + '\n'
+    write_whole(path, lambda partial: partial.write_text(text))
+
+
+def _write_command(workdir: Path, command: str) -> None:
+    if command:
+        write_whole(workdir / 'command.txt', lambda partial: partial.write_text(f'{command}\n'))
+
+
+def resolve(config: Any) -> dict[str, Any]:
+    """The config as plain JSON values."""
+    return json.loads(json.dumps(config.to_dict()))
+
+
+def _check_same(path: Path, resolved: Mapping[str, Any], workdir: Path) -> None:
+    try:
+        old = json.loads(path.read_text())
+    except ValueError as error:
+        raise UserError(f'{path} is damaged ({error}). Give another --workdir.') from error
+    changed = [
+        f'  {key}: {there!r} there, {now!r} now'
+        for key, (there, now) in differences((old, resolved)).items()
+        if not key.startswith(_FREE)
+    ]
+    if changed:
+        raise UserError(
+            f'{workdir} belongs to a run with another config:\n' + '\n'.join(changed) + '\n'
+            'Give another --workdir, or the same config to go on with that run.'
+        )

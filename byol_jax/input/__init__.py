@@ -1,0 +1,1 @@
+"""Source -> batches of views for the training step."""

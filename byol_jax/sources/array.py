@@ -1,0 +1,163 @@
+"""Pictures of one size in memory: an .npz with an array of them."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import zipfile
+import zlib
+from pathlib import Path
+
+import numpy as np
+
+from byol_jax.errors import UserError, did_you_mean
+from byol_jax.sources.base import Source
+
+# The arrays of a file that are read.
+ARRAYS = ('images', 'labels', 'label_names', 'names')
+
+_FORMAT = (
+    "An .npz holds 'images', uint8 [N, H, W, 3], RGB, and if there are any 'labels', whole numbers "
+    "[N], 'label_names' and 'names'; numpy.savez or examples/make_array.py makes one."
+)
+
+
+class Array(Source):
+    """The pictures of an .npz file, all in memory.
+
+    Attributes:
+      images: uint8 [N, H, W, 3], RGB.
+      keys, labels, label_names: as in `Source`.
+    """
+
+    def __init__(self, path: str | Path):
+        """Reads the file. Nothing in it is executed: pickled objects are refused.
+
+        Raises:
+          UserError: there is no such file, or it does not hold what it must.
+        """
+        self.path = Path(path).expanduser()
+        arrays = _read(self.path)
+        self.images = self._checked_images(arrays['images'])
+        count = len(self.images)
+        self.labels = self._checked_labels(arrays.get('labels'), count)
+        self.label_names = self._checked_names(arrays.get('label_names'), 'label_names')
+        self._names = self._checked_names(arrays.get('names'), 'names')
+        if 'names' in arrays and len(self._names) != count:
+            raise self._error(f"'names' has {len(self._names):,} entries for {count:,} images.")
+        self._check_label_names('label_names' in arrays)
+
+    @functools.cached_property
+    def sha256(self) -> str:
+        """Digest of the pictures and their shape."""
+        digest = hashlib.sha256(str(self.images.shape).encode())
+        digest.update(self.images.data)
+        return digest.hexdigest()
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def load(self, index: int, key: str) -> np.ndarray:
+        return self.images[index]
+
+    def name(self, index: int) -> str:
+        return self._names[index] if self._names else str(index)
+
+    def size(self, index: int, key: str) -> tuple[int, int]:
+        height, width = self.images.shape[1:3]
+        return height, width
+
+    def _error(self, what: str) -> UserError:
+        return UserError(f'data.path={self.path}: {what} {_FORMAT}')
+
+    def _checked_images(self, images: np.ndarray) -> np.ndarray:
+        if images.dtype != np.uint8:
+            advice = ''
+            if np.issubdtype(images.dtype, np.floating):
+                advice = ' Values in [0, 1] become it by numpy.rint(255 * images).astype("uint8").'
+            raise self._error(f"'images' is {images.dtype} and must be uint8.{advice}")
+        if images.ndim != 4 or images.shape[3] != 3:
+            advice = ''
+            if images.ndim == 4 and images.shape[1] == 3:
+                advice = ' If the channels come first: images.transpose(0, 2, 3, 1).'
+            elif images.ndim == 3 or (images.ndim == 4 and images.shape[3] == 1):
+                advice = ' If they are grey: numpy.repeat(images.reshape(N, H, W, 1), 3, axis=3).'
+            raise self._error(
+                f"'images' has the shape {list(images.shape)} and must have [N, H, W, 3].{advice}"
+            )
+        if not images.size:
+            raise self._error(f"'images' is empty, {list(images.shape)}.")
+        images = np.ascontiguousarray(images)
+        images.flags.writeable = False
+        return images
+
+    def _checked_labels(self, labels: np.ndarray | None, count: int) -> np.ndarray | None:
+        if labels is None:
+            return None
+        if not np.issubdtype(labels.dtype, np.integer):
+            raise self._error(f"'labels' is {labels.dtype} and must be whole numbers.")
+        if labels.shape != (count,):
+            raise self._error(
+                f"'labels' has the shape {list(labels.shape)} and must have [{count}], one for "
+                'each of the images.'
+            )
+        if labels.min() < 0:
+            raise self._error(f"'labels' must not be negative; one is {labels.min()}.")
+        return labels.astype(np.int64)
+
+    def _check_label_names(self, given: bool) -> None:
+        if self.labels is None:
+            if given:
+                raise self._error("it has 'label_names' but no 'labels'.")
+            return
+        last = int(self.labels.max())
+        if not given:
+            if last >= len(self.images):
+                raise self._error(
+                    f"'labels' goes up to {last:,} for {len(self.images):,} images: number the "
+                    "classes from 0, or give 'label_names'."
+                )
+            self.label_names = [str(label) for label in range(last + 1)]
+        elif last >= len(self.label_names):
+            raise self._error(
+                f"'label_names' has {len(self.label_names):,} entries, and 'labels' goes up to "
+                f'{last:,}.'
+            )
+
+    def _checked_names(self, names: np.ndarray | None, name: str) -> list[str]:
+        if names is None:
+            return []
+        if names.ndim != 1 or names.dtype.kind != 'U':
+            raise self._error(
+                f"'{name}' is {names.dtype} {list(names.shape)} and must be a line of texts."
+            )
+        return names.tolist()
+
+
+def _read(path: Path) -> dict[str, np.ndarray]:
+    """The arrays of ARRAYS that are in the file.
+
+    Raises:
+      UserError: it cannot be read, or holds no 'images'.
+    """
+    if not path.is_file():
+        kind = 'is a folder, not an .npz file' if path.is_dir() else 'does not exist'
+        raise UserError(f'data.path={path} {kind}. {_FORMAT}')
+    if not zipfile.is_zipfile(path):
+        raise UserError(f'data.path={path} is not an .npz file, or its end is missing. {_FORMAT}')
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            if 'images' not in file:
+                there = ', '.join(f"'{name}'" for name in file) or 'nothing'
+                raise UserError(
+                    f"data.path={path}: there is no 'images' in it."
+                    f'{did_you_mean("images", file)} It holds {there}. {_FORMAT}'
+                )
+            return {name: file[name] for name in ARRAYS if name in file}
+    except (ValueError, EOFError, OSError, zipfile.BadZipFile, zlib.error) as error:
+        if 'Object arrays' in str(error):
+            raise UserError(
+                f'data.path={path} holds pickled objects, which could run anything and are never '
+                f'loaded. {_FORMAT}'
+            ) from error
+        raise UserError(f'data.path={path} cannot be read: {error}. {_FORMAT}') from error

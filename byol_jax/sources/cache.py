@@ -1,0 +1,218 @@
+"""A source whose decoded pictures are kept on disk, so that each is decoded once for all runs.
+
+Entries (`entry.Entry`) are written by one process at a time, which holds a lock that ends with it.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import itertools
+import math
+import shutil
+import time
+from collections.abc import Iterator
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, NamedTuple
+
+import numpy as np
+
+from byol_jax.errors import BadPicture, UserError
+from byol_jax.sources.base import Cached, Source, Wrapped
+from byol_jax.sources.entry import HEADER_BYTES, SUFFIX, Entry
+
+_LOCK_SECONDS = 0.2
+
+
+class Filled(NamedTuple):
+    """How far a cache is built.
+
+    Attributes:
+      done: pictures looked at, of `total`.
+      total: pictures that had no entry when this began.
+      written: bytes written.
+      bad: pictures that cannot be read, and so have no entry.
+      waiting: whether another process holds the cache's lock.
+    """
+
+    done: int
+    total: int
+    written: int = 0
+    bad: int = 0
+    waiting: bool = False
+
+
+class DiskCached(Wrapped):
+    """A source whose pictures come from a folder of decoded ones, where they are in it.
+
+    Others are decoded, as without the cache. `fill` decodes all that are not in it yet.
+
+    Of a picture in the cache only the pages that are looked at are read. They are the operating
+    system's to keep or drop: this process holds no copy.
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        folder: str | Path,
+        memory_bytes: int = 0,
+        max_megapixels: float = math.inf,
+    ):
+        """Reads and writes nothing yet.
+
+        Args:
+          source: whose pictures are kept; it has stamps (`Source.stamp`).
+          folder: of the cache; other sources' pictures may be in it too.
+          memory_bytes: of decoded pictures to keep in memory while they are not on disk.
+          max_megapixels: of larger ones the source says what they are, though they may be kept.
+
+        Raises:
+          UserError: the source has no stamps.
+        """
+        super().__init__(Cached(source, memory_bytes))
+        self.folder = Path(folder).expanduser()
+        self._decoded = source
+        self._max_megapixels = max_megapixels
+        self._sizes: dict[tuple[int, str], tuple[int, int]] = {}
+        if not source.own_files and type(source).stamp is Source.stamp:
+            raise UserError(
+                f'data.cache={folder} keeps the decoded pictures of image files and of TFDS data '
+                'sets; this source has neither. Leave it out.'
+            )
+
+    def load(self, index: int, key: str) -> np.ndarray:
+        entry = self._entry(index, key)
+        picture = None if entry is None else entry.read()
+        if picture is None or picture.shape[0] * picture.shape[1] / 1e6 > self._max_megapixels:
+            return self.source.load(index, key)
+        return picture
+
+    def size(self, index: int, key: str) -> tuple[int, int]:
+        if self._decoded.own_files:
+            return self._decoded.size(index, key)
+        # Others must read all of a record for it: an entry is less, and once is enough.
+        if (index, key) not in self._sizes:
+            entry = self._entry(index, key)
+            size = None if entry is None else entry.size()
+            self._sizes[index, key] = size or self.source.size(index, key)
+        return self._sizes[index, key]
+
+    def _entry(self, index: int, key: str) -> Entry | None:
+        """The entry that a picture has or may have; None if its file is not there."""
+        try:
+            stamp = self._decoded.stamp(index, key)
+        except OSError:
+            return None  # Reading it says what is wrong.
+        return None if stamp is None else Entry(self.folder, *stamp)
+
+    def fill(self, keys: tuple[str, ...], workers: int) -> Iterator[Filled]:
+        """Decodes every picture that has no entry and writes one.
+
+        Memory: at most `workers` decoded pictures with their files.
+
+        Args:
+          keys: the pictures of an example to keep.
+          workers: pictures decoded at a time.
+
+        Yields:
+          How far it is, after every picture and while it waits for another process.
+
+        Raises:
+          UserError: the disk has no room for all, or an entry cannot be written. What was written
+            until then stays, and the next call goes on from there.
+        """
+        if not self._missing(keys):
+            yield Filled(0, 0)
+            return
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            with (self.folder / '.lock').open('w') as lock:
+                while not _locked(lock):
+                    yield Filled(0, 0, waiting=True)
+                    time.sleep(_LOCK_SECONDS)
+                # Closing the file opens the lock, and so does the end of the process.
+                yield from self._build(self._missing(keys), workers)
+        except OSError as error:
+            raise UserError(
+                f'data.cache={self.folder} cannot be written: {error.filename or ""} '
+                f'{error.strerror or error}. What is in it stays, and the same command goes on '
+                'from there; or leave data.cache out.'
+            ) from error
+
+    def _missing(self, keys: tuple[str, ...]) -> list[tuple[int, str]]:
+        """(index, key) of the pictures without an entry."""
+        found = []
+        for index, key in itertools.product(range(len(self)), dict.fromkeys(keys)):
+            entry = self._entry(index, key)
+            if entry is None or entry.size() is None:
+                found.append((index, key))
+        return found
+
+    def _build(self, missing: list[tuple[int, str]], workers: int) -> Iterator[Filled]:
+        for partial in self.folder.glob(f'*/*{SUFFIX}.partial'):
+            partial.unlink()  # A killed process left it.
+        self._check_room(missing)
+        done = written = bad = 0
+        places = iter(missing)
+        under_way: set[Future[int | None]] = set()
+        with _pool(workers) as pool:
+            while True:
+                for place in itertools.islice(places, workers - len(under_way)):
+                    under_way.add(pool.submit(self._write, *place))
+                if not under_way:
+                    return
+                finished, under_way = wait(under_way, return_when=FIRST_COMPLETED)
+                for future in finished:
+                    size = future.result()
+                    done, written, bad = done + 1, written + (size or 0), bad + (size is None)
+                    yield Filled(done, len(missing), written, bad)
+
+    def _write(self, index: int, key: str) -> int | None:
+        """Decodes a picture and writes its entry; returns its bytes, or None if it is bad."""
+        # Before the file is read: one that changes now gets an entry that does not fit it.
+        entry = self._entry(index, key)
+        try:
+            picture = self._decoded.load(index, key)
+        except BadPicture:
+            return None
+        return None if entry is None else entry.write(picture)
+
+    def _check_room(self, missing: list[tuple[int, str]]) -> None:
+        needed = 0
+        for index, key in missing:
+            try:
+                height, width = self.size(index, key)
+            except BadPicture:
+                continue
+            needed += HEADER_BYTES + height * width * 3
+        free = shutil.disk_usage(self.folder).free
+        if needed > free:
+            raise UserError(
+                f'data.cache={self.folder} needs {_amount(needed)} for the {len(missing):,} '
+                f'pictures that are not in it yet, decoded, and its disk has {_amount(free)} '
+                'free. Free some, give a folder on another disk, or leave data.cache out.'
+            )
+
+
+def _amount(number: int) -> str:
+    return f'{number / 1e9:,.1f} GB' if number >= 1e9 else f'{number / 1e6:,.1f} MB'
+
+
+def _locked(file: IO[str]) -> bool:
+    """Takes the lock, if no other process has it."""
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+@contextmanager
+def _pool(workers: int) -> Iterator[ThreadPoolExecutor]:
+    """Threads that begin nothing new once the caller has ended early."""
+    pool = ThreadPoolExecutor(workers)
+    try:
+        yield pool
+    finally:
+        pool.shutdown(cancel_futures=True)

@@ -1,0 +1,195 @@
+"""Image files -> uint8 RGB arrays, whatever their format and mode."""
+
+from __future__ import annotations
+
+import io
+import struct
+from pathlib import Path
+from typing import IO
+
+import numpy as np
+from PIL import Image, UnidentifiedImageError
+from PIL.PngImagePlugin import PngImageFile
+
+from byol_jax.errors import BadPicture
+from byol_jax.files import not_a_file
+from byol_jax.sources.jpeg import decode_plain, plain_jpeg
+
+# `opened` checks data.max_megapixels instead, before anything is decoded.
+Image.MAX_IMAGE_PIXELS = None
+
+EXTENSIONS = ('.jpg', '.jpeg', '.png', '.webp', '.bmp')
+# By contents, whatever the name says.
+_FORMATS = ('JPEG', 'PNG', 'WEBP', 'BMP', 'GIF')
+# Loads the readers of all formats; by itself Pillow loads them one failure at a time.
+Image.init()
+
+# Header tag of the EXIF orientation, and what makes a picture of each orientation upright.
+_ORIENTATION = 0x0112
+_UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+# Those that turn the picture by a quarter, swapping its sides.
+_QUARTER_TURNS = (5, 6, 7, 8)
+
+# PNG 3rd edition, 5.2 and 5.3: a signature, then chunks of length, type, data and checksum; of the
+# types those that may hold an orientation, in EXIF, XMP or as ImageMagick writes it.
+_PNG_SIGNATURE, _PNG_CHUNK, _PNG_CHECKSUM = 8, struct.Struct('>I4s'), 4
+_PNG_METADATA = (b'eXIf', b'iTXt', b'tEXt', b'zTXt')
+
+# How Pillow and the operating system report what cannot be read.
+_UNREADABLE = (OSError, SyntaxError, ValueError, EOFError, struct.error)
+_ADVICE = 'Mend or remove the file.'
+
+# Four channels of 16 bits, uncompressed, and room for metadata.
+_BYTES_A_PIXEL, _BYTES_BESIDE = 8, 2**28
+
+
+def decode(data: bytes, name: str, max_megapixels: float) -> np.ndarray:
+    """Decodes one image file: uint8 [H, W, 3].
+
+    Grey, palette, 16-bit and CMYK pictures become 8-bit RGB, alpha is laid over black, EXIF
+    rotation is applied, and of an animation the first frame is taken.
+
+    Args:
+      data: the file's bytes.
+      name: named in errors.
+      max_megapixels: pictures whose header declares more are refused before any decoding.
+
+    Raises:
+      BadPicture: the file is damaged, empty, no image, or too large.
+    """
+    if not data:
+        raise BadPicture(name, 'is empty', _ADVICE)
+    header = plain_jpeg(data)
+    if header is not None:
+        check_pixels(name, *header, max_megapixels)
+        picture = decode_plain(data)
+        if picture is not None:
+            return picture
+    try:
+        with opened(io.BytesIO(data), name, max_megapixels) as image:
+            return np.asarray(to_rgb(_upright(image)))
+    except _UNREADABLE as error:
+        raise BadPicture(name, f'cannot be decoded: {_phrase(error)}', _ADVICE) from error
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    # Not ImageOps.exif_transpose: it also rewrites the EXIF, and fails where that is damaged.
+    turn = _UPRIGHT.get(image.getexif().get(_ORIENTATION, 1))
+    return image if turn is None else image.transpose(turn)
+
+
+def to_rgb(image: Image.Image) -> Image.Image:
+    """An image of any mode as 8-bit RGB, alpha over black."""
+    if image.mode.startswith('I'):
+        # Pillow clips 16-bit values to 255 instead of scaling them.
+        wide = np.asarray(image, np.float32)
+        return Image.fromarray((wide / 257).round().clip(0, 255).astype(np.uint8)).convert('RGB')
+    if image.mode in ('P', 'PA', 'LA', 'La', 'RGBA', 'RGBa') or 'transparency' in image.info:
+        rgba = image.convert('RGBA')
+        black = Image.new('RGBA', rgba.size, (0, 0, 0, 255))
+        return Image.alpha_composite(black, rgba).convert('RGB')
+    # `convert` would copy what is RGB already: a tenth of the time of decoding it.
+    return image if image.mode == 'RGB' else image.convert('RGB')
+
+
+def read_size(path: Path, max_megapixels: float) -> tuple[int, int]:
+    """(height, width) of an image file as `decode` would return it, without decoding it.
+
+    Raises:
+      BadPicture: the file cannot be read, or its header is no image's or declares too much.
+    """
+    try:
+        _check_file(path, max_megapixels)
+        with path.open('rb') as file, opened(file, str(path), max_megapixels) as image:
+            width, height = image.size
+            if isinstance(image, PngImageFile) and 'exif' not in image.info:
+                _read_behind_pixels(image)
+            # The base class's method: the one of PNGs decodes the whole picture.
+            turned = Image.Image.getexif(image).get(_ORIENTATION, 1) in _QUARTER_TURNS
+    except _UNREADABLE as error:
+        raise BadPicture(str(path), f'cannot be read: {_phrase(error)}', _ADVICE) from error
+    return (width, height) if turned else (height, width)
+
+
+def _read_behind_pixels(image: PngImageFile) -> None:
+    """Adds to `info` what stands behind the pixels of a PNG, as decoding it would."""
+    file, stream, behind = image.fp, image.png, False
+    assert file is not None
+    assert stream is not None
+    file.seek(_PNG_SIGNATURE)
+    while len(head := file.read(_PNG_CHUNK.size)) == _PNG_CHUNK.size:
+        length, kind = _PNG_CHUNK.unpack(head)
+        start = file.tell()
+        if kind == b'IEND' or (behind and kind == b'fcTL' and image.is_animated):
+            return  # Of an animation what follows belongs to the second frame.
+        behind = behind or kind == b'IDAT'
+        if behind and kind in _PNG_METADATA:
+            stream.call(kind, start, length)
+        file.seek(start + length + _PNG_CHECKSUM)
+
+
+def read_file(path: Path, max_megapixels: float) -> np.ndarray:
+    """Reads and decodes one image file: uint8 [H, W, 3].
+
+    Raises:
+      BadPicture: as `decode` does, or the file cannot be read, is none but a folder, pipe or
+        device, or holds more bytes than a picture of `max_megapixels` can.
+    """
+    try:
+        _check_file(path, max_megapixels)
+        data = path.read_bytes()
+    except OSError as error:
+        raise BadPicture(str(path), f'cannot be read: {_phrase(error)}') from error
+    return decode(data, str(path), max_megapixels)
+
+
+def _check_file(path: Path, max_megapixels: float) -> None:
+    """Raises BadPicture for what could be read without end, or would fill the memory."""
+    status = path.stat()
+    what = not_a_file(status)
+    if what:
+        # The reader of a pipe waits for a writer, and some devices never end.
+        raise BadPicture(str(path), f'is no file but {what}', _ADVICE)
+    if status.st_size > _BYTES_A_PIXEL * max_megapixels * 1e6 + _BYTES_BESIDE:
+        raise BadPicture(
+            str(path),
+            f'holds {status.st_size:,} bytes, more than a picture within '
+            f'data.max_megapixels={max_megapixels:g} needs',
+            _ADVICE,
+        )
+
+
+def opened(file: IO[bytes], name: str, max_megapixels: float) -> Image.Image:
+    """Opens an image without decoding it; raises UserError if it is none, or too large."""
+    try:
+        image = Image.open(file, formats=_FORMATS)
+    except UnidentifiedImageError as error:
+        raise BadPicture(name, 'is not an image that can be read', _ADVICE) from error
+    check_pixels(name, image.width, image.height, max_megapixels)
+    return image
+
+
+def check_pixels(name: str, width: int, height: int, max_megapixels: float) -> None:
+    """Raises BadPicture if a file declares more pixels a picture than are allowed."""
+    megapixels = width * height / 1e6
+    if megapixels > max_megapixels:
+        raise BadPicture(
+            name,
+            f'declares {width}x{height} pixels ({megapixels:.0f} megapixels), more '
+            f'than data.max_megapixels={max_megapixels:g}',
+            'Raise the limit if that is right.',
+        )
+
+
+def _phrase(error: Exception) -> str:
+    """What an error says, on one line, without the file's name and a full stop."""
+    said = (error.strerror if isinstance(error, OSError) else None) or str(error)
+    return ' '.join(said.split()).rstrip('.') or type(error).__name__

@@ -1,0 +1,253 @@
+"""Image data sets of TensorFlow Datasets, by name, with random access."""
+
+from __future__ import annotations
+
+import functools
+import io
+import os
+from collections.abc import Sequence
+from typing import Any
+
+import cv2
+import numpy as np
+import tensorflow_datasets as tfds
+from google.protobuf.message import DecodeError
+
+from byol_jax.errors import BadPicture, UserError
+from byol_jax.sources.base import Source
+from byol_jax.sources.decode import opened
+from byol_jax.sources.quiet_tensorflow import tf
+from byol_jax.sources.tfds_builder import open_builder, prepare
+from byol_jax.sources.tfds_features import (
+    AUTO,
+    label_feature,
+    label_lists,
+    picture_features,
+)
+from byol_jax.sources.tfds_records import open_records
+
+# In place of a label that has not been read: no number that a label can be.
+_UNREAD = np.iinfo(np.int64).min
+
+# What comes of a damaged record, depending on the file's format and on what decodes its pictures:
+# ArrayRecord's reader raises RuntimeError, and a picture that OpenCV gives up on is a None.
+_UNREADABLE = (
+    OSError,
+    RuntimeError,
+    ValueError,
+    SyntaxError,
+    TypeError,
+    AttributeError,
+    DecodeError,
+    cv2.error,
+)
+
+
+class Tfds(Source):
+    """One split of a TFDS data set; downloads and prepares it if it is not on disk yet."""
+
+    labels_at_hand = False
+
+    def __init__(
+        self,
+        name: str,
+        split: str,
+        data_dir: str | None = None,
+        keys: tuple[str, ...] = ('image',),
+        *,
+        label_key: str = AUTO,
+        max_megapixels: float = 200,
+        download: bool = True,
+    ):
+        """Opens the data set.
+
+        Args:
+          name: such as 'imagenette/160px-v2' or 'div2k/bicubic_x2'.
+          split: such as 'train' or 'train[:90%]'; slices work on every format.
+          data_dir: where TFDS keeps its data; by default its own choice.
+          keys: features that hold the pictures; 'x/image' is the feature image of x.
+          label_key: feature that holds the label (see `label_feature`).
+          max_megapixels: larger pictures are refused.
+          download: whether TFDS may download what is not on disk.
+
+        Raises:
+          UserError: no such data set, split or feature, or it can be neither found nor downloaded.
+        """
+        builder = open_builder(name, data_dir or None)
+        self._images = picture_features(builder.info.features, name, keys)
+        self._label = label_feature(builder.info, name, label_key)
+        if label_key == AUTO and self._label is None:
+            self.unused = _lists_of_labels(name, list(label_lists(builder.info.features)))
+        prepare(builder, name, download)
+        self.keys = keys
+        self.max_megapixels = max_megapixels
+        self._title = name
+        self._records = open_records(builder, name, split)
+        self._split = f'{builder.data_dir} {split}'
+        self._files = [i.filename for i in builder.info.splits[split].file_instructions]
+        self._seen_labels = np.full(len(self), _UNREAD, np.int64)
+
+    @functools.cached_property
+    def label_names(self) -> Sequence[str]:  # type: ignore[override]
+        """Those of the data set; plain numbers are their own names, and all are read for it."""
+        if self._label is None:
+            return ()
+        names = getattr(self._label[1], 'names', None)
+        return tuple(str(number) for number in self._numbers) if names is None else names
+
+    @functools.cached_property
+    def labels(self) -> np.ndarray | None:  # type: ignore[override]
+        return self.labels_of(np.arange(len(self)))
+
+    def labels_of(self, indices: np.ndarray) -> np.ndarray | None:
+        """No picture is decoded for it, but every record is read.
+
+        Returns:
+          Labels as indices into `label_names`; None without labels, or if all are -1, which is how
+          TFDS says that they are not public.
+
+        Raises:
+          UserError: some are -1, but not all.
+          BadPicture: a record cannot be read.
+        """
+        if self._label is None:
+            return None
+        if getattr(self._label[1], 'names', None) is None:
+            return self._numbered(self._read_labels(indices))
+        labels = self._read_labels(indices)
+        hidden = labels < 0
+        if not hidden.any():
+            return labels
+        if hidden.all():
+            return None
+        raise UserError(
+            f"{hidden.sum():,} of {len(labels):,} examples of TFDS '{self._title}' have no label "
+            f'(-1 in {self._label[0]}), such as {self.name(int(indices[hidden.argmax()]))}. Choose '
+            "another data.split, or do without labels: --config.data.label_key=''."
+        )
+
+    @functools.cached_property
+    def _numbers(self) -> np.ndarray:
+        """The different numbers among labels that have no names, ascending, of what can be read."""
+        labels = self._read_labels(np.arange(len(self)), skip=True)
+        return np.unique(labels[labels != _UNREAD])
+
+    def _numbered(self, labels: np.ndarray) -> np.ndarray:
+        """Indices into `_numbers`; -1 for one of a record that could not be read when they were."""
+        known = np.isin(labels, self._numbers)
+        return np.where(known, np.searchsorted(self._numbers, labels), -1)
+
+    def shown_labels(self, indices: np.ndarray) -> np.ndarray:
+        """As of every source; -1 too where labels are not public, or a record cannot be read."""
+        if self._label is None:
+            return np.full(len(indices), -1)
+        labels = self._read_labels(indices, skip=True)
+        if getattr(self._label[1], 'names', None) is None:
+            return self._numbered(labels)
+        return np.where(labels == _UNREAD, -1, labels)
+
+    def _read_labels(self, indices: np.ndarray, *, skip: bool = False) -> np.ndarray:
+        """The numbers in the records; what was loaded or asked before is not read again.
+
+        Args:
+          indices: whose.
+          skip: whether the number of a record that cannot be read is _UNREAD, and no error.
+        """
+        for index in indices[self._seen_labels[indices] == _UNREAD].tolist():
+            try:
+                self._see_label(self._record(index), index)
+            except BadPicture:
+                if not skip:
+                    raise
+        return self._seen_labels[indices]
+
+    def _see_label(self, record: Any, index: int) -> None:
+        assert self._label is not None
+        values = self._feature(record, index, self._label[0]).int64_list.value
+        if len(values) != 1:
+            raise self._bad(index, ValueError('it holds no label'))
+        self._seen_labels[index] = values[0]
+
+    def __len__(self) -> int:
+        return len(self._records)
+
+    def load(self, index: int, key: str) -> np.ndarray:
+        record = self._record(index)
+        if self._label is not None:
+            self._see_label(record, index)
+        try:
+            data = self._encoded(record, index, key)
+            # From its header: nothing is decoded yet.
+            opened(io.BytesIO(data), self.name(index), self.max_megapixels).close()
+            return _to_rgb(np.asarray(self._images[key].decode_example_np(data)))
+        except _UNREADABLE as error:
+            raise self._bad(index, error) from error
+
+    def size(self, index: int, key: str) -> tuple[int, int]:
+        """From the picture's header; TFDS does not turn pictures as their EXIF says."""
+        try:
+            data = io.BytesIO(self._encoded(self._record(index), index, key))
+            with opened(data, self.name(index), self.max_megapixels) as image:
+                return image.height, image.width
+        except _UNREADABLE as error:
+            raise self._bad(index, error) from error
+
+    def _encoded(self, record: Any, index: int, key: str) -> bytes:
+        data = self._feature(record, index, key).bytes_list.value
+        if len(data) != 1 or not data[0]:
+            raise self._bad(index, ValueError('it holds no picture'))
+        return data[0]
+
+    def name(self, index: int) -> str:
+        return f'{self._title} #{index}'
+
+    def stamp(self, index: int, key: str) -> tuple[str, str] | None:
+        return f'{self._split} #{index} {key}', self._version
+
+    @functools.cached_property
+    def _version(self) -> str:
+        """What changes when a file of the split does, or TFDS, which decodes them."""
+        found = [(file, os.stat(file)) for file in self._files]
+        files = (f'{file} {stat.st_size} {stat.st_mtime_ns}' for file, stat in found)
+        return ' '.join([f'TFDS {tfds.__version__}', *files])
+
+    def _record(self, index: int) -> Any:
+        """The features of an example by path, as they are serialized."""
+        try:
+            return tf.train.Example.FromString(self._records.read(index)).features.feature
+        except _UNREADABLE as error:
+            raise self._bad(index, error) from error
+
+    def _feature(self, record: Any, index: int, path: str) -> Any:
+        if path not in record:
+            raise self._bad(index, ValueError(f"it has no feature '{path}'"))
+        return record[path]
+
+    def _bad(self, index: int, error: Exception) -> BadPicture:
+        said = ' '.join(str(error).split())[:300].rstrip('.')
+        return BadPicture(
+            self.name(index),
+            f'cannot be read: {type(error).__name__}: {said}',
+            'Prepare the data set again.',
+        )
+
+
+def _lists_of_labels(name: str, paths: list[str]) -> tuple[str, ...]:
+    if not paths:
+        return ()
+    return (
+        f"left out, the labels of TFDS '{name}' ({', '.join(paths)}): a picture has any number of "
+        'them, and accuracy is of one',
+    )
+
+
+def _to_rgb(picture: np.ndarray) -> np.ndarray:
+    """A picture of any kind that TFDS decodes, [H, W, 1 to 4], as uint8 [H, W, 3]."""
+    if picture.dtype == np.uint16:
+        picture = picture / 257
+    if picture.shape[-1] in (2, 4):
+        # Alpha over black, as files are decoded.
+        picture = picture[..., :-1] * (picture[..., -1:] / 255)
+    if picture.shape[-1] != 3:
+        picture = np.repeat(picture[..., :1], 3, axis=-1)
+    return np.rint(picture).astype(np.uint8) if picture.dtype != np.uint8 else picture

@@ -1,0 +1,255 @@
+"""The records of a prepared TFDS split by number, in each of its file formats."""
+
+from __future__ import annotations
+
+import abc
+import functools
+import os
+import struct
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tensorflow_datasets as tfds
+
+from byol_jax.errors import UserError, did_you_mean
+from byol_jax.sources.tfds_builder import prepare_command
+
+# TFRecord framing: uint64 length, uint32 crc of it, the record, uint32 crc of the record.
+_LENGTH = struct.Struct('<Q')
+_HEADER, _FOOTER = 12, 4
+
+# Row groups of Parquet files that stay decoded. TFDS writes 100 records to a group, about 10 MB of
+# photographs; in the order on disk each is then decoded once.
+_ROW_GROUPS = 4
+
+
+class Records(abc.ABC):
+    """The serialized examples of a split, in their order on disk."""
+
+    @abc.abstractmethod
+    def __len__(self) -> int:
+        """Number of records."""
+
+    @abc.abstractmethod
+    def read(self, index: int) -> bytes:
+        """Record `index`, a serialized tf.train.Example. Called from many threads."""
+
+
+def open_records(builder: Any, name: str, split: str) -> Records:
+    """Opens a split, or any slice or sum of splits, of a prepared data set.
+
+    Raises:
+      UserError: there is no such split, a file is missing or cut short, or the format has no random
+        access or needs a package that is not installed.
+    """
+    try:
+        instructions = builder.info.splits[split].file_instructions
+    except (KeyError, ValueError) as error:
+        known = list(builder.info.splits)
+        numbers = [f'{key} ({builder.info.splits[key].num_examples:,})' for key in known]
+        raise UserError(
+            f"data.split='{split}' is no split of TFDS '{name}'.{did_you_mean(split, known)} "
+            f'It has: {", ".join(numbers)}. Slices within these numbers of examples and sums will '
+            "do, such as 'train[:10%]+test'."
+        ) from error
+    if not instructions or any(instruction.take < 0 for instruction in instructions):
+        raise UserError(f"data.split='{split}' of TFDS '{name}' holds no example.")
+    file_format = builder.info.file_format
+    if file_format not in _READERS:
+        raise UserError(
+            f"TFDS '{name}' is prepared as {file_format.value}, which has no random access; "
+            f'{", ".join(f.value for f in _READERS)} have. {_again(builder, name, "array_record")}'
+        )
+    for instruction in instructions:
+        _check_file(instruction.filename, name)
+    try:
+        return _READERS[file_format](builder, split, instructions)
+    except ModuleNotFoundError as error:
+        package = _PACKAGES[file_format]
+        raise UserError(
+            f"TFDS '{name}' is prepared as {file_format.value}, and {package} is not installed: "
+            f'pip install {package}. {_again(builder, name, "tfrecord")}'
+        ) from error
+
+
+def _again(builder: Any, name: str, file_format: str) -> str:
+    """How to prepare a data set in another format, beside what there is."""
+    folder = Path(builder.data_dir_root) / file_format
+    return (
+        f'Or prepare it as {file_format}, and give --config.data.path={folder}:\n'
+        f'mkdir -p {folder}; {prepare_command(name, folder, file_format)}'
+    )
+
+
+def _check_file(path: str, name: str) -> None:
+    if not Path(path).is_file():
+        raise UserError(
+            f"TFDS '{name}' lacks {path}. Copy the file there, or delete the data set's folder and "
+            'prepare it again.'
+        )
+
+
+def _unreadable(path: Path, error: Exception) -> UserError:
+    said = (error.strerror if isinstance(error, OSError) else None) or str(error) or 'damaged'
+    return UserError(f'{path} cannot be read: {said.rstrip(".")}. Mend it, or prepare it again.')
+
+
+def _wrong_count(path: Path, found: int, declared: int) -> UserError:
+    return UserError(
+        f'{path} holds {found:,} records, and its dataset_info.json says {declared:,}: it was not '
+        'copied to its end, or belongs to another version. Prepare the data set again.'
+    )
+
+
+class _Files(Records):
+    """Records of several files, of each of which some are used.
+
+    Attributes:
+      paths: of the files.
+    """
+
+    def __init__(self, instructions: Sequence[Any]):
+        self.paths = [Path(instruction.filename) for instruction in instructions]
+        self._skips = [instruction.skip for instruction in instructions]
+        # [files + 1]: the first record of each file.
+        self._starts = np.cumsum([0, *(instruction.take for instruction in instructions)])
+
+    def __len__(self) -> int:
+        return int(self._starts[-1])
+
+    def _place(self, index: int) -> tuple[int, int]:
+        """(number of the file, number of the record in it)."""
+        file = int(np.searchsorted(self._starts, index, side='right')) - 1
+        return file, int(index - self._starts[file]) + self._skips[file]
+
+
+class TfRecords(_Files):
+    """TFRecord files, by an index of offsets that is made from the records' headers.
+
+    It takes 8 bytes a record.
+    """
+
+    def __init__(self, builder: Any, split: str, instructions: Sequence[Any]):
+        """Reads the headers of all records. Raises UserError if a file is cut short."""
+        super().__init__(instructions)
+        self._bounds = []
+        for path, instruction in zip(self.paths, instructions, strict=True):
+            try:
+                bounds = record_bounds(path)
+            except OSError as error:
+                raise _unreadable(path, error) from error
+            if len(bounds) - 1 != instruction.examples_in_shard:
+                raise _wrong_count(path, len(bounds) - 1, instruction.examples_in_shard)
+            self._bounds.append(bounds)
+
+    def read(self, index: int) -> bytes:
+        file, number = self._place(index)
+        begin, end = (int(bound) for bound in self._bounds[file][number : number + 2])
+        with self.paths[file].open('rb', buffering=0) as stream:
+            stream.seek(begin)
+            data = stream.read(end - begin)
+        length = end - begin - _HEADER - _FOOTER
+        if len(data) < end - begin or _LENGTH.unpack_from(data)[0] != length:
+            raise OSError(f'{self.paths[file]} has changed since the run began')
+        return data[_HEADER:-_FOOTER]
+
+
+def record_bounds(path: Path) -> np.ndarray:
+    """Where the records of a TFRecord file begin, and the last one ends: bytes, int64 [N + 1]."""
+    bounds, position = [0], 0
+    unpack, cut = _LENGTH.unpack, f'{path} ends in the middle of a record: prepare it again.'
+    file = os.open(path, os.O_RDONLY)
+    try:
+        size = os.fstat(file).st_size
+        while position < size:
+            head = os.pread(file, _LENGTH.size, position)
+            if len(head) < _LENGTH.size:
+                raise UserError(cut)
+            position += unpack(head)[0] + _HEADER + _FOOTER
+            bounds.append(position)
+    finally:
+        os.close(file)
+    if position != size:
+        raise UserError(cut)
+    return np.array(bounds, np.int64)
+
+
+class ArrayRecords(Records):
+    """ArrayRecord files, whose own index is used."""
+
+    def __init__(self, builder: Any, split: str, instructions: Sequence[Any]):
+        """Reads the number of records of every file. Raises UserError if one is damaged or cut."""
+        from array_record.python import array_record_module
+
+        for instruction in instructions:
+            path = Path(instruction.filename)
+            try:
+                reader = array_record_module.ArrayRecordReader(str(path))
+                count = reader.num_records()
+                reader.close()
+            except RuntimeError as error:
+                raise _unreadable(path, error) from error
+            if count != instruction.examples_in_shard:
+                raise _wrong_count(path, count, instruction.examples_in_shard)
+        raw = tfds.decode.DeserializeMethod.RAW_BYTES
+        self._records = builder.as_data_source(split, deserialize_method=raw)
+        self._length = len(self._records)
+
+    def __len__(self) -> int:
+        return self._length
+
+    def read(self, index: int) -> bytes:
+        return self._records[index]
+
+
+class ParquetRecords(_Files):
+    """Parquet files as TFDS writes them: one column of serialized examples, in row groups.
+
+    A row group is decoded as a whole, so a random record costs about a hundred times itself.
+    """
+
+    def __init__(self, builder: Any, split: str, instructions: Sequence[Any]):
+        from pyarrow import parquet
+
+        super().__init__(instructions)
+        self._parquet = parquet
+        self._metadata, self._groups = [], []
+        for path, instruction in zip(self.paths, instructions, strict=True):
+            try:
+                metadata = parquet.read_metadata(path)
+            except (OSError, ValueError) as error:
+                raise _unreadable(path, error) from error
+            if metadata.num_rows != instruction.examples_in_shard:
+                name = '/'.join(builder.info.full_name.split('/')[:-1])  # Its end is the version.
+                raise UserError(
+                    f'{_wrong_count(path, metadata.num_rows, instruction.examples_in_shard)} Not '
+                    'as Parquet: TFDS 4.9.10 drops records there when a file has more than 100. '
+                    f'{_again(builder, name, "array_record")}'
+                )
+            rows = [metadata.row_group(i).num_rows for i in range(metadata.num_row_groups)]
+            self._metadata.append(metadata)
+            self._groups.append(np.cumsum([0, *rows]))
+        self._column = functools.lru_cache(_ROW_GROUPS)(self._read_group)
+
+    def read(self, index: int) -> bytes:
+        file, number = self._place(index)
+        group = int(np.searchsorted(self._groups[file], number, side='right')) - 1
+        return self._column(file, group)[number - int(self._groups[file][group])].as_py()
+
+    def _read_group(self, file: int, group: int) -> Any:
+        # Opened anew: a ParquetFile is for one thread at a time.
+        with self._parquet.ParquetFile(self.paths[file], metadata=self._metadata[file]) as opened:
+            return opened.read_row_group(group, use_threads=False).column(0)
+
+
+_READERS: dict[Any, Any] = {
+    tfds.core.FileFormat.TFRECORD: TfRecords,
+    tfds.core.FileFormat.ARRAY_RECORD: ArrayRecords,
+    tfds.core.FileFormat.PARQUET: ParquetRecords,
+}
+_PACKAGES = {
+    tfds.core.FileFormat.ARRAY_RECORD: 'array_record',
+    tfds.core.FileFormat.PARQUET: 'pyarrow',
+}

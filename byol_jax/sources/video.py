@@ -1,0 +1,196 @@
+"""Clips: folders of numbered frames and video files, whose frames are the examples."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import re
+import sys
+import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from byol_jax.errors import UserError
+from byol_jax.sources.base import Source
+from byol_jax.sources.decode import EXTENSIONS, read_file
+from byol_jax.sources.decoders import VIDEO_EXTENSIONS
+from byol_jax.sources.folder import class_labels, list_files
+from byol_jax.sources.names import Names
+from byol_jax.sources.video_file import Readers, VideoFile
+
+_NUMBERED = re.compile(r'(.*?)([0-9]+)', re.DOTALL)
+
+# Seconds between two lines about the reading of many videos.
+_PATIENCE = 30
+
+
+class Clip(NamedTuple):
+    """Attributes:
+    path: of the video file, or of the first frame, relative to the root.
+    frames: the frames' files, relative to the root, or the video file.
+    """
+
+    path: str
+    frames: Sequence[str] | VideoFile
+
+
+class Video(Source):
+    """The frames of all clips below a folder, clip after clip; example i is frame i.
+
+    Every video file is a clip. So are the images of one folder whose names differ in nothing but
+    the number they end in, ordered by that number: the `0001.png`, `0002.png` of a folder of its
+    own, and `walk_9.png`, `walk_10.png` beside `run_1.png`. An image without a number is a clip of
+    one frame. Two images of a clip with the same number, such as `1.jpg` and `1.png`, are an error.
+
+    Labels are the names of the folders right below `root`, as in `train/jump/1.mp4`, if every clip
+    lies in one of at least two, and not each in one of its own; a clip is no label, since it is
+    held out as a whole.
+    """
+
+    def __init__(
+        self,
+        root: str | Path,
+        max_frame_gap: int,
+        max_megapixels: float = 200,
+        workers: int = 0,
+        index: str = '',
+    ):
+        """Lists the clips and decodes every video file once (see `VideoFile`); images wait.
+
+        Args:
+          root: the folder.
+          max_frame_gap: how many frames of its clip the partner of a frame may be away, at most.
+          max_megapixels: larger frames are refused.
+          workers: video files read at once; 0: one per CPU core. At most twice as many stay open.
+          index: as `Folder`.
+
+        Raises:
+          UserError: the folder does not exist or holds no clip, a video file is damaged, two
+            images are the same frame, or no clip has the two frames that a `max_frame_gap` above 0
+            asks for.
+        """
+        self.root = Path(root).expanduser()
+        self.max_megapixels = max_megapixels
+        # What every path begins with, as pathlib writes it.
+        self._prefix = str(self.root / '_')[:-1]
+        self._gap = max_frame_gap
+        workers = workers or os.cpu_count() or 1
+        # Twice: a file should stay open from the first frame of a pair to the second.
+        self._readers = Readers(2 * workers)
+        both = (*EXTENSIONS, *VIDEO_EXTENSIONS)
+        files = list_files(self.root, 'data.path', both, 'image or video', index)
+        videos = [file for file in files if file.lower().endswith(VIDEO_EXTENSIONS)]
+        videos_read = _read_all([self.root / file for file in videos], max_megapixels, workers)
+        clips = [Clip(file, video) for file, video in zip(videos, videos_read, strict=True)]
+        images = (file for file in files if not file.lower().endswith(VIDEO_EXTENSIONS))
+        clips += frame_clips(Names.of(images))
+        self._clips = sorted(clips, key=lambda clip: clip.path)
+        counts = [len(clip.frames) for clip in self._clips]
+        if max_frame_gap and max(counts) < 2:
+            raise UserError(
+                f'data.path={root} holds {len(counts):,} clips, each of one frame, so no frame has '
+                'another as its partner. Frames of a clip are images of one folder whose names '
+                'differ in the number at their end, such as walk_0001.png. For pictures that '
+                "belong to no clip use data.source='folder'."
+            )
+        # [clips + 1]: the first example of each clip.
+        self._starts = np.cumsum([0, *counts])
+        self.groups = np.repeat(np.arange(len(counts)), counts)
+        labels, names = class_labels([clip.path for clip in self._clips])
+        if labels is not None and len(names) < len(counts):
+            self.labels, self.label_names = labels[self.groups], names
+
+    def __len__(self) -> int:
+        return int(self._starts[-1])
+
+    def load(self, index: int, key: str) -> np.ndarray:
+        frames, number = self._place(index)
+        if isinstance(frames, VideoFile):
+            return self._readers.read(frames, number)
+        return read_file(self.root / frames[number], self.max_megapixels)
+
+    def name(self, index: int) -> str:
+        """The frame's file, or `file #number`, counted from 0."""
+        frames, number = self._place(index)
+        if isinstance(frames, VideoFile):
+            return f'{frames.path.relative_to(self.root).as_posix()} #{number}'
+        return frames[number]
+
+    def file(self, index: int, key: str) -> str:
+        """The frame's file, or the video's."""
+        frames, number = self._place(index)
+        return str(frames.path) if isinstance(frames, VideoFile) else self._prefix + frames[number]
+
+    def partners(self, index: int) -> np.ndarray:
+        clip = self._clip(index)
+        first = max(self._starts[clip], index - self._gap)
+        stop = min(self._starts[clip + 1], index + self._gap + 1)
+        return np.delete(np.arange(first, stop), index - first)
+
+    def _clip(self, index: int) -> int:
+        return int(np.searchsorted(self._starts, index, side='right')) - 1
+
+    def _place(self, index: int) -> tuple[Sequence[str] | VideoFile, int]:
+        """The frames of an example's clip, and its number among them."""
+        clip = self._clip(index)
+        return self._clips[clip].frames, int(index - self._starts[clip])
+
+
+def frame_clips(files: Sequence[str]) -> list[Clip]:
+    """Groups image files, relative to their root with '/', into clips by their names.
+
+    Raises:
+      UserError: two files are the same frame of a clip.
+    """
+    # Places instead of names: of a million frames the names alone would be a hundred megabytes.
+    clips: dict[tuple[str, bool], list[int]] = {}
+    for place, file in enumerate(files):
+        start, number = _numbered(file)
+        # Folder and name up to the number; 'walk.png' is no frame of 'walk1.png', nor are
+        # 'walk.png' and 'walk.jpg' two of one clip.
+        key = (file, False) if number is None else (start, True)
+        clips.setdefault(key, []).append(place)
+    made = []
+    for places in clips.values():
+        frames = sorted((_numbered(files[i])[1] or 0, files[i]) for i in places)
+        for (number, file), (following, other) in itertools.pairwise(frames):
+            if number == following:
+                raise UserError(
+                    f'{file} and {other} are both frame {number} of one clip, and only one can be. '
+                    'If one is no frame but a mask or a preview, say, move those out of data.path; '
+                    'if they are of two clips, give each a folder of its own.'
+                )
+        made.append(Clip(frames[0][1], Names.of(file for _, file in frames)))
+    return made
+
+
+def _numbered(file: str) -> tuple[str, int | None]:
+    """A file's name without its extension: what is before the number at its end, and that."""
+    stem = file[: file.rindex('.')]
+    match = _NUMBERED.fullmatch(stem)
+    return (match[1], int(match[2])) if match else (stem, None)
+
+
+def _read_all(paths: list[Path], max_megapixels: float, workers: int) -> list[VideoFile]:
+    """Opens video files, many at once; says how far it is where that takes long."""
+    read: list[VideoFile] = []
+    told = time.monotonic()
+    pool = ThreadPoolExecutor(workers)
+    try:
+        for video in pool.map(lambda path: VideoFile(path, max_megapixels), paths):
+            read.append(video)
+            if time.monotonic() - told > _PATIENCE:
+                told = time.monotonic()
+                print(
+                    f'{len(read):,} of {len(paths):,} videos decoded once, to count their frames',
+                    file=sys.stderr,
+                    flush=True,
+                )
+    finally:
+        # After an error the files that wait are of no interest.
+        pool.shutdown(cancel_futures=True)
+    return read

@@ -1,0 +1,247 @@
+"""One optimizer step: a pure function, and its pmap over devices."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from byol_jax.app.plan import Plan
+from byol_jax.errors import UserError
+from byol_jax.methods.byol import Byol, Features, feature_std, target_tau, update_target
+from byol_jax.training.online_probe import probe_step
+from byol_jax.training.state import TrainState
+
+# The name of the device axis: gradients, metrics and batch statistics are averaged over it.
+AXIS = 'devices'
+
+Batch = dict[str, jax.Array]
+Metrics = dict[str, jax.Array]
+
+
+def make_train_step(
+    byol: Byol,
+    optimizer: optax.GradientTransformation,
+    schedule: optax.Schedule,
+    plan: Plan,
+    base_ema: float,
+    seed: int,
+    monitored: int = 0,
+) -> Callable[[TrainState, Batch], Any]:
+    """Returns the pure step `(state, batch) -> (state, metrics)` of one device.
+
+    It must run where the axis AXIS is mapped. `batch` holds this device's share: 'view1' and
+    'view2', uint8 [B, S, S, 3] with B divisible by `plan.accumulate_steps`. Metrics are float32
+    scalars, equal on all devices.
+
+    With accumulation the gradients of the passes are averaged and batch statistics move with
+    every pass; the optimizer, the target and the schedules move once. For the first
+    `plan.freeze_steps` steps no gradient of the encoder is computed.
+
+    A state with an online probe has that trained too (`online_probe.probe_step`); 'label' in the
+    batch, int [B], is what it learns, and its metrics are among the others. Nothing else changes.
+
+    What the encoder draws is a function of (seed, step, device, pass): nothing of it is saved.
+
+    With `monitored` above 0 the step returns `(state, metrics, features)`: the `byol.Features` of
+    the first so many examples of each pass of this device, [2, M, size], for the monitors. Metrics
+    then also hold 'parameter_norm', of the online network after the step, and 'stats_spread', how
+    far its batch statistics differ between devices: root of the mean square, of their own size.
+    """
+    everything = jax.value_and_grad(byol.loss_and_features, has_aux=True)
+
+    def heads_alone(online_params: Any, *rest: Any) -> Any:
+        held = jax.lax.stop_gradient(online_params['encoder'])
+        return byol.loss_and_features({**online_params, 'encoder': held}, *rest)
+
+    def value_and_grad(step: jax.Array, *arguments: Any) -> Any:
+        if not plan.freeze_steps:
+            return everything(*arguments)
+        heads = jax.value_and_grad(heads_alone, has_aux=True)
+        return jax.lax.cond(step < plan.freeze_steps, heads, everything, *arguments)
+
+    def passes(state: TrainState, batch: Batch) -> Any:
+        """What this device's whole batch gives.
+
+        Loss, gradients, stats, projections, what the probe sees, and features for the monitors.
+        """
+        rng = jax.random.fold_in(jax.random.key(seed), state.step)
+        rng = jax.random.fold_in(rng, jax.lax.axis_index(AXIS))
+
+        def one(carry: Any, inputs: tuple[Batch, jax.Array]) -> Any:
+            grads, online_stats, target_stats = carry
+            views, number = inputs
+            (loss, (online_stats, target_stats, features)), new = value_and_grad(
+                state.step,
+                state.online_params,
+                state.target_params,
+                online_stats,
+                target_stats,
+                views['view1'],
+                views['view2'],
+                jax.random.fold_in(rng, number),
+            )
+            grads = new if grads is None else jax.tree.map(jnp.add, grads, new)
+            projections = jnp.concatenate(list(features.projection))
+            shown = jax.tree.map(lambda x: x[:, :monitored], features)
+            seen = None if state.online_probe is None else features.representation[0]
+            return (grads, online_stats, target_stats), (loss, projections, seen, shown)
+
+        n = plan.accumulate_steps
+        if n == 1:
+            start = (None, state.online_stats, state.target_stats)
+            carry, (loss, *made) = one(start, (batch, jnp.zeros((), jnp.int32)))
+            return loss, *carry, *made
+        zeros = jax.tree.map(jnp.zeros_like, state.online_params)
+        split = {key: x.reshape(n, -1, *x.shape[1:]) for key, x in batch.items()}
+        (grads, *stats), (losses, projections, seen, shown) = jax.lax.scan(
+            one, (zeros, state.online_stats, state.target_stats), (split, jnp.arange(n))
+        )
+        grads = jax.tree.map(lambda g: g / n, grads)
+        projections, seen = jax.tree.map(lambda x: x.reshape(-1, x.shape[-1]), (projections, seen))
+        # [passes, 2, M, size] -> [2, passes M, size]
+        shown = jax.tree.map(
+            lambda x: jnp.moveaxis(x, 0, 1).reshape(2, -1, x.shape[-1]), Features(*shown)
+        )
+        return losses.mean(), grads, *stats, projections, seen, shown
+
+    def train_step(state: TrainState, batch: Batch) -> Any:
+        loss, grads, own_stats, target_stats, projections, seen, shown = passes(state, batch)
+        loss, grads = jax.lax.pmean((loss, grads), AXIS)
+        online_stats, target_stats = average_stats((own_stats, target_stats))
+        updates, optimizer_state = optimizer.update(grads, state.optimizer, state.online_params)
+        online_params = optax.apply_updates(state.online_params, updates)
+        tau = target_tau(state.step, plan.total_steps, base_ema)
+        metrics = {
+            'loss': loss,
+            'learning_rate': schedule(state.step),
+            'tau': tau,
+            'feature_std': feature_std(projections, AXIS),
+            'gradient_norm': global_norm(grads),
+            'update_norm': global_norm(updates),
+        }
+        if monitored:
+            metrics['parameter_norm'] = global_norm(online_params)
+            metrics['stats_spread'] = spread(own_stats, online_stats)
+        probe = state.online_probe
+        if probe is not None:
+            probe, probed = probe_step(probe, seen, batch['label'], AXIS)
+            metrics |= probed
+        state = TrainState(
+            step=state.step + 1,
+            online_params=online_params,
+            online_stats=online_stats,
+            target_params=update_target(state.target_params, online_params, tau),
+            target_stats=target_stats,
+            optimizer=optimizer_state,
+            online_probe=probe,
+        )
+        metrics = {key: jnp.asarray(value, jnp.float32) for key, value in metrics.items()}
+        return (state, metrics, shown) if monitored else (state, metrics)
+
+    return train_step
+
+
+@contextmanager
+def memory_named(config: Any) -> Iterator[None]:
+    """Turns a device's lack of memory into a UserError that names what takes it."""
+    try:
+        yield
+    except jax.errors.JaxRuntimeError as error:
+        if 'RESOURCE_EXHAUSTED' not in str(error):
+            raise
+        said = str(error).splitlines()[0]
+        raise UserError(
+            f'The device has too little memory for a step of batch_size={config.batch_size} pairs '
+            f'at views.image_size={config.views.image_size} in accumulate_steps='
+            f'{config.accumulate_steps} parts: {said} Double accumulate_steps until it fits (the '
+            'batch stays as it is), or take precision=bfloat16, smaller views or a smaller batch, '
+            'in a new workdir.'
+        ) from error
+
+
+def average_stats(stats: Any) -> Any:
+    """Statistics made the same on all devices: averaged, or device 0's if they are whole numbers.
+
+    Batch normalisation is synchronised as it runs and stays as it is; this is for networks that
+    keep statistics in ways of their own.
+    """
+    first = jax.lax.axis_index(AXIS) == 0
+
+    def same(x: jax.Array) -> jax.Array:
+        if jnp.issubdtype(x.dtype, jnp.inexact):
+            return jax.lax.pmean(x, AXIS)
+        return jax.lax.psum(jnp.where(first, x, 0).astype(jnp.int32), AXIS).astype(x.dtype)
+
+    return jax.tree.map(same, stats)
+
+
+def spread(own: Any, average: Any) -> jax.Array:
+    """How far devices' own statistics lie from their average, over its size: float32 []."""
+    pairs = zip(jax.tree.leaves(own), jax.tree.leaves(average), strict=True)
+    real = [(x, mean) for x, mean in pairs if jnp.issubdtype(x.dtype, jnp.inexact)]
+    if not real:
+        return jnp.zeros(())
+    away = global_norm([x - mean for x, mean in real])
+    size = global_norm([mean for _, mean in real])
+    return jnp.sqrt(jax.lax.pmean(away**2, AXIS)) / jnp.maximum(size, 1e-12)
+
+
+def global_norm(tree: Any) -> jax.Array:
+    """Length of all leaves of a tree taken as one vector: float32 []."""
+    return jnp.sqrt(sum(jnp.sum(jnp.square(leaf)) for leaf in jax.tree.leaves(tree)))
+
+
+def pmap_step(
+    train_step: Callable[..., Any], shared: int = 0, monitored: bool = False
+) -> Callable[..., Any]:
+    """Maps the pure step over the local devices' shares of a batch; the state has no device axis.
+
+    The state's buffers are donated where that is safe: after a call only the returned state may be
+    used.
+
+    Args:
+      train_step: `(state, batch, *more) -> (state, metrics)`, or a monitored step.
+      shared: how many more arguments there are. Each is whole on every device (`everywhere`), and
+        is not donated.
+      monitored: the step hands out features too, with the device axis: [devices, 2, M, size].
+    """
+    out_axes = (None, None, 0) if monitored else (None, None)
+    return jax.pmap(
+        train_step,
+        axis_name=AXIS,
+        in_axes=(None, 0) + (None,) * shared,
+        out_axes=out_axes,
+        donate_argnums=0 if _may_donate() else (),
+    )
+
+
+def _may_donate() -> bool:
+    # Read back from JAX's compilation cache, a CPU program that takes its inputs' memory over can
+    # kill its process (jaxlib 0.10.2; seen with two devices, not with one).
+    return jax.default_backend() != 'cpu' or not jax.config.values['jax_compilation_cache_dir']
+
+
+def replicate(state: TrainState) -> TrainState:
+    """Copies a state to every device of this process, laid out as the mapped step returns it.
+
+    Without this the second step would compile anew, for the layout of the first one's result. The
+    given state stays usable after its copy has been donated.
+    """
+    return everywhere(jax.tree.map(np.array, state))
+
+
+def everywhere(tree: Any) -> Any:
+    """Copies a tree of NumPy arrays to every device of this process, as the mapped step has it."""
+    mesh = jax.sharding.Mesh(np.array(jax.local_devices()), (AXIS,))
+    return jax.device_put(tree, jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec()))
+
+
+def shard_batch(batch: dict[str, Any], devices: int) -> dict[str, Any]:
+    """Gives a batch the device axis that pmap maps: [B, ...] -> [devices, B / devices, ...]."""
+    return jax.tree.map(lambda x: x.reshape(devices, -1, *x.shape[1:]), batch)

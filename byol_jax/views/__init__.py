@@ -1,0 +1,1 @@
+"""The views of BYOL: operations on pictures, and how they are drawn."""

@@ -1,0 +1,337 @@
+"""The alarms: each is provoked, names its cause, and keeps quiet where nothing is wrong."""
+
+from __future__ import annotations
+
+import json
+import time
+
+import jax
+import pytest
+from tiny_runs import LinearPredictor, NoPredictor, NoStopGradient, make_byol, make_config, run
+
+from byol_jax.app.metrics import MetricsLog
+from byol_jax.app.plan import make_plan
+from byol_jax.app.progress import Stopwatch
+from byol_jax.app.report.alarm import ALARM, WATCH, facts_of
+from byol_jax.app.report.alarm_log import AlarmLog, read_alarms, summary
+from byol_jax.app.report.alarms import non_finite, standing
+
+# Two steps under way on simulated devices can deadlock: a hard limit, and every step is awaited.
+pytestmark = pytest.mark.timeout(120)
+
+
+def facts(config, devices=1):
+    return facts_of(config, make_plan(config, 10_000, devices))
+
+
+def by_name(history, config, devices=1):
+    """The alarms that stand at the end of a history, by name."""
+    return {alarm.name: alarm for alarm in standing(history, facts(config, devices))}
+
+
+def first_step(history, config, name, severity, devices=1):
+    """The step at which an alarm is first raised with this severity, or None."""
+    for count in range(1, len(history) + 1):
+        alarm = by_name(history[:count], config, devices).get(name)
+        if alarm is not None and alarm.severity == severity:
+            return alarm.step
+    return None
+
+
+def healthy(step, **changes):
+    """A record like those of the sample run."""
+    return {
+        'step': step,
+        'loss': 1.2,
+        'learning_rate': 0.5,
+        'feature_std': 0.072,
+        'rankme_projection': 25.0,
+        'online_target_cosine': 0.96,
+        'prediction_projection_cosine': 0.8,
+        'gradient_norm': 2.0,
+        'update_norm': 0.1,
+        'parameter_norm': 61.0,
+        'stats_spread': 0.0,
+        'input_wait_fraction': 0.01,
+        **changes,
+    }
+
+
+def sample_config(**changes):
+    return make_config(projector__output_size=128, **changes)
+
+
+def records(count=6, **changes):
+    return [healthy(10 * (i + 1), **changes) for i in range(count)]
+
+
+def test_a_healthy_run_raises_nothing_and_a_jump_of_the_learning_rate_does():
+    """60 healthy steps are quiet; then, at 1,000 times the rate, the alarm names the rate."""
+    config = make_config()
+    history = run(config, make_byol(), stop=90, jump=(60, 1000))
+    for count in range(1, 7):
+        assert by_name(history[:count], config) == {}
+    alarm = by_name(history[:8], config)['learning_rate']
+    assert alarm.severity == ALARM
+    assert 'learning rate is too high' in alarm.cause
+    assert 'optimizer.base_learning_rate=2' in alarm.remedy
+
+
+def test_no_predictor_collapses_and_own_batch_norm_is_found():
+    """Without a predictor all projections become alike, and a loss near 0 is not taken for good.
+
+    The network also normalises by itself, 8 examples on each of two devices.
+    """
+    config = make_config(batch_size=16, optimizer__base_learning_rate=8.0)
+    byol = make_byol(predictor=NoPredictor(), synchronised=False)
+    if jax.local_device_count() < 2:
+        pytest.skip('needs two devices')
+    history = run(config, byol, devices=2, stop=60)
+    found = by_name(history, config, devices=2)
+    assert found['collapse'].severity == ALARM
+    assert 'predictor does nothing' in found['collapse'].cause
+    assert found['trivial_loss'].severity == ALARM
+    assert 'predictor does nothing' in found['trivial_loss'].cause
+    assert found['small_norm_batch'].severity == ALARM
+    assert '8 of 16 examples' in found['small_norm_batch'].evidence
+    assert 'not synchronised' in found['small_norm_batch'].cause
+    assert found.keys() == {'collapse', 'trivial_loss', 'small_norm_batch'}
+
+
+def test_no_stop_gradient_collapses():
+    """With a gradient through both sides, and no target network, the cause is told apart."""
+    config = make_config()
+    found = by_name(run(config, make_byol(NoStopGradient), stop=60), config)
+    assert found['collapse'].severity == found['trivial_loss'].severity == ALARM
+    assert 'stop-gradient' in found['collapse'].cause
+    assert 'jax.lax.stop_gradient' in found['collapse'].remedy
+
+
+def test_a_target_without_average_collapses():
+    """With tau_base 0 a linear predictor collapses, and the alarm names target.base_ema."""
+    config = make_config(target__base_ema=0.0)
+    history = run(config, make_byol(predictor=LinearPredictor()), stop=70)
+    assert first_step(history, config, 'target_follows', WATCH) == 10
+    found = by_name(history, config)
+    assert found['collapse'].severity == ALARM
+    assert 'target.base_ema=0:' in found['collapse'].cause
+    assert 'target.base_ema to 0.99' in found['collapse'].remedy
+
+
+@pytest.mark.slow
+def test_with_a_slow_target_the_same_run_does_not_collapse():
+    """With tau_base 0.999 the network that collapses with 0 raises a watch at most."""
+    config = make_config(target__base_ema=0.999)
+    history = run(config, make_byol(predictor=LinearPredictor()), stop=200)
+    assert first_step(history, config, 'collapse', ALARM) is None
+    assert first_step(history, config, 'trivial_loss', ALARM) is None
+    assert history[-1]['feature_std'] > 1.2 * min(r['feature_std'] for r in history)
+
+
+def test_no_weight_decay():
+    """Weight decay 0 is a watch from the first record, an alarm when the weights have tripled."""
+    config = sample_config(optimizer__weight_decay=0.0)
+    found = by_name(records(1), config)
+    assert found.keys() == {'weight_decay'}
+    assert found['weight_decay'].severity == WATCH
+    assert 'optimizer.weight_decay' in found['weight_decay'].remedy
+    grown = [*records(3), healthy(40, parameter_norm=200.0)]
+    assert by_name(grown, config)['weight_decay'].severity == ALARM
+    assert by_name(grown, sample_config()) == {}
+
+
+@pytest.mark.parametrize(
+    ('batch', 'passes', 'devices', 'spread', 'expected'),
+    [
+        (64, 1, 8, 0.0, None),
+        (64, 1, 8, 0.1, ALARM),
+        (128, 1, 8, 0.1, ALARM if 128 // 8 < 16 else WATCH),
+        (256, 1, 8, 0.1, None),
+        (64, 8, 1, 0.0, ALARM),
+        (64, 2, 1, 0.0, None),
+        (8, 1, 1, 0.0, None),
+        (8, 1, 1, 0.1, None),
+    ],
+)
+def test_small_norm_batch(batch, passes, devices, spread, expected):
+    """What counts is over how many examples statistics are taken, if that is not the whole batch.
+
+    Synchronised devices count together, unsynchronised ones alone, and passes always alone.
+    """
+    config = sample_config(batch_size=batch, accumulate_steps=passes)
+    found = by_name(records(2, stats_spread=spread), config, devices)
+    assert found.keys() == ({'small_norm_batch'} if expected else set())
+    if expected:
+        assert found['small_norm_batch'].severity == expected
+        words = 'accumulate_steps' if passes > 1 else 'BatchNorm'
+        assert words in found['small_norm_batch'].remedy
+
+
+def test_a_slow_source_makes_a_run_input_bound():
+    """A source that takes most of the time is found by the stopwatch, with the knob to turn."""
+    config = sample_config(data__workers=1)
+    plan = make_plan(config, 10_000, 1)
+    watch, history = Stopwatch(plan, 0), []
+    for step in range(10, 50, 10):
+        begun = time.perf_counter()
+        time.sleep(0.02)  # The source.
+        watch.waited(time.perf_counter() - begun)
+        time.sleep(0.002)  # The step.
+        history.append(healthy(step) | watch.lap(step))
+    found = by_name(history, config)
+    assert found['input_bound'].severity == ALARM
+    known = facts(config)
+    if known.cores > 1:
+        assert 'raise data.workers=1' in found['input_bound'].remedy
+    # One slow stretch (the disk of another job, say) is no trend.
+    assert by_name([*records(3), history[-1]], config) == {}
+
+
+def test_input_bound_with_all_cores_names_other_knobs():
+    """Where all cores are at work, more workers are not advised."""
+    config = sample_config(data__workers=0, data__tile_size=512)
+    found = by_name(records(4, input_wait_fraction=0.4), config)['input_bound']
+    assert found.severity == WATCH
+    assert 'more cores' in found.remedy
+    assert 'data.cache_gib' in found.remedy
+    assert 'views.on=accelerator' in found.remedy
+    config.views.on = 'accelerator'
+    found = by_name(records(4, input_wait_fraction=0.4), config)['input_bound']
+    assert 'views.on' not in found.remedy
+
+
+def test_a_loss_near_zero_alone_is_no_alarm():
+    """A small loss with projections that differ is what training is for."""
+    assert by_name(records(4, loss=0.01), sample_config()) == {}
+    trivial = by_name(records(4, loss=0.01, feature_std=0.005), sample_config())
+    assert trivial.keys() == {'collapse', 'trivial_loss'}
+
+
+def test_few_directions_are_a_collapse_too():
+    """Projections along two directions keep their std; RankMe tells."""
+    found = by_name(records(4, rankme_projection=2.0), sample_config())
+    assert found.keys() == {'collapse'}
+    assert '2.0 of 128 directions' in found['collapse'].evidence
+
+
+def test_few_rows_use_few_directions():
+    """RankMe of few rows is low for any network: two devices of 128 hosts would show 4 rows."""
+    config = sample_config(batch_size=2)
+    assert facts(config).monitored_rows == 4
+    assert by_name(records(4, rankme_projection=3.5), config) == {}
+    assert 'collapse' in by_name(records(4, rankme_projection=1.0, feature_std=0.01), config)
+
+
+def test_an_early_record_does_not_blame_the_stop_gradient():
+    """The target starts as the online network: a cosine of 1 at step 1 says nothing of the loss."""
+    collapsed = records(4, rankme_projection=2.0, update_norm=20.0)
+    history = [healthy(1, online_target_cosine=1.0), *collapsed]
+    assert 'learning rate' in by_name(history, sample_config())['collapse'].cause
+    never_apart = [{**record, 'online_target_cosine': 1.0} for record in collapsed]
+    assert 'stop-gradient' in by_name(never_apart, sample_config())['collapse'].cause
+
+
+def test_a_collapse_by_large_steps_names_the_learning_rate():
+    """Where steps of more than a tenth of the weights came before, they are the likely cause."""
+    history = [healthy(10, update_norm=20.0), *records(4, rankme_projection=2.0)[1:]]
+    assert 'learning rate' in by_name(history, sample_config())['collapse'].cause
+
+
+def test_a_loss_of_chance_names_the_learning_rate():
+    """After the warm-up a loss at the level of chance means that nothing is learned."""
+    assert by_name(records(4, loss=3.9), sample_config())['learning_rate'].severity == ALARM
+    warming = sample_config(warmup_steps=100)
+    assert by_name(records(4, loss=3.9), warming) == {}
+
+
+def test_one_record_is_no_trend():
+    """A single bad record, or the very first steps, raise no alarm of a trend."""
+    bad = {'feature_std': 0.001, 'loss': 0.001, 'rankme_projection': 1.0, 'update_norm': 30.0}
+    assert by_name([*records(3), healthy(40, **bad)], sample_config()) == {}
+    assert by_name([healthy(2, **bad), healthy(4, **bad)], sample_config()) == {}
+
+
+def test_non_finite_names_numbers_and_checkpoint():
+    """A metric that is not finite is named, with the checkpoint that is kept."""
+    known = facts(sample_config())
+    alarm = non_finite(70, healthy(70, loss=float('nan')), known, saved=60)
+    assert alarm.evidence.startswith('loss not finite')
+    assert 'step 60' in alarm.evidence
+    assert 'none was saved' in non_finite(70, healthy(70), known, saved=0).evidence
+
+
+def test_lines_are_whole_sentences():
+    """A line has severity, step, evidence, cause and remedy."""
+    alarm = by_name(records(4, rankme_projection=2.0), sample_config())['collapse']
+    line = alarm.line()
+    assert line.startswith('ALARM at step 40: collapse: ')
+    assert '\n' not in line
+    assert alarm.evidence in line
+    assert alarm.cause in line
+    assert alarm.remedy in line
+
+
+def judge_all(workdir, history, start_step=0):
+    """Writes records and judges them, as a run does; returns the lines said."""
+    known = facts(sample_config())
+    metrics = MetricsLog(workdir, start_step=start_step, tensorboard=False)
+    log, lines = AlarmLog(workdir, known, start_step), []
+    for record in history:
+        metrics.write(record)
+        lines += log.judge(record)
+    return lines
+
+
+def story():
+    """Healthy, half collapsed, collapsed, and healthy again: three records each."""
+    shares = (0.8, 0.4, 0.1, 0.8)
+    return [
+        healthy(10 * (i + 1), feature_std=shares[i // 3] / 128**0.5) for i in range(3 * len(shares))
+    ]
+
+
+def test_alarms_are_said_once(tmp_path):
+    """A line when an alarm is raised, when it gets worse and when it is over; none between."""
+    lines = judge_all(tmp_path, story())
+    assert [line.split(':')[0] for line in lines] == [
+        'WATCH at step 50',
+        'ALARM at step 80',
+        'Over at step 100',
+    ]
+    written = read_alarms(tmp_path)
+    assert [(a['step'], a['severity']) for a in written] == [
+        (50, 'watch'),
+        (80, 'alarm'),
+        (100, 'over'),
+    ]
+    assert {'step', 'name', 'severity', 'evidence', 'cause', 'remedy'} == set(written[0])
+    assert summary(tmp_path).startswith('collapse (alarm, step 80); ')
+
+
+@pytest.mark.parametrize('killed_at', [30, 60, 70, 90, 110])
+def test_a_resumed_run_writes_the_same_alarms(tmp_path, killed_at):
+    """Killed after any record and gone on from an earlier checkpoint, the files are the same."""
+    whole, again = tmp_path / 'whole', tmp_path / 'again'
+    whole.mkdir()
+    again.mkdir()
+    history = story()
+    judge_all(whole, history)
+    judge_all(again, [r for r in history if r['step'] <= killed_at])
+    checkpoint = killed_at - 20
+    before = AlarmLog(again, facts(sample_config()), checkpoint).still_raised()
+    standing_then = {50 <= checkpoint < 80: 'watch', 80 <= checkpoint < 100: 'alarm'}.get(True)
+    assert before.startswith(f'still raised from before: collapse ({standing_then})') or (
+        standing_then is None and before == ''
+    )
+    judge_all(again, [r for r in history if r['step'] > checkpoint], start_step=checkpoint)
+    assert read_alarms(again) == read_alarms(whole)
+
+
+def test_without_alarms_there_is_no_file(tmp_path):
+    """A healthy run leaves no alarms.jsonl, nor one whose alarms lie after its checkpoint."""
+    assert judge_all(tmp_path, records()) == []
+    assert not (tmp_path / 'alarms.jsonl').exists()
+    assert summary(tmp_path) == 'none'
+    (tmp_path / 'alarms.jsonl').write_text(json.dumps({'step': 99, 'name': 'x', 'severity': WATCH}))
+    AlarmLog(tmp_path, facts(sample_config()), start_step=60)
+    assert not (tmp_path / 'alarms.jsonl').exists()

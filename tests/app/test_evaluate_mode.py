@@ -1,0 +1,364 @@
+"""--mode=evaluate: its numbers against scikit-learn and NumPy, and what it says of bad input."""
+
+from __future__ import annotations
+
+import json
+import math
+
+import jax
+import numpy as np
+import pytest
+from encoders import SIZE, evaluation_request, save_random_encoder, write_pictures
+from PIL import Image
+from sklearn.cluster import KMeans
+from sklearn.linear_model import LogisticRegression, Ridge
+from sklearn.metrics import normalized_mutual_info_score
+from sklearn.neighbors import KNeighborsClassifier
+
+from byol_jax import UserError, load_encoder
+from byol_jax.app.modes import MODES
+from byol_jax.app.plan import PROTOCOLS
+from byol_jax.app.workdir import fingerprint
+from byol_jax.evaluation.probe import held_out_rows
+from byol_jax.input.stream import epoch_order
+from byol_jax.sources.build import build_data
+from byol_jax.views.augment import ViewParams, draw_view, make_view
+from configs import default
+
+TRAIN = {'bird': 18, 'cat': 24, 'dog': 21}
+TEST = {'cat': 13, 'dog': 11, 'bird': 9}
+SEED = 3
+RATES = (0.4, 0.05)
+EPOCHS, BATCH = 3, 16
+
+
+@pytest.fixture(scope='module')
+def place(tmp_path_factory):
+    """A folder with encoder/, train/ and test/."""
+    folder = tmp_path_factory.mktemp('evaluate')
+    save_random_encoder(folder / 'encoder')
+    write_pictures(folder / 'train', TRAIN, 0)
+    write_pictures(folder / 'test', TEST, 1)
+    return folder
+
+
+def run(place, output, **changes):
+    """The evaluation that the mode writes, of train/ unless another path is given."""
+    given = {'data__path': str(place / 'train')} | changes
+    request = evaluation_request(place / 'encoder', output.parent / 'w', output, **given)
+    MODES['evaluate'](request)
+    return json.loads(output.read_text())
+
+
+@pytest.fixture(scope='module')
+def evaluation(place):
+    """Of everything, on a separate test set."""
+    return run(
+        place,
+        place / 'all.json',
+        seed=SEED,
+        evaluate__data_path=str(place / 'test'),
+        evaluate__protocols=PROTOCOLS,
+        evaluate__knn_k=(5, 20, 200),
+        evaluate__linear_learning_rates=RATES,
+        evaluate__linear_epochs=EPOCHS,
+        evaluate__linear_batch_size=BATCH,
+        evaluate__retrieval_pool=20,
+    )
+
+
+@pytest.fixture(scope='module')
+def embedded(place):
+    """(features, labels) of both sets by --mode=embed, labels numbered by the sorted names."""
+    found = []
+    for name in ('train', 'test'):
+        path = place / f'{name}.npz'
+        data = {'data__path': str(place / name)}
+        MODES['embed'](evaluation_request(place / 'encoder', place / 'w', path, **data))
+        with np.load(path) as arrays:
+            labels = [name.split('/')[0] for name in arrays['names']]
+            found.append((arrays['features'], np.searchsorted(sorted(TRAIN), labels)))
+    return found
+
+
+@pytest.mark.parametrize('k', [5, 20])
+def test_knn(evaluation, embedded, k):
+    """The weighted vote is scikit-learn's of the embeddings, for each k."""
+    (train, labels), (test, truth) = embedded
+    reference = KNeighborsClassifier(
+        k, metric='cosine', algorithm='brute', weights=lambda d: np.exp((1 - d) / 0.07)
+    ).fit(train, labels)
+    accuracy = evaluation['metrics'][f'knn_{k}']
+    assert accuracy == pytest.approx(reference.score(test, truth))
+    assert 0.4 < accuracy < 1
+
+
+def test_k_above_the_gallery(evaluation):
+    """A k of more pictures than there are has no number, and says why."""
+    assert 'knn_200' not in evaluation['metrics']
+    assert '63 training pictures, fewer than 200' in evaluation['not_measured']['knn_200']
+
+
+def test_probes(evaluation, embedded):
+    """Logistic and ridge regression at the chosen penalty answer as scikit-learn's do."""
+    (train, labels), (test, truth) = embedded
+    train, test = ((x - train.mean(0)) / train.std(0) for x in (train, test))
+    about = evaluation['protocols']
+    logistic = LogisticRegression(C=1 / about['probe']['penalty'], max_iter=10_000, tol=1e-8)
+    expected = logistic.fit(train, labels).score(test, truth)
+    assert evaluation['metrics']['probe'] == pytest.approx(expected)
+    ridge = Ridge(about['ridge']['penalty']).fit(train, np.eye(3)[labels])
+    expected = np.mean(ridge.predict(test).argmax(axis=1) == truth)
+    assert evaluation['metrics']['ridge'] == pytest.approx(expected)
+    held = about['probe']['held_out_accuracy']
+    assert held[f'{about["probe"]["penalty"]:g}'] == max(held.values())
+    assert about['probe']['chosen_on'] == 2 + 2 + 2
+
+
+def test_clusters(evaluation, embedded):
+    """Clusters of the test features share as much with the labels as scikit-learn says."""
+    features, truth = embedded[1]
+    unit = features / np.linalg.norm(features, axis=1, keepdims=True)
+    clusters = KMeans(3, n_init=10, random_state=SEED).fit(unit).labels_
+    expected = normalized_mutual_info_score(truth, clusters)
+    assert evaluation['metrics']['kmeans_nmi'] == pytest.approx(expected, abs=1e-6)
+
+
+def test_spectrum(evaluation, embedded):
+    """Feature std and RankMe are those of the training embeddings."""
+    features = embedded[0][0].astype(np.float64)
+    unit = features / np.linalg.norm(features, axis=1, keepdims=True)
+    assert evaluation['metrics']['feature_std'] == pytest.approx(unit.std(axis=0).mean())
+    sigma = np.linalg.svd(features, compute_uv=False)
+    p = sigma / sigma.sum() + 1e-7
+    assert evaluation['metrics']['rankme'] == pytest.approx(np.exp(-(p * np.log(p)).sum()))
+
+
+def read(place, part):
+    """The pictures of train/ or test/ in the order of their paths, with their labels."""
+    files = sorted((place / part).glob('*/*.png'))
+    labels = np.searchsorted(sorted(TRAIN), [file.parent.name for file in files])
+    return [np.asarray(Image.open(file)) for file in files], labels
+
+
+def test_retrieval(evaluation, place):
+    """The other view is as often nearest, in the stated pool, as a search of all says."""
+    pictures, _ = read(place, 'test')
+    views, pool = default.get_config().views, epoch_order(SEED, 0, 33)[:20]
+    features = []
+    for number, view in ((1, views.view1), (2, views.view2)):
+        drawn = [
+            draw_view(view, 20, 24, seed=SEED, epoch=0, example=int(i), number=number) for i in pool
+        ]
+        made = [make_view(pictures[i], p, SIZE) for i, p in zip(pool, drawn, strict=True)]
+        features.append(load_encoder(place / 'encoder')(np.stack(made)).astype(np.float64))
+    one, two = (x / np.linalg.norm(x, axis=1, keepdims=True) for x in features)
+    order = np.argsort(-one @ two.T, axis=1)
+    for k in (1, 5):
+        expected = np.mean([i in order[i, :k] for i in range(20)])
+        assert evaluation['metrics'][f'recall_{k}'] == pytest.approx(expected)
+    about = evaluation['protocols']['retrieval']
+    assert (about['pool'], about['of'], about['chance']['recall_5']) == (20, 'test', 0.25)
+
+
+def test_linear(evaluation, embedded, place):
+    """SGD in NumPy on new crops and flips in every epoch chooses and scores the same."""
+    pictures, labels = read(place, 'train')
+    view, encoder = default.get_config().views.view1, load_encoder(place / 'encoder')
+    held = held_out_rows(labels, seed=SEED)
+    rows = np.flatnonzero(~held)
+    x, y = [], []
+    for epoch in range(EPOCHS):
+        for i in epoch_order(SEED, epoch, len(rows)):
+            p = draw_view(view, 20, 24, seed=SEED, epoch=epoch, example=int(i), number=1)
+            x.append(make_view(pictures[rows[i]], ViewParams(p.crop, p.flip), SIZE))
+            y.append(labels[rows[i]])
+    x, y = encoder(np.stack(x)), np.array(y)
+    start = jax.random.truncated_normal(jax.random.key(SEED), -2, 2, (8, 3)) / math.sqrt(8)
+    steps = len(y) // BATCH
+    accuracies, tested = {}, {}
+    for rate in RATES:
+        w = np.vstack([np.asarray(start, np.float64), np.zeros(3)])
+        trace = np.zeros_like(w)
+        for step in range(steps):
+            part = slice(step * BATCH, (step + 1) * BATCH)
+            inputs = np.hstack([x[part], np.ones((BATCH, 1))])
+            scores = inputs @ w
+            p = np.exp(scores - scores.max(axis=1, keepdims=True))
+            p /= p.sum(axis=1, keepdims=True)
+            grad = inputs.T @ (p - np.eye(3)[y[part]]) / BATCH
+            trace = 0.9 * trace + grad
+            peak = rate * BATCH / 256 * 0.5 * (1 + math.cos(math.pi * step / steps))
+            w -= peak * (grad + 0.9 * trace)
+        for score, (features, truth) in (
+            (accuracies, (embedded[0][0][held], labels[held])),
+            (tested, embedded[1]),
+        ):
+            score[rate] = np.mean((features @ w[:-1] + w[-1]).argmax(axis=1) == truth)
+    about = evaluation['protocols']['linear']
+    assert about['held_out_accuracy'] == pytest.approx({f'{r:g}': a for r, a in accuracies.items()})
+    chosen = max(accuracies, key=accuracies.get)
+    assert about['learning_rate'] == chosen
+    assert evaluation['metrics']['linear'] == pytest.approx(tested[chosen])
+    assert (about['steps'], about['trained_on']) == (steps, len(rows))
+
+
+def test_what_is_written(evaluation, place, capsys):
+    """The file says what was measured of what, with which options, and how long it took."""
+    encoder = load_encoder(place / 'encoder')
+    assert evaluation['encoder'] == str(place / 'encoder')
+    assert (evaluation['weights_sha256'], evaluation['step']) == (encoder.weights_sha256, 7)
+    data = evaluation['data']
+    assert (data['training'], data['queries'], data['queries_are']) == (63, 33, 'test')
+    assert (data['labels'], data['test_path']) == (3, str(place / 'test'))
+    assert set(evaluation['protocols']) == set(PROTOCOLS)
+    assert all(about['seconds'] >= 0 for about in evaluation['protocols'].values())
+    assert evaluation['options']['evaluate']['linear_epochs'] == EPOCHS
+    assert evaluation['options']['image_size'] == SIZE
+    assert evaluation['bad_files'] == []
+    assert evaluation['notes'] == ['33 pictures to test on give a rough figure only.']
+    assert {'byol_jax', 'jax', 'scikit-learn'} <= set(evaluation['versions'])
+
+
+def test_the_table(place, tmp_path, capsys):
+    """A line for each number and for each that there is none of; the file is named last."""
+    found = run(place, tmp_path / 'e.json', data__held_out_fraction=0.3, evaluate__knn_k=(5, 99))
+    said = capsys.readouterr().out
+    assert 'encoder (step 7): 45 training, 18 held-out pictures, 3 labels' in said
+    assert f'knn_5   {found["metrics"]["knn_5"]:>8.1%}  accuracy, vote of the 5 nearest' in said
+    assert 'knn_99         -  not measured: there are only 45 training pictures' in said
+    assert said.splitlines()[-1] == f'evaluation: {tmp_path / "e.json"}'
+
+
+def test_no_labels(place, tmp_path, capsys):
+    """Pictures without labels are measured by what needs none."""
+    flat = write_pictures(tmp_path / 'flat', {'': 20}, 2)
+    given = {'evaluate__protocols': PROTOCOLS, 'data__held_out_fraction': 0.4}
+    found = run(place, tmp_path / 'e.json', data__path=str(flat), **given)
+    assert set(found['metrics']) == {'feature_std', 'rankme', 'recall_1', 'recall_5'}
+    assert found['protocols']['retrieval']['pool'] == 8
+    assert set(found['not_measured']) == {'knn_5', 'linear', 'probe', 'ridge', 'kmeans_nmi'}
+    assert 'have no labels' in found['not_measured']['linear']
+    assert (found['data']['labels'], found['data']['queries']) == (0, 8)
+    assert 'not measured: the data have no labels' in capsys.readouterr().out
+
+
+def test_nothing_held_out(place, tmp_path):
+    """Without anything to test on, what needs it says so; clusters are of the training pictures."""
+    found = run(place, tmp_path / 'e.json', evaluate__protocols=('knn', 'kmeans', 'retrieval'))
+    assert 'nothing to test on' in found['not_measured']['knn_5']
+    about = found['protocols']
+    assert (about['kmeans']['of'], about['kmeans']['pictures']) == ('training', 63)
+    assert (about['retrieval']['of'], about['retrieval']['pool']) == ('training', 63)
+
+
+def test_one_label(place, tmp_path):
+    """Where all pictures have one label every answer is right: there is no accuracy."""
+    images = np.random.default_rng(0).integers(0, 256, (12, 20, 20, 3), np.uint8)
+    path = tmp_path / 'one.npz'
+    np.savez(path, images=images, labels=np.zeros(12, int), label_names=np.array(['cat']))
+    given = {'data__source': 'array', 'data__path': str(path), 'data__held_out_fraction': 0.5}
+    chosen = ('knn', 'kmeans', 'spectrum')
+    found = run(place, tmp_path / 'e.json', **given, evaluate__protocols=chosen)
+    assert set(found['metrics']) == {'feature_std', 'rankme'}
+    for name in ('knn_5', 'kmeans_nmi'):
+        assert found['not_measured'][name] == "all pictures have the one label 'cat'"
+
+
+def test_nothing_to_measure(place, tmp_path):
+    """If nothing that was asked for can be measured it is an error, and nothing is written."""
+    with pytest.raises(UserError, match=r'Nothing of evaluate\.protocols.*nothing to test on'):
+        run(place, tmp_path / 'e.json')
+    assert not list(tmp_path.iterdir())
+
+
+def test_too_few_to_hold_out(place, tmp_path):
+    """One training picture a label leaves none to choose a penalty by."""
+    few = write_pictures(tmp_path / 'few', {'cat': 1, 'dog': 1}, 0)
+    test = write_pictures(tmp_path / 'test', {'cat': 2, 'dog': 2}, 1)
+    given = {'data__path': str(few), 'evaluate__data_path': str(test)}
+    found = run(place, tmp_path / 'e.json', **given, evaluate__protocols=('probe', 'spectrum'))
+    assert 'no class has two images' in found['not_measured']['probe']
+
+
+def test_bad_pictures(place, tmp_path, capsys):
+    """Pictures that cannot be read are left out of both sets, counted and named."""
+    train = write_pictures(tmp_path / 'train', {'cat': 9, 'dog': 9}, 0)
+    test = write_pictures(tmp_path / 'test', {'cat': 9, 'dog': 9}, 1)
+    (train / 'cat' / '03.png').write_bytes(b'')
+    (test / 'dog' / '05.png').write_text('no picture')
+    given = {'data__path': str(train), 'evaluate__data_path': str(test)}
+    chosen = ('knn', 'retrieval')
+    found = run(place, tmp_path / 'e.json', **given, evaluate__protocols=chosen)
+    assert (found['data']['training'], found['data']['queries']) == (17, 17)
+    assert found['protocols']['retrieval']['pool'] == 17
+    files = [bad['file'] for bad in found['bad_files']]
+    assert files == [str(train / 'cat' / '03.png'), str(test / 'dog' / '05.png')]
+    assert found['bad_files'][0]['reason'] == 'is empty'
+    assert f'2 bad file(s) left out: {files[0]} is empty' in capsys.readouterr().out
+
+
+def test_an_encoder_that_is_not_finite(place, tmp_path):
+    """NaN features are said to be so, with whose they are."""
+    broken = save_random_encoder(tmp_path / 'encoder', broken=True)
+    request = evaluation_request(broken, tmp_path / 'w', data__path=str(place / 'train'))
+    with pytest.raises(UserError, match=r'63 of 63 pictures hold NaN .*bird/00\.png'):
+        MODES['evaluate'](request)
+
+
+@pytest.mark.parametrize(
+    ('changes', 'words'),
+    [
+        ({'evaluate__protocols': ('knn', 'liner')}, r"'liner' is not one of .*mean 'linear'"),
+        ({'evaluate__protocols': ()}, 'measures nothing'),
+        ({'evaluate__knn_k': (0,)}, r'knn_k=\(0,\) must be different whole numbers above 0'),
+        ({'evaluate__linear_learning_rates': (0.1, 0.1)}, 'must be different numbers above 0'),
+        ({'evaluate__linear_epochs': 0}, 'linear_epochs=0 must be at least 1'),
+    ],
+    ids=['protocol', 'none', 'k', 'rates', 'epochs'],
+)
+def test_options_that_cannot_be(place, tmp_path, changes, words):
+    """An option of no use is named before anything is opened."""
+    with pytest.raises(UserError, match=words):
+        run(place, tmp_path / 'e.json', data__path='/nowhere', **changes)
+
+
+def test_another_held_out_part_is_said(place, tmp_path):
+    """A note says so if some to test on may be ones that the run of the encoder trained on."""
+    run_folder = tmp_path / 'run'
+    encoder = save_random_encoder(run_folder / 'encoder')
+    given = {'data__path': str(place / 'train'), 'data__held_out_fraction': 0.3}
+    request = evaluation_request(encoder, run_folder, **given)
+    kept = fingerprint(build_data(request.config))
+
+    def notes(data):
+        (run_folder / 'data.json').write_text(json.dumps(data))
+        MODES['evaluate'](request)
+        notes = json.loads((run_folder / 'evaluation.json').read_text())['notes']
+        return [note for note in notes if 'trained on' in note]
+
+    assert notes(kept) == []
+    assert notes({**kept, 'examples': 5, 'held_out': 3}) == [], 'other data'
+    moved = {**kept, 'examples': kept['examples'] + 2, 'held_out': kept['held_out'] - 2}
+    assert 'command.txt' in notes(moved)[0]
+
+
+def test_where_it_is_written(place, tmp_path):
+    """By default into the workdir; never over the evaluation of another run's encoder."""
+    given = {'data__path': str(place / 'train'), 'data__held_out_fraction': 0.3}
+    MODES['evaluate'](evaluation_request(place / 'encoder', tmp_path / 'w', **given))
+    assert [p.name for p in (tmp_path / 'w').iterdir()] == ['evaluation.json']
+    MODES['evaluate'](evaluation_request(place / 'encoder', tmp_path / 'w', **given))
+    other = save_random_encoder(tmp_path / 'other', broken=True)
+    before = (tmp_path / 'w' / 'evaluation.json').read_bytes()
+    with pytest.raises(UserError, match=r'evaluation of another encoder, .*--output=FILE\.json'):
+        MODES['evaluate'](evaluation_request(other, tmp_path / 'w', **given))
+    assert (tmp_path / 'w' / 'evaluation.json').read_bytes() == before
+    (tmp_path / 'w' / 'evaluation.json').write_text('mine')
+    with pytest.raises(UserError, match=r'is no evaluation: it is not overwritten'):
+        MODES['evaluate'](evaluation_request(place / 'encoder', tmp_path / 'w', **given))
+    (tmp_path / 'w' / 'config.json').write_text('{}')
+    with pytest.raises(UserError, match=r'belongs to a run .*--output=FILE\.json'):
+        MODES['evaluate'](evaluation_request(place / 'encoder', tmp_path / 'w', **given))
+    with pytest.raises(UserError, match=r'ends in \.json'):
+        run(place, tmp_path / 'e.npz')

@@ -1,0 +1,159 @@
+"""The map of the embeddings: where pictures go, that none hides another, and their colours."""
+
+from __future__ import annotations
+
+import sys
+
+import numpy as np
+import pytest
+from PIL import Image
+from sklearn.decomposition import PCA
+
+from byol_jax.app.report.map import CELL, Map, grid_cells, legend, map_picture, map_section
+from byol_jax.errors import UserError
+from byol_jax.evaluation import plane
+from byol_jax.evaluation.plane import pca, umap
+
+
+def groups(count=120, size=16, seed=0):
+    """Features in three groups, and which group each is of."""
+    rng = np.random.default_rng(seed)
+    labels = np.arange(count) % 3
+    return (5 * np.eye(size)[labels] + rng.normal(size=(count, size))).astype(np.float32), labels
+
+
+def test_pca_is_scikit_learns():
+    """Places and shares of the variance equal scikit-learn's of unit rows, but for the signs."""
+    x = groups()[0].astype(np.float64)
+    found = pca(x)
+    reference = PCA(2)
+    expected = reference.fit_transform(x / np.linalg.norm(x, axis=1, keepdims=True))
+    np.testing.assert_allclose(np.abs(found.places), np.abs(expected), atol=1e-6)
+    np.testing.assert_allclose(found.shares, reference.explained_variance_ratio_, atol=1e-6)
+    farthest = found.places[np.abs(found.places).argmax(axis=0), [0, 1]]
+    assert (farthest > 0).all()
+    np.testing.assert_array_equal(pca(x).places, found.places)
+
+
+def test_pca_of_few_and_of_equal_rows():
+    """One picture, one value each, or all alike: places of 0 and no share, not NaN."""
+    for x in (np.ones((1, 5)), np.ones((4, 1)), np.ones((6, 3)), np.zeros((3, 3))):
+        found = pca(x)
+        assert found.places.shape == (len(x), 2)
+        np.testing.assert_allclose(found.places, 0, atol=1e-12)
+        assert found.shares == pytest.approx((0, 0), abs=1e-6)
+    with pytest.raises(ValueError, match='NaN'):
+        pca(np.full((2, 2), np.nan))
+
+
+def test_no_two_pictures_in_one_cell():
+    """Each place has a cell of its own, and the right and upper ones stay right and up."""
+    places = np.random.default_rng(1).normal(size=(200, 2))
+    places[0] = 1e6
+    cells, side = grid_cells(places)
+    assert side == 20
+    assert len({tuple(cell) for cell in cells}) == 200
+    assert cells.min() >= 0
+    assert cells.max() < side
+    across = np.corrcoef(places[1:, 0], cells[1:, 1])[0, 1]
+    up = np.corrcoef(places[1:, 1], cells[1:, 0])[0, 1]
+    assert across > 0.9
+    assert up < -0.9
+    np.testing.assert_array_equal(cells, grid_cells(places)[0])
+
+
+@pytest.mark.parametrize('count', [1, 2, 7])
+def test_equal_places_are_told_apart(count):
+    """Pictures at one place still have cells of their own."""
+    cells, _ = grid_cells(np.zeros((count, 2)))
+    assert len({tuple(cell) for cell in cells}) == count
+
+
+def test_map_shows_every_picture_with_its_border():
+    """As many cells as pictures, each with its border and the middle of the picture."""
+    x, labels = groups(30)
+    colours = legend(labels, ['a', 'b', 'c'])
+    pictures = [Image.new('RGB', (96, 40), (n, 200, 0)) for n in range(30)]
+    places = pca(x).places
+    sheet = np.asarray(map_picture(pictures, places, colours.of_example))
+    pitch = CELL + 2
+    cells, side = grid_cells(places)
+    assert sheet.shape == (side * pitch + 2, side * pitch + 2, 3)
+    for number, (row, column) in enumerate(cells):
+        top, left = 2 + row * pitch, 2 + column * pitch
+        border = '#' + ''.join(f'{c:02x}' for c in sheet[top, left])
+        assert border == colours.of_example[number]
+        assert tuple(sheet[top + CELL // 2, left + CELL // 2]) == (number, 200, 0)
+    plain = np.asarray(map_picture(pictures, places))
+    assert tuple(plain[2 + cells[0][0] * pitch, 2 + cells[0][1] * pitch]) == (0, 200, 0)
+
+
+def test_legend():
+    """Each label has a colour of its own up to 20; the rarest of more share a grey, and say so."""
+    few = legend(np.array([2, 2, 0]), ['x', 'unseen', 'y'])
+    assert [name for name, _ in few.names] == ['y', 'x']
+    assert few.of_example == [few.names[0][1], few.names[0][1], few.names[1][1]]
+    labels = np.concatenate([np.arange(30), np.arange(19)])
+    many = legend(labels, [f'n{i}' for i in range(30)])
+    assert len({colour for _, colour in many.names}) == 20
+    assert many.names[-1][0] == '11 other labels'
+    assert many.of_example[25] == many.names[-1][1]
+
+
+def test_section_says_what_is_missing():
+    """The page has each map, the legend, and the line on what could not be made; all escaped."""
+    picture = Image.new('RGB', (20, 20))
+    colours = legend(np.array([0]), ['<a>'])
+    text = map_section([Map('pca', 'By PCA', 'a & b', picture)], colours, 'No UMAP.')
+    for part in ('By PCA', 'a &amp; b', '&lt;a&gt;', 'No UMAP.', 'src="data:image/jpeg'):
+        assert part in text
+    assert 'legend' not in map_section([Map('pca', 'By PCA', '', picture)], None)
+
+
+def test_a_folder_named_umap_is_no_package(monkeypatch, tmp_path):
+    """Such a folder in the working directory does not pass for umap-learn."""
+    (tmp_path / 'umap').mkdir()
+    monkeypatch.setattr(sys, 'path', [str(tmp_path)])
+    assert not plane.umap_installed()
+
+
+def test_umap_that_is_not_installed_is_said(monkeypatch):
+    """Without umap-learn the error says how to get it."""
+    monkeypatch.setattr(plane.importlib.util, 'find_spec', lambda name: None)
+    assert not plane.umap_installed()
+    with pytest.raises(UserError, match='pip install'):
+        umap(groups()[0])
+
+
+def test_umap_is_asked_for_cosine_and_one_seed(monkeypatch):
+    """UMAP is given the features, the cosine, a seed and no more neighbours than there are."""
+    asked = {}
+
+    class Layout:
+        def __init__(self, **options):
+            asked.update(options)
+
+        def fit_transform(self, x):
+            return x[:, :2]
+
+    monkeypatch.setitem(sys.modules, 'umap', type(sys)('umap'))
+    sys.modules['umap'].UMAP = Layout
+    monkeypatch.setattr(plane, 'umap_installed', lambda: True)
+    x, _ = groups(8)
+    places = umap(x, seed=3)
+    np.testing.assert_array_equal(places, x[:, :2])
+    assert places.dtype == np.float64
+    assert asked == {'n_neighbors': 7, 'metric': 'cosine', 'random_state': 3, 'n_jobs': 1}
+    with pytest.raises(UserError, match='needs 4'):
+        umap(x[:3])
+
+
+def test_umap_keeps_groups_together():
+    """The real UMAP, where it is installed: the same twice, and groups stay apart."""
+    pytest.importorskip('umap')
+    x, labels = groups(60)
+    places = umap(x)
+    np.testing.assert_array_equal(places, umap(x))
+    distances = np.linalg.norm(places[:, None] - places, axis=-1)
+    np.fill_diagonal(distances, np.inf)
+    assert np.mean(labels[distances.argmin(axis=1)] == labels) > 0.9

@@ -1,0 +1,217 @@
+"""Nearest neighbours against scikit-learn, and the protocol that uses them."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from sklearn.neighbors import KNeighborsClassifier
+
+from byol_jax.evaluation.features import encode_source
+from byol_jax.evaluation.knn import Neighbours, classify, nearest
+from byol_jax.evaluation.protocol import describe, evaluate
+from byol_jax.evaluation.spectrum import unit_std
+from byol_jax.sources.base import Source
+from byol_jax.sources.build import Data
+from configs import default
+
+CLASSES = 5
+TEMPERATURE = 0.07
+
+
+@pytest.fixture(scope='module')
+def features():
+    """Random gallery [200, 16], queries [61, 16] of many lengths, and gallery labels."""
+    rng = np.random.default_rng(0)
+    gallery, queries = (rng.normal(size=(n, 16)) * rng.uniform(0.1, 10, (n, 1)) for n in (200, 61))
+    return gallery, queries, rng.integers(0, CLASSES, 200)
+
+
+@pytest.mark.parametrize('k', [1, 20, 200])
+@pytest.mark.parametrize('block', [1024, 7])
+def test_neighbours_and_votes_match_scikit_learn(features, k, block):
+    """Neighbours, cosines and weighted votes are those of KNeighborsClassifier, block or not."""
+    gallery, queries, labels = features
+    sklearn = KNeighborsClassifier(
+        k,
+        metric='cosine',
+        algorithm='brute',
+        weights=lambda distance: np.exp((1 - distance) / TEMPERATURE),
+    ).fit(gallery, labels)
+    distances, indices = sklearn.kneighbors(queries)
+    found = nearest(gallery, queries, k, block)
+    np.testing.assert_array_equal(found.indices, indices)
+    np.testing.assert_allclose(found.cosines, 1 - distances, atol=1e-6)
+    predicted = classify(found, labels, TEMPERATURE, CLASSES)
+    np.testing.assert_array_equal(predicted, sklearn.predict(queries))
+
+
+def test_the_temperature_matters():
+    """A low temperature lets the nearest neighbour decide, a high one the majority."""
+    neighbours = Neighbours(np.array([[0, 1, 2]]), np.array([[0.9, 0.8, 0.8]], np.float32))
+    labels = np.array([1, 0, 0])
+    assert classify(neighbours, labels, 0.01, 2) == [1]
+    assert classify(neighbours, labels, 1.0, 2) == [0]
+
+
+def test_a_tiny_temperature_does_not_overflow():
+    """Votes stay finite at any temperature; the nearest neighbour wins."""
+    neighbours = Neighbours(np.array([[0, 1]]), np.array([[0.9, 0.8]], np.float32))
+    assert classify(neighbours, np.array([1, 0]), 1e-4, 2) == [1]
+
+
+def test_equal_cosines_come_in_gallery_order():
+    """Of equally near pictures the lower index comes first, in a gallery of any size."""
+    lengths = 2.0 ** (np.arange(300) % 5)
+    gallery = np.eye(3)[np.arange(300) % 3] * lengths[:, None]
+    found = nearest(gallery, np.array([[0, 1, 0]]), 200)
+    others = np.flatnonzero(np.arange(300) % 3 != 1)
+    np.testing.assert_array_equal(found.indices[0, :100], np.arange(1, 300, 3))
+    np.testing.assert_array_equal(found.indices[0, 100:], others[:100])
+    np.testing.assert_array_equal(found.cosines[0], np.repeat([1, 0], 100))
+
+
+def test_equal_votes_go_to_the_lowest_label():
+    """Of equally voted labels the lowest is predicted."""
+    neighbours = Neighbours(np.array([[0, 1]]), np.array([[0.5, 0.5]], np.float32))
+    assert classify(neighbours, np.array([3, 1]), TEMPERATURE, 5) == [1]
+
+
+def test_more_neighbours_than_pictures():
+    """A k above the size of the gallery means the whole gallery."""
+    found = nearest(np.eye(3), np.eye(3)[:2], 20)
+    assert found.indices.shape == found.cosines.shape == (2, 3)
+    np.testing.assert_array_equal(found.indices[:, 0], [0, 1])
+
+
+def test_a_zero_feature_is_no_neighbour_of_anything():
+    """A feature vector of zeros has cosine 0 with everything, and is no NaN."""
+    found = nearest(np.array([[0.0, 0.0], [1.0, 1.0]]), np.array([[1.0, 0.0], [0.0, 0.0]]), 2)
+    np.testing.assert_array_equal(found.indices, [[1, 0], [0, 1]])
+    np.testing.assert_allclose(found.cosines, [[np.sqrt(0.5), 0], [0, 0]], atol=1e-6)
+
+
+class Colours(Source):
+    """Plain squares: example i has the i-th given colour."""
+
+    def __init__(self, colours, labels=None):
+        self.colours = np.asarray(colours, np.uint8)
+        self.labels = labels
+        self.label_names = () if labels is None else [f'class {i}' for i in range(CLASSES)]
+
+    def __len__(self):
+        return len(self.colours)
+
+    def load(self, index, key):
+        assert key == 'image'
+        return np.full((20, 30, 3), self.colours[index], np.uint8)
+
+    def name(self, index):
+        return f'colour {index}'
+
+
+def test_encode_source_pads_the_last_batch():
+    """The encoder always sees full batches of the right size; padding leaves no features."""
+    colours = np.arange(21).reshape(7, 3)
+    calls = []
+
+    def encode(images):
+        calls.append(images)
+        return images.mean(axis=(1, 2))
+
+    features, indices, bad = encode_source(
+        encode, Colours(colours), 'image', image_size=8, crop_fraction=1.0, batch_size=4
+    )
+    assert (indices.tolist(), bad) == (list(range(7)), [])
+    assert [call.shape for call in calls] == [(4, 8, 8, 3)] * 2
+    assert all(call.dtype == np.uint8 for call in calls)
+    assert features.dtype == np.float32
+    np.testing.assert_array_equal(features, colours)
+    np.testing.assert_array_equal(calls[1][3], np.zeros((8, 8, 3)))
+
+
+def test_unit_std_known_answers():
+    """Equal directions have a std of 0; opposite and orthogonal ones their known values."""
+    assert unit_std(np.array([[1.0, 2.0], [3.0, 6.0]])) == pytest.approx(0, abs=1e-12)
+    assert unit_std(np.array([[1.0, 0.0], [-5.0, 0.0]])) == pytest.approx(0.5)
+    assert unit_std(np.eye(4)) == pytest.approx(np.sqrt(3) / 4)
+    random = np.random.default_rng(0).normal(size=(4096, 64))
+    assert unit_std(random) == pytest.approx(1 / 8, rel=0.01)
+
+
+def config_with(**evaluate_options):
+    config = default.get_config()
+    config.views.image_size = 8
+    config.evaluate.batch_size = 4
+    config.evaluate.update(evaluate_options)
+    return config
+
+
+def one_hot_of_label(images):
+    """A perfect encoder of `labelled`: the red of a picture is 50 times its label."""
+    return np.eye(CLASSES, dtype=np.float32)[images[:, 4, 4, 0] // 50]
+
+
+def labelled(count, seed):
+    rng = np.random.default_rng(seed)
+    labels = rng.permutation(np.arange(count) % CLASSES)
+    colours = np.stack([50 * labels, *rng.integers(0, 256, (2, count))], axis=1)
+    return Colours(colours, labels)
+
+
+def test_perfect_features_have_accuracy_one():
+    """An encoder that tells the classes apart classifies every held-out picture rightly."""
+    data = Data(labelled(40, 0), labelled(13, 1))
+    config = config_with(knn_k=(3,))
+    found = evaluate(one_hot_of_label, data, config)
+    assert found.accuracy == 1.0
+    assert found.feature_std == pytest.approx(0.4, rel=0.05)
+    assert (len(found.gallery), len(found.queries)) == (40, 13)
+    assert 'Each of 13 held-out pictures' in describe(found, config)
+
+
+def test_useless_features_have_the_accuracy_of_a_constant():
+    """An encoder that sees no difference always predicts the same class."""
+    data = Data(labelled(40, 0), labelled(20, 1))
+    found = evaluate(lambda images: np.ones((4, 3), np.float32), data, config_with(knn_k=(40,)))
+    assert found.accuracy == pytest.approx(1 / CLASSES)
+    assert found.feature_std == pytest.approx(0, abs=1e-7)
+
+
+def test_wrong_labels_are_counted():
+    """The accuracy is the share of right answers, one wrong in four being 0.75."""
+    gallery = labelled(40, 0)
+    queries = Colours([[0, 0, 0], [50, 0, 0], [100, 0, 0], [150, 0, 0]], np.array([0, 1, 2, 4]))
+    found = evaluate(one_hot_of_label, Data(gallery, queries), config_with(knn_k=(3,)))
+    assert found.accuracy == 0.75
+
+
+def test_unlabelled_data_has_no_accuracy():
+    """Without labels there is no accuracy, but there are neighbours."""
+    rng = np.random.default_rng(0)
+    data = Data(*(Colours(rng.integers(0, 256, (n, 3))) for n in (12, 5)))
+    config = config_with(knn_k=(2,))
+    found = evaluate(lambda images: images.mean(axis=(1, 2)), data, config)
+    assert found.accuracy is None
+    assert found.neighbours.indices.shape == (5, 2)
+    assert 'No accuracy' in describe(found, config)
+
+
+@pytest.mark.parametrize(('count', 'gallery', 'queries'), [(30, 22, 8), (5, 5, 5)])
+def test_nothing_held_out(count, gallery, queries):
+    """With nothing held out a few training pictures become queries, and there is no accuracy."""
+    data = Data(labelled(count, 0), labelled(0, 1))
+    found = evaluate(one_hot_of_label, data, config_with(knn_k=(3,)))
+    assert found.accuracy is None
+    assert (len(found.gallery), len(found.queries)) == (gallery, queries)
+    if gallery > queries:
+        names = [{s.name(i) for i in range(len(s))} for s in (found.gallery, found.queries)]
+        assert not names[0] & names[1]
+
+
+def test_large_data_is_thinned_evenly():
+    """At most max_gallery and max_queries pictures are compared, spread over all of them."""
+    data = Data(labelled(40, 0), labelled(20, 1))
+    found = evaluate(one_hot_of_label, data, config_with(knn_k=(1,), max_gallery=10, max_queries=5))
+    assert (len(found.gallery), len(found.queries)) == (10, 5)
+    assert [found.queries.name(i) for i in (0, 4)] == ['colour 0', 'colour 19']
+    assert len(found.gallery.labels) == 10

@@ -1,0 +1,301 @@
+"""The ways from pictures to the step: all show it the same views, wherever they are made."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import types
+
+import jax
+import numpy as np
+import pytest
+from conftest import ROOT, process_environment
+from test_step import BASE_EMA, make_byol
+
+from byol_jax.app.plan import make_plan
+from byol_jax.app.setup import build_training
+from byol_jax.input import feed as feeds
+from byol_jax.input.feed import made_views, open_feed, pictures_in_memory, shown_views
+from byol_jax.input.pipeline import batches
+from byol_jax.input.stream import PairMaker
+from byol_jax.sources.array import Array
+from byol_jax.sources.bad_files import BadFiles
+from byol_jax.sources.base import Source, Subset
+from byol_jax.training.step import (
+    AXIS,
+    everywhere,
+    make_train_step,
+    pmap_step,
+    replicate,
+    shard_batch,
+)
+from configs import default
+
+# A step that is not awaited can deadlock on simulated devices: a hard limit.
+pytestmark = pytest.mark.timeout(120)
+
+SIZE, COUNT, BATCH = 16, 10, 8
+
+
+class Mixed(Source):
+    """Pictures of noise, each of another size."""
+
+    def __len__(self) -> int:
+        return COUNT
+
+    def load(self, index: int, key: str) -> np.ndarray:
+        shape = (20 + 3 * index, 40 - 2 * index, 3)
+        return np.random.default_rng(index).integers(0, 256, shape, np.uint8)
+
+    def name(self, index: int) -> str:
+        return str(index)
+
+
+@pytest.fixture
+def array(tmp_path) -> Array:
+    images = np.random.default_rng(1).integers(0, 256, (COUNT, 20, 24, 3), np.uint8)
+    np.savez(tmp_path / 'a.npz', images=images)
+    return Array(tmp_path / 'a.npz')
+
+
+def make_config(on: str = 'accelerator', accumulate_steps: int = 1):
+    config = default.get_config()
+    config.views.on, config.views.image_size = on, SIZE
+    config.batch_size, config.accumulate_steps = BATCH, accumulate_steps
+    config.total_epochs, config.total_steps = None, 6
+    config.warmup_epochs, config.warmup_steps = None, 0
+    config.data.workers = 2
+    config.views.view1.solarize = 0.3
+    return config
+
+
+def quick(config):
+    """Leaves out of the views what takes long to compile."""
+    for view in (config.views.view1, config.views.view2):
+        view.jitter = view.blur = 0.0
+    return config
+
+
+def make_run(source: Source, config, devices: int = 1, probe: object = None):
+    """As much of a run as a feed needs."""
+    return types.SimpleNamespace(
+        config=config,
+        plan=make_plan(config, len(source), devices),
+        data=types.SimpleNamespace(train=source),
+        training=types.SimpleNamespace(initial=types.SimpleNamespace(online_probe=probe)),
+    )
+
+
+def feed_of(source: Source, config, start: int = 0, devices: int = 1):
+    return open_feed(make_run(source, config, devices), start, BadFiles(source, 'image', 0))
+
+
+def same(a, b) -> bool:
+    return all(
+        np.array_equal(x, y) and x.dtype == y.dtype
+        for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True)
+    )
+
+
+@pytest.mark.parametrize('kind', ['pictures', 'array', 'part of an array'])
+def test_views_are_those_of_the_cpu(array, kind):
+    """Over two epochs, every view of every batch is the CPU pipeline's, at most 1 of 255 apart;
+    so order, epochs and all that is drawn are the same."""
+    source = {
+        'pictures': Mixed(),
+        'array': array,
+        'part of an array': Subset(array, np.array([7, 1, 2, 9, 4])),
+    }[kind]
+    feed = feed_of(source, make_config())
+    assert (len(feed.shared) > 0) == (kind != 'pictures')
+    make = jax.jit(feed.views)
+    expected = batches(source, make_config('cpu'), start_step=0, stop_step=3)
+    for batch, expects in zip(feed.batches, expected, strict=False):
+        np.testing.assert_array_equal(batch['example'], expects['example'])
+        views = made_views(expects)
+        made = make(batch, *feed.shared)
+        assert made.keys() == views.keys()
+        for name, view in views.items():
+            assert made[name].dtype == np.uint8
+            apart = np.abs(np.asarray(made[name]).astype(int) - view)
+            assert apart.max() <= 1
+            assert apart.mean() < 1e-3
+    feed.batches.close()
+
+
+@pytest.mark.parametrize('kind', ['pictures', 'array'])
+def test_starting_late_gives_the_same_batches(array, kind):
+    """A feed from step k on gives what one from step 0 gives from there, to the bit: a run that
+    goes on needs nothing but the number of its step."""
+    source = array if kind == 'array' else Mixed()
+    whole = list(feed_of(source, make_config()).batches)
+    late = list(feed_of(source, make_config(), start=4).batches)
+    assert (len(whole), len(late)) == (6, 2)
+    assert same(whole[4:], late)
+    assert not same(whole[4], whole[5])
+
+
+def test_hosts_share_a_batch(array, monkeypatch):
+    """Of two processes each feeds its half of every batch, in order."""
+    (whole, *_) = feed_of(array, make_config()).batches
+    halves = []
+    for index in range(2):
+        monkeypatch.setattr(jax, 'process_index', lambda index=index: index)
+        run = make_run(array, make_config())
+        run.plan = make_plan(run.config, COUNT, device_count=2, process_count=2)
+        halves.append(next(feeds._indices(run, 0)))
+    joined = jax.tree.map(lambda a, b: np.concatenate([a, b]), *halves)
+    assert same(joined, whole)
+
+
+def test_a_batch_of_an_array_is_small(array):
+    """Of an array only what was drawn travels to the device: at most 100 bytes an example,
+    whatever the size of the pictures."""
+    (batch, *_) = feed_of(array, make_config()).batches
+    assert sum(leaf.nbytes for leaf in jax.tree.leaves(batch)) <= 100 * BATCH
+
+
+def test_array_is_given_not_compiled_in(array):
+    """The array is an argument of the step that lies whole on every device; no constant of the
+    program, and not copied where all of it is trained on."""
+    assert pictures_in_memory(array) is array.images
+    assert pictures_in_memory(Subset(array, np.arange(COUNT))) is array.images
+    feed = feed_of(array, make_config())
+    assert feed.shared[0].is_fully_replicated
+    assert feed.shared[0].devices() == set(jax.local_devices())
+    (batch, *_) = feed.batches
+    jaxpr = jax.make_jaxpr(feed.views)(batch, *feed.shared)
+    assert all(np.size(constant) < array.images.size for constant in jaxpr.consts)
+
+
+def test_every_device_makes_its_own_views(array):
+    """The mapped step gets on each of four devices the views of that device's share; called twice,
+    since nothing shared may be donated."""
+    devices = jax.local_device_count()
+    assert devices == 4
+    feed = feed_of(array, quick(make_config()), devices=devices)
+
+    def step(state, views):
+        return state + 1, jax.lax.all_gather(views, AXIS)
+
+    mapped, make = feed.compile(step), jax.jit(feed.views)
+    state = everywhere(np.zeros((), np.int32))
+    for count in (1, 2):
+        batch = next(feed.batches)
+        state, views = mapped(state, shard_batch(batch, devices))
+        assert int(state) == count
+        assert same(views, shard_batch(make(batch, *feed.shared), devices))
+
+
+@pytest.mark.slow
+def test_step_trains_on_the_views(array):
+    """A step that makes its views, on four devices and with accumulation, changes the state as the
+    plain step does on the same views made beforehand; twice, so nothing shared was donated."""
+    config = quick(make_config(accumulate_steps=2))
+    devices = jax.local_device_count()
+    feed = feed_of(array, config, devices=devices)
+    plan = make_plan(config, COUNT, devices)
+    byol = make_byol(AXIS)
+    training = build_training(config, plan, byol)
+    step = make_train_step(byol, training.optimizer, training.schedule, plan, BASE_EMA, seed=0)
+    fed, plain = feed.compile(step), pmap_step(step)
+    state, expected = replicate(training.initial), replicate(training.initial)
+    make = jax.jit(feed.views)
+    for _ in range(2):
+        batch = next(feed.batches)
+        state, metrics = fed(state, shard_batch(batch, devices))
+        jax.block_until_ready(state)
+        views = jax.tree.map(np.asarray, make(batch, *feed.shared))
+        expected, plain_metrics = plain(expected, shard_batch(views, devices))
+        jax.block_until_ready(expected)
+        assert metrics['loss'] == pytest.approx(float(plain_metrics['loss']), rel=1e-5)
+    for a, b in zip(jax.tree.leaves(state), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_allclose(a, b, rtol=2e-5, atol=2e-6)
+
+
+def test_shown_views_are_those_of_the_step(array):
+    """The picture of view pairs shows, for any place, what the step makes there, to the bit."""
+    config = quick(make_config())
+    for source in (Mixed(), array):
+        feed = feed_of(source, config)
+        (_, second, *_) = feed.batches
+        views = jax.jit(feed.views)(second, *feed.shared)
+        maker = PairMaker(source, config)
+        positions = [BATCH + 3, BATCH + 6]
+        pictures = [maker.load(position).pictures for position in positions]
+        shown = shown_views(make_run(source, config), positions, pictures)
+        for (view1, view2), row in zip(shown, (3, 6), strict=True):
+            np.testing.assert_array_equal(view1, views['view1'][row])
+            np.testing.assert_array_equal(view2, views['view2'][row])
+
+
+def test_array_that_does_not_fit_is_refused(array, monkeypatch):
+    """An array larger than the device's memory is refused before it is sent there."""
+    device = types.SimpleNamespace(memory_stats=lambda: {'bytes_limit': array.images.nbytes - 1})
+    monkeypatch.setattr(jax, 'local_devices', lambda: [device])
+    with pytest.raises(feeds.UserError, match=r"views.on='cpu'"):
+        feed_of(array, make_config())
+
+
+# TensorFlow as if it were not installed.
+WITHOUT_TENSORFLOW = """
+import sys
+
+class Without:
+    def __init__(self, finder):
+        self.finder = finder
+
+    def find_spec(self, name, path=None, target=None):
+        if name.split('.')[0] in ('tensorflow', 'tensorflow_datasets'):
+            return None
+        return self.finder.find_spec(name, path, target)
+
+    def __getattr__(self, name):
+        return getattr(self.finder, name)
+
+sys.meta_path[:] = [Without(finder) for finder in sys.meta_path]
+"""
+
+FEED_WITHOUT = """
+import pickle, types
+import numpy as np
+from byol_jax.sources.build import build_data
+from byol_jax.input.feed import open_feed
+import byol_jax.app.modes  # all that main.py imports
+from byol_jax.app.plan import make_plan
+from configs import default
+
+config = default.get_config()
+config.data.source, config.data.path = 'array', sys.argv[1]
+config.views.on, config.views.image_size, config.batch_size = 'accelerator', 16, 4
+config.total_epochs, config.total_steps = None, 2
+config.warmup_epochs, config.warmup_steps = None, 0
+data = build_data(config)
+run = types.SimpleNamespace(config=config, data=data, plan=make_plan(config, len(data.train), 1))
+run.training = types.SimpleNamespace(initial=types.SimpleNamespace(online_probe=None))
+print(len(list(open_feed(run, 0, None).batches)))
+config.views.on = 'cpu'
+try:
+    open_feed(run, 0, None)
+except byol_jax.errors.UserError as error:
+    print(error)
+"""
+
+
+@pytest.mark.slow
+def test_array_needs_no_tensorflow(array):
+    """Where TensorFlow is not installed, all that main.py imports is importable and an array
+    feeds the step; what does need it says so. (tests/test_device_run.py trains so, from main.py
+    to the report.)"""
+    result = subprocess.run(
+        [sys.executable, '-c', WITHOUT_TENSORFLOW + FEED_WITHOUT, str(array.path)],
+        cwd=ROOT,
+        env=process_environment(1),
+        capture_output=True,
+        text=True,
+        timeout=100,
+        check=False,
+    )
+    count, said = result.stdout.split('\n', 1)
+    assert count == '2', result.stderr
+    assert said.startswith('TensorFlow is not installed. Only'), result.stderr

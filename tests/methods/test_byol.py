@@ -1,0 +1,357 @@
+"""The method against float64 NumPy written from the paper (arXiv:2006.07733, Section 3)."""
+
+from __future__ import annotations
+
+import copy
+import math
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from byol_jax.methods.byol import (
+    Byol,
+    feature_std,
+    l2_normalize,
+    regression_loss,
+    target_tau,
+    update_target,
+)
+from byol_jax.models.mlp import MLP
+from byol_jax.models.tap import TappedEncoder
+
+MEAN, STD = (0.5, 0.4, 0.3), (0.2, 0.3, 0.25)
+SIZE = 2
+BATCH = 8
+
+
+class Linear(nn.Module):
+    """The smallest encoder with batch normalisation: pixels -> Dense -> BatchNorm."""
+
+    @nn.compact
+    def __call__(self, x, train=False):
+        x = nn.Dense(5, name='fc')(x.reshape(len(x), -1))
+        return nn.BatchNorm(not train, momentum=0.9, epsilon=1e-5, name='bn')(x)
+
+
+def make_byol(dtype=jnp.float32):
+    return Byol(TappedEncoder(Linear(), 'bn'), MLP(7, 4), MLP(12, 4), MEAN, STD, dtype)
+
+
+@pytest.fixture(scope='module')
+def byol():
+    return make_byol()
+
+
+def randomised(tree, rng):
+    """The tree with every leaf moved away from its initial value, variances kept positive."""
+
+    def moved(path, x):
+        noise = 0.3 * rng.normal(size=x.shape)
+        return (x + (np.abs(noise) if path[-1].key == 'var' else noise)).astype(np.float32)
+
+    return jax.tree_util.tree_map_with_path(moved, tree)
+
+
+@pytest.fixture(scope='module')
+def inputs(byol):
+    """Online and target parameters and statistics, all different, and two views."""
+    rng = np.random.default_rng(2)
+    online, stats = byol.init(jax.random.key(0), SIZE)
+    parts = ('encoder', 'projector')
+    online = randomised(online, rng)
+    target = randomised({part: online[part] for part in parts}, rng)
+    online_stats = randomised(stats, rng)
+    target_stats = randomised({part: stats[part] for part in parts}, rng)
+    views = rng.integers(0, 256, (2, BATCH, SIZE, SIZE, 3), np.uint8)
+    return online, target, online_stats, target_stats, *views
+
+
+@pytest.fixture(scope='module')
+def result(byol, inputs):
+    """((loss, (online stats, target stats, projections)), (online and target gradient))."""
+    return jax.jit(jax.value_and_grad(byol.loss, (0, 1), has_aux=True))(*inputs)
+
+
+def unit(x):
+    return x / np.sqrt(np.sum(x**2, axis=-1, keepdims=True))
+
+
+def reference_norm(params, stats, x):
+    """Batch normalisation in training mode; moves the running statistics in place."""
+    mean, variance = x.mean(axis=0), x.var(axis=0)
+    stats['mean'] = 0.9 * stats['mean'] + 0.1 * mean
+    stats['var'] = 0.9 * stats['var'] + 0.1 * variance
+    return (x - mean) / np.sqrt(variance + 1e-5) * params['scale'] + params['bias']
+
+
+def reference_mlp(params, stats, x):
+    x = x @ params['linear1']['kernel'] + params['linear1']['bias']
+    x = np.maximum(reference_norm(params['bn'], stats['batch_stats']['bn'], x), 0)
+    return x @ params['linear2']['kernel']
+
+
+def reference_projection(params, stats, images):
+    x = (images / 255 - np.array(MEAN)) / np.array(STD)
+    fc = params['encoder']['fc']
+    y = x.reshape(len(x), -1) @ fc['kernel'] + fc['bias']
+    y = reference_norm(params['encoder']['bn'], stats['encoder']['batch_stats']['bn'], y)
+    return reference_mlp(params['projector'], stats['projector'], y)
+
+
+def reference_loss(online, target, online_stats, target_stats, view1, view2):
+    """The symmetric loss and both networks' statistics behind it."""
+    online_stats, target_stats = copy.deepcopy((online_stats, target_stats))
+    predictions, targets = [], []
+    for view in (view1, view2):
+        z = reference_projection(online, online_stats, view)
+        predictions.append(reference_mlp(online['predictor'], online_stats['predictor'], z))
+    for view in (view1, view2):
+        targets.append(reference_projection(target, target_stats, view))
+    cosine = sum(
+        np.sum(unit(q) * unit(z), axis=-1)
+        for q, z in zip(predictions, reversed(targets), strict=True)
+    )
+    return np.mean(4 - 2 * cosine), online_stats, target_stats
+
+
+@pytest.fixture(scope='module')
+def exact(inputs):
+    """The inputs in float64."""
+    *trees, view1, view2 = inputs
+    return *jax.tree.map(lambda x: np.asarray(x, np.float64), trees), view1, view2
+
+
+def assert_trees_close(actual, expected, rtol, atol):
+    assert jax.tree.structure(actual) == jax.tree.structure(expected)
+    for (path, a), e in zip(
+        jax.tree.leaves_with_path(actual), jax.tree.leaves(expected), strict=True
+    ):
+        np.testing.assert_allclose(a, e, rtol, atol, err_msg=jax.tree_util.keystr(path))
+
+
+def test_loss_matches_numpy(result, exact):
+    """The whole symmetric loss is the paper's, from uint8 pixels to the number."""
+    (loss, _), _ = result
+    np.testing.assert_allclose(loss, reference_loss(*exact)[0], rtol=1e-5)
+
+
+def test_loss_gradient_matches_numpy(result, exact):
+    """The online gradient is that of the loss with fixed targets, by central differences."""
+    _, (gradient, _) = result
+    online, *rest = exact
+    online = copy.deepcopy(online)
+    step = 1e-5
+    for (path, leaf), actual in zip(
+        jax.tree.leaves_with_path(online), jax.tree.leaves(gradient), strict=True
+    ):
+        expected = np.zeros_like(leaf)
+        for index in np.ndindex(leaf.shape):
+            value = leaf[index]
+            leaf[index] = value + step
+            high = reference_loss(online, *rest)[0]
+            leaf[index] = value - step
+            low = reference_loss(online, *rest)[0]
+            leaf[index] = value
+            expected[index] = (high - low) / (2 * step)
+        np.testing.assert_allclose(
+            actual, expected, rtol=1e-4, atol=2e-6, err_msg=jax.tree_util.keystr(path)
+        )
+
+
+def test_no_gradient_reaches_the_target(result):
+    """The target network is given no gradient at all."""
+    _, (online, target) = result
+    assert all(np.all(np.asarray(g) == 0) for g in jax.tree.leaves(target))
+    assert any(np.any(np.asarray(g) != 0) for g in jax.tree.leaves(online))
+
+
+def test_statistics_see_one_view_at_a_time(result, exact):
+    """Running statistics of both networks move by momentum 0.9 for view 1, then for view 2."""
+    (_, (online_stats, target_stats, _)), _ = result
+    _, expected_online, expected_target = reference_loss(*exact)
+    assert_trees_close(online_stats, expected_online, rtol=1e-5, atol=1e-6)
+    assert_trees_close(target_stats, expected_target, rtol=1e-5, atol=1e-6)
+
+
+def test_loss_is_symmetric_in_the_views(byol, inputs, result):
+    """Swapping the views leaves the loss and its gradient as they were."""
+    *trees, view1, view2 = inputs
+    (swapped, _), gradient = jax.jit(jax.value_and_grad(byol.loss, has_aux=True))(
+        *trees, view2, view1
+    )
+    (loss, _), (expected, _) = result
+    np.testing.assert_allclose(swapped, loss, rtol=1e-6)
+    assert_trees_close(gradient, expected, rtol=1e-4, atol=1e-6)
+
+
+def test_loss_returns_the_projections_of_both_views(result, exact):
+    """The projections handed on are the online ones, view 1 before view 2."""
+    (_, (_, _, projections)), _ = result
+    online, _, stats, _, view1, view2 = copy.deepcopy(exact)
+    expected = [reference_projection(online, stats, view) for view in (view1, view2)]
+    np.testing.assert_allclose(projections, np.concatenate(expected), rtol=1e-4, atol=1e-5)
+
+
+def test_regression_loss_matches_numpy():
+    """Equation 2 and its gradient: 2 - 2 cos, row by row, whatever the lengths."""
+    rng = np.random.default_rng(1)
+    q, z = rng.normal(size=(2, 8, 5)) * rng.uniform(0.1, 10, (2, 8, 1))
+    cosine = np.sum(unit(q) * unit(z), axis=-1)
+    np.testing.assert_allclose(regression_loss(q, z), 2 - 2 * cosine, rtol=1e-5, atol=1e-6)
+    gradient = jax.grad(lambda q: regression_loss(q, z).sum())(jnp.asarray(q, jnp.float32))
+    length = np.linalg.norm(q, axis=-1, keepdims=True)
+    expected = -2 * (unit(z) - cosine[:, None] * unit(q)) / length
+    np.testing.assert_allclose(gradient, expected, rtol=1e-4, atol=1e-6)
+
+
+def test_regression_loss_extremes():
+    """A term is 0 for parallel, 2 for orthogonal and 4 for opposite vectors, so the sum is 0..8."""
+    q = np.array([[3.0, 0.0], [3.0, 0.0], [3.0, 0.0]], np.float32)
+    z = np.array([[0.5, 0.0], [0.0, 0.5], [-0.5, 0.0]], np.float32)
+    np.testing.assert_allclose(regression_loss(q, z), [0, 2, 4], atol=1e-6)
+
+
+class Flip(nn.Module):
+    """A head that multiplies by a constant."""
+
+    factor: float
+    output_size: int = 3
+
+    @nn.compact
+    def __call__(self, x, train):
+        return x * self.param('scale', nn.initializers.constant(self.factor), ())
+
+
+class Colours(nn.Module):
+    """The mean colour of a picture."""
+
+    @nn.compact
+    def __call__(self, x):
+        return Flip(1.0, name='tap')(x.mean(axis=(1, 2)), True)
+
+
+@pytest.mark.parametrize(('factor', 'expected'), [(2.0, 0.0), (-2.0, 8.0)])
+def test_total_loss_extremes(factor, expected):
+    """The total is 0 when predictions equal the targets and 8 when they are opposite."""
+    byol = Byol(TappedEncoder(Colours(), 'tap'), Flip(1.0), Flip(factor), MEAN, STD)
+    params, stats = byol.init(jax.random.key(0), SIZE)
+    view = np.random.default_rng(2).integers(0, 256, (4, SIZE, SIZE, 3), np.uint8)
+    target = {part: params[part] for part in ('encoder', 'projector')}
+    target_stats = {part: stats[part] for part in ('encoder', 'projector')}
+    loss, _ = byol.loss(params, target, stats, target_stats, view, view)
+    assert float(loss) == pytest.approx(expected, abs=1e-5)
+
+
+def test_zero_projection_has_a_finite_gradient():
+    """A row of zeros, as dead ReLUs make, gives neither NaN nor infinity."""
+    zeros, z = jnp.zeros((1, 4)), jnp.ones((1, 4))
+    value, gradient = jax.value_and_grad(lambda q: regression_loss(q, z).sum())(zeros)
+    np.testing.assert_allclose(value, 1, rtol=1e-6)
+    assert np.all(np.isfinite(gradient))
+    assert np.all(np.asarray(l2_normalize(zeros)) == 0)
+
+
+@pytest.mark.parametrize('base', [0.99, 0.996, 1.0, 0.0])
+@pytest.mark.parametrize('step', [0, 1, 500, 999, 1000])
+def test_target_tau(base, step):
+    """tau goes from its base to 1 along half a cosine, jitted or not."""
+    expected = 1 - (1 - base) * (math.cos(math.pi * step / 1000) + 1) / 2
+    jitted = jax.jit(target_tau, static_argnums=(1, 2))
+    assert float(target_tau(step, 1000, base)) == pytest.approx(expected, abs=2e-7)
+    assert float(jitted(jnp.int32(step), 1000, base)) == pytest.approx(expected, abs=2e-7)
+
+
+def test_target_tau_known_values():
+    """tau is its base at step 0, half-way to 1 in the middle and 1 at the end."""
+    actual = [float(target_tau(step, 1000, 0.99)) for step in (0, 500, 1000)]
+    np.testing.assert_allclose(actual, [0.99, 0.995, 1.0], atol=2e-7)
+
+
+def test_update_target():
+    """xi <- tau xi + (1 - tau) theta over encoder and projector; the predictor has no target."""
+    rng = np.random.default_rng(3)
+    target = {'encoder': {'w': rng.normal(size=(3, 2))}, 'projector': {'b': rng.normal(size=4)}}
+    online = jax.tree.map(lambda x: rng.normal(size=x.shape), target)
+    online['predictor'] = {'w': rng.normal(size=2)}
+    actual = update_target(
+        jax.tree.map(jnp.float32, target), jax.tree.map(jnp.float32, online), jnp.float32(0.97)
+    )
+    expected = {
+        'encoder': {'w': 0.97 * target['encoder']['w'] + 0.03 * online['encoder']['w']},
+        'projector': {'b': 0.97 * target['projector']['b'] + 0.03 * online['projector']['b']},
+    }
+    assert_trees_close(actual, expected, rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.parametrize('tau', [0.0, 1.0])
+def test_update_target_ends(tau):
+    """tau = 1 keeps the target bit for bit and tau = 0 makes it the online network."""
+    rng = np.random.default_rng(4)
+    target, online = ({'encoder': {'w': rng.normal(size=9).astype(np.float32)}} for _ in range(2))
+    actual = update_target(target, online, jnp.float32(tau))['encoder']['w']
+    if tau == 1:
+        np.testing.assert_array_equal(actual, target['encoder']['w'])
+    else:
+        np.testing.assert_allclose(actual, online['encoder']['w'], rtol=1e-6, atol=1e-7)
+
+
+def test_normalize(byol):
+    """Every pixel value of every channel becomes (value / 255 - mean) / std."""
+    ramp = np.repeat(np.arange(256, dtype=np.uint8), 3).reshape(1, 16, 16, 3)
+    expected = (ramp / 255 - np.array(MEAN)) / np.array(STD)
+    np.testing.assert_allclose(byol.normalize(jnp.asarray(ramp)), expected, rtol=1e-5, atol=1e-6)
+
+
+def test_feature_std_of_random_directions():
+    """Projections in random directions have a feature std near 1 / sqrt(P), whatever their size."""
+    rng = np.random.default_rng(5)
+    z = rng.normal(size=(8192, 64)) * rng.uniform(0.1, 10, (8192, 1))
+    assert float(feature_std(jnp.asarray(z, jnp.float32))) == pytest.approx(1 / 8, rel=0.01)
+
+
+def test_feature_std_matches_numpy():
+    """It is the population std of unit rows, averaged over channels."""
+    z = np.random.default_rng(6).normal(1, 1, (50, 7))
+    expected = unit(z).std(axis=0).mean()
+    assert float(feature_std(jnp.asarray(z, jnp.float32))) == pytest.approx(expected, rel=1e-5)
+
+
+def test_feature_std_of_collapsed_projections():
+    """Equal directions, even of different lengths, have a feature std of 0."""
+    row = np.random.default_rng(7).normal(size=(1, 64))
+    z = row * np.linspace(0.1, 10, 100)[:, None]
+    assert float(feature_std(jnp.asarray(z, jnp.float32))) < 1e-4
+
+
+def test_bfloat16_computes_in_bfloat16_and_keeps_float32(inputs, result):
+    """In bfloat16 all products are bfloat16; parameters, gradients, stats, loss stay float32."""
+    byol = make_byol(jnp.bfloat16)
+    params, stats = byol.init(jax.random.key(0), SIZE)
+    traced = jax.jit(jax.value_and_grad(byol.loss, has_aux=True)).trace(*inputs)
+    products = [line for line in str(traced.jaxpr).splitlines() if 'dot_general' in line]
+    assert products
+    assert all(':bf16' in line for line in products)
+    (loss, aux), gradient = traced.lower().compile()(*inputs)
+    for leaf in jax.tree.leaves((params, stats, loss, aux, gradient)):
+        assert leaf.dtype == jnp.float32
+    (expected, (online_stats, target_stats, _)), (expected_gradient, _) = result
+    np.testing.assert_allclose(loss, expected, rtol=0.02)
+    assert_trees_close(aux[:2], (online_stats, target_stats), rtol=0.02, atol=0.02)
+    actual, wanted = (
+        np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves(tree)])
+        for tree in (gradient, expected_gradient)
+    )
+    assert np.dot(unit(actual), unit(wanted)) > 0.99
+
+
+def test_init_makes_three_parts(byol):
+    """A fresh network has an encoder, a projector and a predictor of the given sizes."""
+    params, stats = byol.init(jax.random.key(0), SIZE)
+    assert set(params) == set(stats) == {'encoder', 'projector', 'predictor'}
+    shapes = jax.tree.map(jnp.shape, params)
+    assert shapes['projector']['linear1']['kernel'] == (5, 7)
+    assert shapes['predictor']['linear1']['kernel'] == (4, 12)
+    assert 'bias' not in params['projector']['linear2']

@@ -1,0 +1,614 @@
+"""Folders of many files: the list is what os.walk gives, from an index file too, or made anew."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+from test_video import write_frames
+
+from byol_jax.app.workdir import check_workdir, fingerprint, resolve
+from byol_jax.errors import UserError
+from byol_jax.sources import index
+from byol_jax.sources.bad_files import BadFile, BadFiles
+from byol_jax.sources.base import Source, Subset
+from byol_jax.sources.build import Data, build_data
+from byol_jax.sources.decode import EXTENSIONS
+from byol_jax.sources.folder import Folder, class_labels, list_files
+from byol_jax.sources.names import Names
+from configs import default
+
+# Long before now, nanoseconds: 2020.
+PAST = 1_577_836_800 * 10**9
+
+
+def touch(root: Path, *files: str) -> Path:
+    for file in files:
+        (root / file).parent.mkdir(parents=True, exist_ok=True)
+        (root / file).touch()
+    return root
+
+
+def age(root: Path) -> Path:
+    """Dates all folders back: one that has only just changed gets no index."""
+    for folder, _, _ in os.walk(root):
+        os.utime(folder, ns=(PAST, PAST))
+    return root
+
+
+def reference(root: Path) -> list[str]:
+    """What `list_files` promises, written down with os.walk and one sort."""
+    files, seen = [], set()
+    for folder, subfolders, names in os.walk(root, followlinks=True):
+        subfolders[:] = sorted(name for name in subfolders if not name.startswith('.'))
+        real = os.path.realpath(folder)
+        if real in seen:
+            subfolders.clear()
+            continue
+        seen.add(real)
+        files += [
+            os.path.relpath(os.path.join(folder, name), root)
+            for name in names
+            if name.lower().endswith(EXTENSIONS) and not name.startswith('.')
+        ]
+    return sorted(files)
+
+
+def reference_labels(files: list[str]) -> tuple[list[int] | None, tuple[str, ...]]:
+    tops = [file.split('/')[0] if '/' in file else None for file in files]
+    classes = sorted({top for top in tops if top is not None})
+    if len(classes) < 2 or None in tops:
+        return None, ()
+    return [classes.index(top) for top in tops], tuple(classes)
+
+
+def assert_lists(source: Folder, root: Path) -> None:
+    """Names, labels and their names are those of the reference."""
+    files = reference(root)
+    assert [source.name(i) for i in range(len(source))] == files
+    labels, names = reference_labels(files)
+    assert (None if source.labels is None else source.labels.tolist()) == labels
+    assert source.label_names == names
+
+
+@pytest.fixture
+def animals(tmp_path):
+    """A folder of pictures in class folders that nobody has changed for years."""
+    root = tmp_path / 'animals'
+    touch(root, 'cat/1.jpg', 'cat/2.jpg', 'cat/young/3.png', 'dog/1.jpg', 'dog/2.JPEG')
+    touch(root, 'dog/notes.txt', 'cat/.hidden.jpg', '.trash/9.jpg')
+    return age(root)
+
+
+@pytest.fixture
+def kept(animals, tmp_path, capsys):
+    """(folder, its index file): written by a first start, which had nothing to say."""
+    file = tmp_path / 'animals.index'
+    Folder(animals, index=str(file))
+    assert file.exists()
+    assert capsys.readouterr().err == ''
+    return animals, file
+
+
+def forbid_listing(monkeypatch) -> None:
+    def scandir(path):
+        raise AssertionError(f'{path} was listed')
+
+    monkeypatch.setattr(os, 'scandir', scandir)
+
+
+# Names.
+
+
+def test_names_come_back_as_they_were():
+    """Any string, also one of bytes that are no text, comes back, by index, slice and iteration."""
+    strings = ['', 'a', 'ä/ö.png', '\udc80\udcff.jpg', '\udcc3\udca9', '𝄞', 'x' * 3000, 'a\nb']
+    strings += [f'{i}.jpg' for i in range(10_000)]
+    names = Names.of(iter(strings))
+    assert len(names) == len(strings)
+    assert list(names) == strings
+    assert [names[np.int64(i)] for i in range(len(strings))] == strings
+    assert names[-1] == '9999.jpg'
+    assert names[2:9:3] == strings[2:9:3]
+    assert list(names.take([5, 5, 0])) == ['𝄞', '𝄞', '']
+    for place in (len(strings), -len(strings) - 1):
+        with pytest.raises(IndexError):
+            names[place]
+    assert list(Names.of([])) == []
+
+
+def test_names_take_the_room_of_their_bytes():
+    """A name costs its bytes and 8 more."""
+    names = Names.of(f'n{i:08}/x.jpg' for i in range(1000))
+    assert len(names.block) + names.starts.nbytes == 1000 * (15 + 8) + 8
+
+
+# Lists.
+
+
+@pytest.mark.parametrize('seed', range(12))
+def test_random_trees_are_listed_as_by_walk_and_sort(tmp_path, seed):
+    """Names that begin alike, links, loops and hidden files: list and labels are the reference's.
+
+    'a.b' sorts before 'a/' but after 'a', and of two links to one folder the first that is searched
+    counts: the places where an order by folders could differ from one by paths.
+    """
+    rng = np.random.default_rng(seed)
+    stems = ['a', 'a.b', 'a-b', 'a0', 'A', 'ab', 'ä', '.h', 'a.png', '\udcfe', '\ue000', '𝄞']
+    outside = tmp_path / 'outside'
+    touch(outside, 'x/1.png', 'y/2.png', 'y/a/3.png')
+    root = tmp_path / 'root'
+    folders = [root]
+    root.mkdir()
+    for _ in range(40):
+        parent = folders[rng.integers(len(folders))]
+        name = stems[rng.integers(len(stems))]
+        path = parent / name
+        if path.exists() or path.is_symlink():
+            continue
+        kind = rng.integers(6)
+        if kind < 2:
+            path.mkdir()
+            folders.append(path)
+        elif kind == 2:
+            targets = [*folders, outside / 'x', outside / 'y', tmp_path / 'nowhere']
+            path.symlink_to(targets[rng.integers(len(targets))])
+        elif not (parent / f'{name}.jpg').exists():
+            (parent / f'{name}.jpg').touch()
+            (parent / f'{name}.txt').touch()
+    touch(root, 'z.png')
+    assert_lists(Folder(root), root)
+    age(root)
+    age(outside)
+    for _ in range(2):
+        assert_lists(Folder(root, index=str(tmp_path / 'i')), root)
+    assert (tmp_path / 'i').exists()
+
+
+def test_thousands_of_files(tmp_path, monkeypatch):
+    """A few thousand files in 40 folders: list and labels are the reference's, from the index too.
+
+    From the index no folder is listed.
+    """
+    root = tmp_path / 'root'
+    for folder in range(40):
+        touch(root, *(f'n{folder:04}/{file * 7919 % 10007}.jpg' for file in range(80)))
+    age(root)
+    first = Folder(root, index=str(tmp_path / 'i'))
+    assert len(first) == 3200
+    assert_lists(first, root)
+    expected = [first.name(i) for i in range(3200)]
+    forbid_listing(monkeypatch)
+    second = Folder(root, index=str(tmp_path / 'i'))
+    assert [second.name(i) for i in range(3200)] == expected
+    np.testing.assert_array_equal(second.labels, first.labels)
+    assert second.label_names == first.label_names
+
+
+@pytest.mark.parametrize('seed', range(20))
+def test_class_labels_of_random_names(seed):
+    """Labels are numbered by the sorted names of the folders, for runs of any length."""
+    rng = np.random.default_rng(seed)
+    tops = ['a', 'a.b', 'a0', 'b', 'a-', 'ä', '\udc80'][: rng.integers(1, 8)]
+    files = {f'{tops[rng.integers(len(tops))]}/{i}' for i in range(rng.integers(1, 200))}
+    if seed % 5 == 0:
+        files.add('a!')
+    labels, names = class_labels(sorted(files))
+    expected = reference_labels(sorted(files))
+    assert (None if labels is None else labels.tolist(), names) == expected
+
+
+def test_a_folder_for_each_file(tmp_path):
+    """As many classes as files."""
+    files = [f'{i:04}/x.png' for i in range(2000)]
+    labels, names = class_labels(files)
+    assert labels.tolist() == list(range(2000))
+    assert len(names) == 2000
+
+
+# The index file.
+
+
+def add(root):
+    touch(root, 'cat/0.jpg')
+
+
+def remove(root):
+    (root / 'dog/1.jpg').unlink()
+
+
+def rename(root):
+    (root / 'dog/1.jpg').rename(root / 'dog/7.jpg')
+
+
+def rename_deep(root):
+    (root / 'cat/young/3.png').rename(root / 'cat/young/4.png')
+
+
+def new_class(root):
+    touch(root, 'ant/1.jpg')
+
+
+def rename_class(root):
+    (root / 'cat').rename(root / 'zebra')
+
+
+def remove_class(root):
+    for file in ('1.jpg', '2.JPEG', 'notes.txt'):
+        (root / 'dog' / file).unlink()
+    (root / 'dog').rmdir()
+
+
+def swap_classes(root):
+    (root / 'cat').rename(root / 'x')
+    (root / 'dog').rename(root / 'cat')
+    (root / 'x').rename(root / 'dog')
+
+
+def stray(root):
+    touch(root, 'stray.jpg')
+
+
+@pytest.mark.parametrize(
+    'change',
+    [
+        add,
+        remove,
+        rename,
+        rename_deep,
+        new_class,
+        rename_class,
+        remove_class,
+        swap_classes,
+        stray,
+    ],
+)
+@pytest.mark.parametrize('hidden', [False, True], ids=['', 'times set back'])
+def test_what_changes_is_listed_anew(kept, capsys, monkeypatch, change, hidden):
+    """No change of names is missed, also where a copying program sets the folders' times back.
+
+    The index is out of date once: the next start uses the new one.
+    """
+    root, file = kept
+    change(root)
+    if hidden:
+        age(root)
+    source = Folder(root, index=str(file))
+    assert_lists(source, root)
+    assert f'the index {file} is out of date ({root}' in capsys.readouterr().err
+    age(root)
+    Folder(root, index=str(file))
+    capsys.readouterr()
+    expected = list(list_files(root, 'data.path'))
+    forbid_listing(monkeypatch)
+    assert list(list_files(root, 'data.path', index=str(file))) == expected
+    assert f'{len(expected)} files of {root}, as listed in {file}' in capsys.readouterr().err
+
+
+def test_other_contents_are_no_change(kept, monkeypatch):
+    """A picture that is written anew in its place leaves the index as good as it was."""
+    root, file = kept
+    (root / 'cat/1.jpg').write_bytes(b'other')
+    forbid_listing(monkeypatch)
+    assert len(Folder(root, index=str(file))) == 5
+
+
+@pytest.mark.parametrize('change', ['elsewhere', 'appears', 'goes', 'out of a loop'])
+def test_links_are_followed_anew(tmp_path, capsys, change):
+    """What a link outside the folder leads to may change without any of its folders changing."""
+    root = touch(tmp_path / 'root', '1.jpg')
+    touch(tmp_path / 'disk1', 'a.jpg')
+    touch(tmp_path / 'disk2', 'b.jpg')
+    middle = tmp_path / 'middle'
+    if change != 'appears':
+        middle.symlink_to(root if change == 'out of a loop' else tmp_path / 'disk1')
+    (root / 'disk').symlink_to(middle)
+    age(tmp_path)
+    file = tmp_path / 'i'
+    beyond = change in ('elsewhere', 'goes')
+    assert len(Folder(root, index=str(file))) == 1 + beyond
+    assert file.exists()
+    if change != 'appears':
+        middle.unlink()
+    if change != 'goes':
+        middle.symlink_to(tmp_path / 'disk2')
+    assert_lists(Folder(root, index=str(file)), root)
+    assert 'disk has changed' in capsys.readouterr().err
+
+
+def damaged_contents(content: bytes) -> list[bytes]:
+    """Cut off anywhere, or with one bit turned over anywhere."""
+    places = sorted({*range(0, len(content), 37), *range(0, 120, 5), len(content) - 1})
+    cut = [content[:place] for place in places]
+    flipped = []
+    for place in places:
+        other = bytearray(content)
+        other[place] ^= 1 << (place % 8)
+        flipped.append(bytes(other))
+    return cut + flipped
+
+
+def test_a_damaged_index_is_made_anew(kept, capsys, monkeypatch):
+    """Cut off or changed anywhere, the user's cache file is said to be damaged and replaced."""
+    root, _ = kept
+    monkeypatch.setenv('XDG_CACHE_HOME', str(root.parent / 'cache'))
+    monkeypatch.setattr(index, 'KEPT_FROM', 1)
+    Folder(root, index='auto')
+    (file,) = (root.parent / 'cache/byol_jax').iterdir()
+    good = file.read_bytes()
+    contents = damaged_contents(good)
+    assert len(contents) > 60
+    for content in contents:
+        file.write_bytes(content)
+        assert_lists(Folder(root, index='auto'), root)
+        said = capsys.readouterr().err
+        assert f'the index {file} is ' in said
+        assert 'listed anew' in said
+        assert file.read_bytes() == good
+
+
+@pytest.mark.parametrize('cut', [0, 10, 40, -1])
+def test_a_damaged_index_of_ones_own_is_made_anew(kept, capsys, cut):
+    """A file that was named in data.index and still begins as an index does is replaced too."""
+    root, file = kept
+    good = file.read_bytes()
+    file.write_bytes(good[:cut])
+    assert_lists(Folder(root, index=str(file)), root)
+    assert 'is damaged' in capsys.readouterr().err
+    assert file.read_bytes() == good
+
+
+def test_another_version_is_made_anew(kept, capsys):
+    """An index of a later or earlier format is named as such and replaced."""
+    root, file = kept
+    good = file.read_bytes()
+    file.write_bytes(good.replace(b'version 1\n', b'version 9\n', 1))
+    assert_lists(Folder(root, index=str(file)), root)
+    assert 'is of another version' in capsys.readouterr().err
+    assert file.read_bytes() == good
+
+
+def test_the_index_of_another_folder_is_not_used(kept, capsys):
+    """Two folders with one data.index: each is listed as it is."""
+    root, file = kept
+    other = age(touch(root.parent / 'other', 'x.jpg'))
+    assert_lists(Folder(other, index=str(file)), other)
+    assert f'is of other files, in {root}' in capsys.readouterr().err
+    assert_lists(Folder(root, index=str(file)), root)
+
+
+def test_other_extensions_have_another_index(kept, capsys):
+    """An index of the images is none of the videos and images."""
+    root, file = kept
+    names = list_files(root, 'data.path', ('.txt',), 'text', str(file))
+    assert list(names) == ['dog/notes.txt']
+    assert 'is of other files' in capsys.readouterr().err
+
+
+def test_a_file_that_is_no_index_stays(kept, capsys):
+    """data.index=holiday.jpg by mistake: the photograph is not overwritten, and the run goes on."""
+    root, _ = kept
+    photograph = root.parent / 'holiday.jpg'
+    photograph.write_bytes(b'\xff\xd8 a photograph')
+    assert_lists(Folder(root, index=str(photograph)), root)
+    assert f'{photograph} is damaged or something else' in (said := capsys.readouterr().err)
+    assert 'stays as it is' in said
+    assert photograph.read_bytes() == b'\xff\xd8 a photograph'
+
+
+def test_an_index_in_its_own_folder_is_refused(kept):
+    """Writing it would change the folder, so that it never held; a hidden folder is not listed."""
+    root, _ = kept
+    for place in (root / 'x.index', root / 'cat/x.index', root / 'new/x.index'):
+        with pytest.raises(UserError, match=r'x\.index lies in .*animals.* elsewhere'):
+            Folder(root, index=str(place))
+    assert len(Folder(root, index=str(root / '.trash/x.index'))) == 5
+
+
+def test_a_folder_that_changed_just_now_gets_no_index(tmp_path, capsys):
+    """Its time might not tell of a change that comes right after; it is said."""
+    root = touch(tmp_path / 'new', 'cat/1.jpg')
+    assert len(Folder(root, index=str(tmp_path / 'i'))) == 1
+    assert f'no index of {root} is kept this time' in capsys.readouterr().err
+    assert not (tmp_path / 'i').exists()
+
+
+def test_folders_without_times_get_no_index(animals, tmp_path, capsys):
+    """A file system that gives every folder one time would never show a change."""
+    os.utime(animals / 'cat', ns=(0, 0))
+    assert_lists(Folder(animals, index=str(tmp_path / 'i')), animals)
+    assert 'its file system keeps no times of folders' in capsys.readouterr().err
+    assert not (tmp_path / 'i').exists()
+
+
+def test_a_full_disk_costs_the_index_alone(animals, tmp_path, capsys):
+    """The files are listed, the reason is said, and no half file is left."""
+    file = tmp_path / 'i'
+    partial = tmp_path / f'i.{os.uname().nodename}.{os.getpid()}.partial'
+    partial.symlink_to('/dev/full')
+    assert_lists(Folder(animals, index=str(file)), animals)
+    said = capsys.readouterr().err
+    assert f'the index {file} of {animals} cannot be written (No space left on device)' in said
+    assert not file.exists()
+    assert not partial.is_symlink()
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason='root may write everywhere')
+def test_a_place_without_permission_costs_the_index_alone(animals, tmp_path, capsys):
+    """Where nothing may be written the files are listed, and it is said how to be rid of that."""
+    closed = tmp_path / 'closed'
+    closed.mkdir(mode=0o500)
+    assert_lists(Folder(animals, index=str(closed / 'i')), animals)
+    said = capsys.readouterr().err
+    assert '(Permission denied): every start lists the files anew. data.index=FILE' in said
+
+
+def test_an_index_that_cannot_be_read_costs_the_index_alone(animals, tmp_path, capsys):
+    """A path that leads nowhere, through a file, is said; the files are listed."""
+    (tmp_path / 'file').touch()
+    assert_lists(Folder(animals, index=str(tmp_path / 'file' / 'i')), animals)
+    assert 'cannot be read (Not a directory)' in capsys.readouterr().err
+
+
+def test_auto_is_a_file_in_the_cache_for_large_folders(animals, tmp_path, monkeypatch):
+    """'auto' keeps a file for each folder in the user's cache, and for small folders none."""
+    cache = tmp_path / 'cache'
+    monkeypatch.setenv('XDG_CACHE_HOME', str(cache))
+    Folder(animals, index='auto')
+    assert not cache.exists()
+    monkeypatch.setattr(index, 'KEPT_FROM', 5)
+    other = age(touch(tmp_path / 'other', *(f'{i}.jpg' for i in range(6))))
+    for root in (animals, other, animals):
+        assert_lists(Folder(root, index='auto'), root)
+    assert len(list((cache / 'byol_jax').glob('*.index'))) == 2
+    forbid_listing(monkeypatch)
+    assert len(Folder(other, index='auto')) == 6
+
+
+@pytest.mark.parametrize('home', ['/dev/null', ''])
+def test_auto_without_a_home(animals, monkeypatch, capsys, home):
+    """Where there is no home folder, or none to write in, the files are listed each time.
+
+    What a small folder would have no use for anyway is not mentioned.
+    """
+    monkeypatch.delenv('XDG_CACHE_HOME', raising=False)
+    monkeypatch.setenv('HOME', home)
+    assert_lists(Folder(animals, index='auto'), animals)
+    assert capsys.readouterr().err == ''
+    monkeypatch.setattr(index, 'KEPT_FROM', 1)
+    for _ in range(2):
+        assert_lists(Folder(animals, index='auto'), animals)
+        assert ('cannot be written (Not a directory)' in capsys.readouterr().err) == bool(home)
+
+
+def test_a_folder_that_holds_the_cache(tmp_path, monkeypatch, capsys):
+    """A cache that lies among the pictures gets no index; ~/.cache below ~ is hidden and does."""
+    root = age(touch(tmp_path / 'home', 'a/1.jpg'))
+    monkeypatch.setattr(index, 'KEPT_FROM', 1)
+    monkeypatch.setenv('XDG_CACHE_HOME', str(root / 'a' / 'cache'))
+    assert len(Folder(root, index='auto')) == 1
+    assert not (root / 'a/cache').exists()
+    monkeypatch.setenv('XDG_CACHE_HOME', str(root / '.cache'))
+    assert len(Folder(root, index='auto')) == 1
+    assert len(list((root / '.cache/byol_jax').iterdir())) == 1
+
+
+# What comes after the list.
+
+
+def make_config(root: Path, **data):
+    config = default.get_config()
+    config.data.path = str(root)
+    config.data.update(data)
+    return config.lock()
+
+
+@pytest.mark.parametrize(
+    'data',
+    [
+        pytest.param({}, id='folder'),
+        pytest.param({'pair_keys': ('left_*', 'right_*')}, id='pairs'),
+        pytest.param({'source': 'video'}, id='video'),
+    ],
+)
+def test_every_source_of_files_uses_the_index(tmp_path, monkeypatch, data):
+    """data.index serves folders, pairs and clips; with '' no file is written."""
+    root = tmp_path / 'root'
+    write_frames(root, [f'{side}_{i}.png' for i in range(3) for side in ('left', 'right')])
+    age(root)
+    monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path / 'cache'))
+    monkeypatch.setattr(index, 'KEPT_FROM', 1)
+    expected = build_data(make_config(root, index='', **data)).train
+    assert not (tmp_path / 'cache').exists()
+    file = tmp_path / 'i'
+    build_data(make_config(root, index=str(file), **data))
+    forbid_listing(monkeypatch)
+    found = build_data(make_config(root, index=str(file), **data)).train
+    names = [[s.name(i) for i in range(len(s))] for s in (expected, found)]
+    assert names[0] == names[1]
+    np.testing.assert_array_equal(found.load(1, found.keys[0]), expected.load(1, found.keys[0]))
+
+
+def test_a_run_goes_on_with_another_index(tmp_path):
+    """Where the list is kept changes nothing about a run."""
+    config = default.get_config()
+    (tmp_path / 'config.json').write_text(json.dumps(resolve(config)))
+    config.data.index = '/elsewhere/x.index'
+    check_workdir(tmp_path, config)
+    config.data.path = '/elsewhere'
+    with pytest.raises(UserError, match=r'data\.path'):
+        check_workdir(tmp_path, config)
+
+
+def test_the_fingerprint_is_that_of_the_names(animals, tmp_path):
+    """It is the sha256 of all names, a line each, training ones first: that of every older run."""
+    touch(animals, *(f'cat/{i}.jpg' for i in range(9000)))
+    data = build_data(make_config(animals, held_out_fraction=0.3))
+    parts = [[part.name(i) for i in range(len(part))] for part in (data.train, data.held_out)]
+    assert [len(part) for part in parts] == [6303, 2700]
+    lines = ''.join(f'{name}\n' for part in parts for name in part)
+    assert fingerprint(data) == {
+        'examples': 6303,
+        'held_out': 2700,
+        'names_sha256': hashlib.sha256(lines.encode()).hexdigest(),
+    }
+
+
+def test_a_cache_keeps_the_fingerprint_and_its_speed(animals, tmp_path, monkeypatch):
+    """With data.cache it is the same, and no name is asked for alone."""
+    expected = fingerprint(build_data(make_config(animals)))
+    monkeypatch.delattr(Folder, 'name')
+    monkeypatch.setattr(Folder, '__abstractmethods__', frozenset())
+    data = build_data(make_config(animals, cache=str(tmp_path / 'cache')))
+    assert data.cache is not None
+    assert fingerprint(data) == expected
+
+
+def test_names_that_are_no_text_have_a_fingerprint(tmp_path):
+    """A file's name may be any bytes: the run starts, and another such name is another data set."""
+    digests = set()
+    for name in (b'a\xff.jpg', b'a\xfe.jpg'):
+        root = tmp_path / name.hex()
+        root.mkdir()
+        (root / os.fsdecode(name)).touch()
+        digests.add(fingerprint(Data(Folder(root), Subset(Folder(root), [])))['names_sha256'])
+    assert len(digests) == 2
+
+
+def test_the_held_out_part_is_drawn_label_by_label(tmp_path):
+    """It is the one that earlier runs held out: a permutation of each label's examples in turn."""
+    files = [f'{top}/{i}.jpg' for top, n in (('a.b', 7), ('a', 30), ('c', 1)) for i in range(n)]
+    root = touch(tmp_path / 'root', *files)
+    source = Folder(root)
+    rng = np.random.Generator(np.random.Philox(key=[5, 1]))
+    expected = []
+    for label in range(3):
+        members = rng.permutation(np.flatnonzero(source.labels == label))
+        expected += members[: int(len(members) * 0.4)].tolist()
+    held_out = build_data(make_config(root, held_out_fraction=0.4, held_out_seed=5)).held_out
+    assert sorted(expected) == held_out.indices.tolist()
+    assert len(expected) == 14
+
+
+def test_files_are_counted_once_however_many_examples_they_hold():
+    """The share of bad files is one of files, of which tiles are many examples."""
+
+    class Tiled(Source):
+        def __len__(self):
+            return 12
+
+        def load(self, index, key):
+            raise NotImplementedError
+
+        def name(self, index):
+            return f'{index}'
+
+        def file(self, index, key):
+            return f'{index % 5}.jpg'
+
+    counted = BadFiles(Tiled(), 'image', 0.5, [BadFile('x', 'is bad'), BadFile('y', 'is bad')])
+    assert counted.total == 5 + 2

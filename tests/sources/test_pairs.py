@@ -1,0 +1,187 @@
+"""Pairs of files by the patterns of their names."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from clips import frame, which, write_frames
+from PIL import Image
+
+from byol_jax.errors import UserError
+from byol_jax.input.stream import PairMaker
+from byol_jax.sources.build import build_data
+from byol_jax.sources.pairs import FilePairs
+from configs import default
+
+SIDES = ('*_left', '*_right')
+
+
+def make_config(path: Path, **data):
+    config = default.get_config()
+    config.views.image_size = 16
+    config.data.update({'source': 'folder', 'path': str(path), 'pair_keys': SIDES} | data)
+    return config.lock()
+
+
+@pytest.fixture
+def stereo(tmp_path) -> Path:
+    """Five pairs in two class folders: left frames are of clip 1, right ones of clip 2."""
+    scenes = ['street/7', 'street/8', 'street/9', 'garden/7', 'garden/b_left_c']
+    write_frames(tmp_path, [f'{scene}_left.png' for scene in scenes], 1)
+    write_frames(tmp_path, [f'{scene}_right.bmp' for scene in scenes], 2)
+    return tmp_path
+
+
+def test_files_pair_by_their_names(stereo):
+    """A left file and a right file of the same name are the two pictures of an example."""
+    source = FilePairs(stereo, SIDES)
+    assert source.keys == SIDES
+    assert [source.name(i) for i in range(len(source))] == [
+        'garden/7_left.png',
+        'garden/b_left_c_left.png',
+        'street/7_left.png',
+        'street/8_left.png',
+        'street/9_left.png',
+    ]
+    for i in range(5):
+        left, right = (which(source.load(i, key)) for key in SIDES)
+        assert (left[0], right[0]) == (1, 2)
+        assert left[1] == right[1]
+        assert source.size(i, '*_right') == (64, 96)
+    assert source.labels.tolist() == [0, 0, 1, 1, 1]
+    assert source.label_names == ('garden', 'street')
+
+
+@pytest.mark.parametrize(
+    ('patterns', 'files'),
+    [
+        (('left/*', 'right/*'), ['left/a/1.png', 'left/2.png', 'right/a/1.png', 'right/2.png']),
+        (('*_0', '*_1'), ['a_0.png', 'b_0.png', 'a_1.png', 'b_1.png']),
+        (('L*', 'R*'), ['L1.png', 'Lx.png', 'R1.png', 'Rx.png']),
+        (('im.(*)', 'im.[*]'), ['im.(1).png', 'im.(2).png', 'im.[1].png', 'im.[2].png']),
+    ],
+)
+def test_patterns(tmp_path, patterns, files):
+    """A pattern is of the path below the folder; all but its * is meant literally."""
+    write_frames(tmp_path, files)
+    source = FilePairs(tmp_path, patterns)
+    found = {
+        (which(source.load(i, a))[1], which(source.load(i, b))[1])
+        for i in range(2)
+        for a, b in [patterns]
+    }
+    assert found == {(0, 2), (1, 3)}
+
+
+def test_other_files_are_left_out(stereo):
+    """Depth maps and the like, which follow neither pattern, are no pictures of a pair."""
+    write_frames(stereo, ['street/7_depth.png', 'overview.png'])
+    assert len(FilePairs(stereo, SIDES)) == 5
+
+
+def test_views_come_from_the_two_files(tmp_path):
+    """View 1 is made from the first pattern's file and view 2 from the second's."""
+    for name, value in (('a_left', 30), ('a_right', 60)):
+        Image.fromarray(np.full((20, 20, 3), value, np.uint8)).save(tmp_path / f'{name}.png')
+    for pair_keys in (SIDES, SIDES[::-1], (SIDES[0], SIDES[0])):
+        config = make_config(tmp_path, pair_keys=pair_keys)
+        with config.unlocked():
+            for view in (config.views.view1, config.views.view2):
+                view.jitter = view.gray = view.blur = view.solarize = 0.0
+        maker = PairMaker(build_data(config).train, config)
+        values = [30 if key == '*_left' else 60 for key in pair_keys]
+        assert [int(view.min()) for view in maker.pair(0)] == values
+        assert [int(view.max()) for view in maker.pair(0)] == values
+
+
+def test_a_pattern_twice_needs_no_partners(tmp_path):
+    """Both views from the left files: the right ones may be missing."""
+    write_frames(tmp_path, ['a_left.png', 'b_left.png', 'b_right.png'])
+    assert len(FilePairs(tmp_path, ('*_left', '*_left'))) == 2
+
+
+def test_pairs_are_held_out_and_cut_into_tiles(stereo):
+    """Pairs go through held_out_fraction and tiles as single pictures do."""
+    config = make_config(stereo, tile_size=32)
+    train = build_data(config).train
+    assert len(train) == 5 * 6
+    left, right = (train.load(7, key) for key in SIDES)
+    assert left.shape == right.shape == (32, 32, 3)
+    whole = frame(1, 1)
+    np.testing.assert_array_equal(left, whole[:32, 32:64])
+    train, held_out = build_data(make_config(stereo, held_out_fraction=0.5))[:2]
+    assert (len(train), len(held_out)) == (3, 2)
+
+
+@pytest.mark.parametrize('shift', [False, True])
+@pytest.mark.parametrize('sides', [(100, 100), (100, 50), (50, 200), (7, 1), (3, 200)])
+def test_tiles_of_pictures_of_other_ratios_show_the_same_part(tmp_path, sides, shift):
+    """Where the second picture is stretched along one axis, or tiny, a tile of it is still the same
+    share of each axis, to within a pixel, and never empty."""
+    left, right = (100, 200), sides
+    for name, shape in (('1_left', left), ('1_right', right)):
+        # A pixel's row and column as shares of the sides, in units of 1 / 250.
+        y, x = np.mgrid[: shape[0], : shape[1]]
+        shares = np.stack([250 * y // shape[0], 250 * x // shape[1], 0 * x], axis=-1)
+        Image.fromarray(shares.astype(np.uint8)).save(tmp_path / f'{name}.png')
+    config = make_config(tmp_path, tile_size=32, tile_stride=15, tile_shift=shift)
+    train = build_data(config).train
+    for index in range(len(train)):
+        one, other = (train.load_in_epoch(1, index, key).astype(int) for key in SIDES)
+        assert one.shape == (32, 32, 3)
+        for axis in range(2):
+            pixel = 250 / min(left[axis], right[axis])
+            assert abs(other.shape[axis] / right[axis] - 32 / left[axis]) <= 1 / right[axis]
+            assert abs(one[0, 0, axis] - other[0, 0, axis]) <= pixel + 1
+    # And views can be made of them.
+    assert PairMaker(train, config).pair(0)[1].shape == (16, 16, 3)
+
+
+@pytest.mark.parametrize('missing', ['left', 'right'])
+def test_files_without_a_partner_are_named(stereo, missing):
+    """The files whose partners are missing are named, on either side."""
+    for file in stereo.glob(f'street/*_{missing}.*'):
+        file.unlink()
+    other = 'right' if missing == 'left' else 'left'
+    with pytest.raises(UserError) as caught:
+        FilePairs(stereo, SIDES)
+    message = str(caught.value)
+    assert f"3 of 5 images in {stereo} have no partner '*_{missing}'" in message
+    assert f'street/7_{other}' in message
+
+
+def test_many_files_without_a_partner_are_not_all_named(stereo):
+    """Of many such files the first five are named."""
+    write_frames(stereo, [f'x{i:02}_right.png' for i in range(40)])
+    with pytest.raises(UserError, match=r"40 of 45 .*'\*_left': x00_right.*x04_right\.png, \.\.\."):
+        FilePairs(stereo, SIDES)
+
+
+def test_two_files_for_one_picture_are_named(stereo):
+    """Where a pattern fits two files of one name, both are named."""
+    write_frames(stereo, ['street/7_left.bmp'])
+    with pytest.raises(UserError, match=r'street/7_left\.bmp and street/7_left\.png .*same'):
+        FilePairs(stereo, SIDES)
+
+
+@pytest.mark.parametrize(
+    ('patterns', 'message'),
+    [
+        (('*_links', '*_right'), r"No image .*'\*_links'.* 10 images are garden/7_left\.png"),
+        (('*_left.png', '*_right.png'), 'says nothing of the extension'),
+        (('*_left*', '*_right'), r"must hold one \*.*'\*_left\*' holds 2"),
+        (('*_left', 'image'), r"'image' holds 0"),
+    ],
+)
+def test_patterns_that_cannot_be_used(stereo, patterns, message):
+    """A pattern without files, or without exactly one *, is an error that says so."""
+    with pytest.raises(UserError, match=message):
+        build_data(make_config(stereo, pair_keys=patterns))
+
+
+def test_two_patterns_are_needed(stereo):
+    """One pattern alone is no pair."""
+    with pytest.raises(UserError, match='two pictures'):
+        build_data(make_config(stereo, pair_keys=('*_left',)))

@@ -1,0 +1,164 @@
+"""A separate test set: which pictures are compared, labels by name, and sets that cannot be one."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+from encoders import evaluation_request, save_random_encoder, write_pictures
+
+from byol_jax.app.modes import MODES
+from byol_jax.errors import UserError
+from byol_jax.evaluation.protocol import compared, describe, evaluate
+from byol_jax.sources.array import Array
+from byol_jax.sources.build import build_data
+from byol_jax.sources.folder import Folder
+from byol_jax.sources.test_set import matched
+from byol_jax.sources.test_set import test_config as config_of_test_set
+
+
+def config_of(train, **changes):
+    """A config whose data are the class folders `train`."""
+    return evaluation_request(train, train, data__path=str(train), **changes).config
+
+
+def names(source):
+    return [source.name(i) for i in range(len(source))]
+
+
+@pytest.fixture
+def train(tmp_path):
+    return write_pictures(tmp_path / 'train', {'bird': 4, 'cat': 6, 'dog': 5}, 0)
+
+
+def test_all_of_both_sets_is_compared(train, tmp_path):
+    """The gallery is all of the data, held-out part included; the queries are all of the test set.
+
+    Labels get the training set's numbers, also where the test set lacks some of its classes.
+    """
+    test = write_pictures(tmp_path / 'test', {'cat': 2, 'dog': 3}, 1)
+    config = config_of(train, evaluate__data_path=str(test), data__held_out_fraction=0.5)
+    data = build_data(config)
+    assert (len(data.train), len(data.held_out)) == (8, 7)
+    gallery, queries = compared(data)
+    assert names(gallery) == names(Folder(train))
+    assert names(queries) == names(Folder(test))
+    assert queries.labels.tolist() == [1, 1, 2, 2, 2]
+    assert list(queries.label_names) == ['bird', 'cat', 'dog']
+    assert compared(build_data(config_of(train, data__held_out_fraction=0.5)))[0].indices.size == 8
+
+
+def test_the_table_of_a_run(train, tmp_path):
+    """The before/after table is of the test set too, and says so."""
+    test = write_pictures(tmp_path / 'test', {'cat': 2, 'dog': 3}, 1)
+    config = config_of(train, evaluate__data_path=str(test), views__image_size=8)
+    # The mean colour, of which each class has a hue of its own.
+    found = evaluate(lambda x: x.mean(axis=(1, 2)) - 80, build_data(config), config)
+    assert (len(found.gallery), len(found.queries)) == (15, 5)
+    assert found.accuracy is not None
+    assert 'Each of 5 test pictures' in describe(found, config)
+
+
+def test_labels_of_an_array_by_name(tmp_path):
+    """An array's labels are matched by their names, not by their numbers."""
+    images = np.zeros((3, 4, 4, 3), np.uint8)
+    for name, label_names, labels in (('a', ['x', 'y'], [0, 1, 1]), ('b', ['y', 'x'], [0, 0, 1])):
+        np.savez(tmp_path / name, images=images, labels=labels, label_names=label_names)
+    train, test = (Array(tmp_path / f'{name}.npz') for name in 'ab')
+    assert matched(test, train, tiles=False).labels.tolist() == [1, 1, 0]
+
+
+def test_a_name_that_no_picture_has_may_be_unknown(tmp_path):
+    """Only labels that occur must be known: lists of names may be longer."""
+    images = np.zeros((2, 4, 4, 3), np.uint8)
+    np.savez(tmp_path / 'a', images=images, labels=[0, 1], label_names=['x', 'y'])
+    np.savez(tmp_path / 'b', images=images, labels=[1, 1], label_names=['other', 'x'])
+    train, test = (Array(tmp_path / f'{name}.npz') for name in 'ab')
+    assert matched(test, train, tiles=False).labels.tolist() == [0, 0]
+
+
+def test_other_labels(train, tmp_path):
+    """A label that the training set does not know is an error that names the nearest one."""
+    test = write_pictures(tmp_path / 'test', {'cats': 2, 'dog': 3, 'whale': 1}, 1)
+    words = (
+        r"2 label\(s\) .*'cats' \(2 picture\(s\)\) Did you mean 'cat'\?; 'whale' .*bird, cat, dog"
+    )
+    with pytest.raises(UserError, match=words):
+        build_data(config_of(train, evaluate__data_path=str(test)))
+
+
+def test_a_test_set_without_labels(train, tmp_path):
+    """A test set without labels has no accuracies, and is measured by what needs none."""
+    save_random_encoder(tmp_path / 'encoder')
+    test = write_pictures(tmp_path / 'test', {'': 7}, 1)
+    given = {'data__path': str(train), 'evaluate__data_path': str(test)}
+    chosen = ('knn', 'kmeans', 'retrieval')
+    MODES['evaluate'](
+        evaluation_request(
+            tmp_path / 'encoder', tmp_path / 'w', **given, evaluate__protocols=chosen
+        )
+    )
+    found = json.loads((tmp_path / 'w' / 'evaluation.json').read_text())
+    assert set(found['metrics']) == {'recall_1', 'recall_5'}
+    assert found['not_measured']['knn_5'] == 'the test set has no labels'
+    assert found['protocols']['retrieval']['pool'] == 7
+
+
+def test_tiles_of_a_test_set_have_no_labels(train, tmp_path):
+    """A tile is labelled with its picture, which the other set does not hold."""
+    test = write_pictures(tmp_path / 'test', {'cat': 2, 'dog': 3}, 1)
+    data = build_data(config_of(train, evaluate__data_path=str(test), data__tile_size=10))
+    assert data.everything.labels is not None
+    assert data.test.train.labels is None
+    assert len(data.test.train) == 5 * 6
+
+
+def test_bad_pictures_of_the_test_set_are_not_the_runs(train, tmp_path):
+    """A test picture of unknown size is said to be left out, and does not count in training."""
+    test = write_pictures(tmp_path / 'test', {'cat': 2, 'dog': 3}, 1)
+    (test / 'cat' / '01.png').write_bytes(b'')
+    data = build_data(config_of(train, evaluate__data_path=str(test), data__tile_size=10))
+    assert not data.bad
+    assert [line.split(':')[0] for line in data.left_out()] == ['test set']
+
+
+@pytest.mark.parametrize(
+    ('changes', 'words'),
+    [
+        ({'evaluate__data_path': 'train'}, 'The test set is the training set, data.path='),
+        ({'evaluate__data_path': 'train/cat'}, 'lie one inside the other'),
+        ({'evaluate__data_path': '.'}, 'lie one inside the other'),
+        ({'evaluate__data_path': 'tset'}, r"evaluate\.data_path=.*exist\. Did you mean 'test'"),
+        ({'evaluate__data_path': 'empty'}, r'evaluate\.data_path=.*empty holds no image'),
+        ({'evaluate__data_split': 'test'}, r"source='folder' has none.*evaluate\.data_path=PATH"),
+        ({'evaluate__data_path': 'x', 'data__source': 'sample'}, 'has no other'),
+    ],
+    ids=['same', 'inside', 'around', 'typo', 'empty', 'split', 'sample'],
+)
+def test_sets_that_cannot_be(train, tmp_path, changes, words):
+    """What cannot be a test set is named by the key it was given with, before any training."""
+    for name in ('empty', 'test'):
+        (tmp_path / name).mkdir()
+    if 'evaluate__data_path' in changes:
+        changes = {**changes, 'evaluate__data_path': str(tmp_path / changes['evaluate__data_path'])}
+    with pytest.raises(UserError, match=words):
+        build_data(config_of(train, **changes))
+
+
+def test_a_split_of_tfds(train):
+    """Of a TFDS data set the test set is another split; the same split is refused."""
+    tfds = {'data__source': 'tfds', 'data__held_out_fraction': 0.1, 'data__cache': '/decoded'}
+    other = config_of_test_set(config_of(train, **tfds, evaluate__data_split='test')).data
+    assert (other.source, other.path, other.split) == ('tfds', str(train), 'test')
+    assert (other.held_out_fraction, other.cache) == (0, '')
+    with pytest.raises(UserError, match=r'is the training set, data\.split=train'):
+        config_of_test_set(config_of(train, **tfds, evaluate__data_split='train'))
+
+
+def test_an_empty_split(train):
+    """A test set of no pictures is an error, not a table of nothing."""
+    source = Folder(train)
+    source._files = source._files.take([])
+    with pytest.raises(UserError, match='holds no picture'):
+        matched(source, Folder(train), tiles=False)

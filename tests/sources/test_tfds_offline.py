@@ -1,0 +1,297 @@
+"""TFDS without a network, with files missing or of another make, and with a million records."""
+
+from __future__ import annotations
+
+import json
+import re
+import socket
+import struct
+import sys
+import tracemalloc
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import tensorflow_datasets as tfds
+from pyarrow import parquet
+from tfds_sets import builder_class, image, noise, prepare
+
+from byol_jax.errors import UserError
+from byol_jax.input.pipeline import batches
+from byol_jax.sources.build import build_data
+from byol_jax.sources.tfds import Tfds
+from byol_jax.sources.tfds_records import TfRecords, record_bounds
+from configs import default
+
+NAME = 'byol_set_alone'
+FORMATS = ('tfrecord', 'array_record', 'parquet')
+ALONE = builder_class('ByolSetAlone', {'image': image()}, lambda i: {'image': noise(i)}, count=11)
+
+
+class ByolSetVersions(ALONE):
+    """A data set whose code knows a version and configs that need not be on disk."""
+
+    BUILDER_CONFIGS = [  # noqa: RUF012  (TFDS reads a list here)
+        tfds.core.BuilderConfig(name='small'),
+        tfds.core.BuilderConfig(name='large'),
+    ]
+
+
+class ByolSetManual(ALONE):
+    """A data set of which the user downloads a part, and TFDS another."""
+
+    MANUAL_DOWNLOAD_INSTRUCTIONS = 'Register at pictures.invalid.'
+    url_infos = {'https://pictures.invalid/a.zip': None}  # noqa: RUF012
+
+    def _split_generators(self, dl_manager):
+        assert dl_manager.manual_dir
+        return super()._split_generators(dl_manager)
+
+
+@pytest.fixture
+def no_network(monkeypatch) -> None:
+    """Any use of a socket or a name server fails the test, whatever is made of the error."""
+    used = []
+
+    def refuse(*arguments, **_):
+        used.append(arguments)
+        raise OSError('the network was used')
+
+    monkeypatch.setattr(socket, 'socket', refuse)
+    monkeypatch.setattr(socket, 'getaddrinfo', refuse)
+    monkeypatch.setattr(socket, 'create_connection', refuse)
+    yield
+    assert not used
+
+
+def files(folder: Path, split: str = 'train') -> list[Path]:
+    return sorted(path for path in folder.rglob(f'*{split}*') if '-of-' in path.name)
+
+
+@pytest.mark.parametrize('name', ['cifar10', 'imagenette/160px-v2', 'imagenet2012'])
+def test_without_download_the_network_is_left_alone(tmp_path, no_network, name):
+    """With data.download=False what is not on disk is an error that says how to prepare it."""
+    config = default.get_config()
+    config.data.update(source='tfds', name=name, path=str(tmp_path), download=False)
+    with pytest.raises(UserError, match=r'data\.download=False') as caught:
+        build_data(config)
+    assert f"tfds.builder('{name}', data_dir='{tmp_path}')" in str(caught.value)
+    assert ('by hand' in str(caught.value)) == (name == 'imagenet2012')
+    assert not list(tmp_path.iterdir())
+
+
+def commands(error: UserError) -> list[str]:
+    """The Python programs that a message tells the user to run."""
+    return re.findall(r'python -c "(.*?)"', str(error))
+
+
+def test_the_command_that_is_given_prepares_the_data_set(tmp_path):
+    """What the error says to run makes the same call succeed."""
+    with pytest.raises(UserError, match=r'data\.download=False') as caught:
+        Tfds(NAME, 'train', str(tmp_path), download=False)
+    (command,) = commands(caught.value)
+    exec(command)
+    assert len(Tfds(NAME, 'train', str(tmp_path), download=False)) == 11
+
+
+@pytest.mark.parametrize('download', [True, False])
+def test_what_is_prepared_needs_no_network(tmp_path, no_network, download):
+    """A data set on disk is opened and read without it, whether a download is allowed or not."""
+    prepare(ALONE, tmp_path)
+    source = Tfds(NAME, 'train', str(tmp_path), download=download)
+    assert len([source.load(i, 'image') for i in range(11)]) == 11
+
+
+def test_other_versions_on_disk_are_named(tmp_path, no_network):
+    """Where another version or config is prepared, the error gives the name to ask for."""
+    prepare(ByolSetVersions, tmp_path)
+    with pytest.raises(UserError, match=r'Prepared there: byol_set_versions/small:1\.0\.0\.'):
+        Tfds('byol_set_versions/large', 'train', str(tmp_path), download=False)
+    with pytest.raises(UserError, match=r"'byol_set_versions:2\.0\.0': .* only: 1\.0\.0"):
+        Tfds('byol_set_versions:2.0.0', 'train', str(tmp_path), download=False)
+    assert len(Tfds('byol_set_versions/small:1.0.0', 'train', str(tmp_path))) == 11
+
+
+def test_manual_archives_are_asked_for_first(tmp_path, no_network):
+    """What the user must download himself is said at once, before a name server is asked."""
+    with pytest.raises(UserError, match=r'by hand first: Register at pictures\.invalid'):
+        Tfds('byol_set_manual', 'train', str(tmp_path))
+    (tmp_path / 'downloads' / 'manual').mkdir(parents=True)
+    (tmp_path / 'downloads' / 'manual' / 'a.zip').touch()
+    assert len(Tfds('byol_set_manual', 'train', str(tmp_path))) == 11
+
+
+def test_folders_that_cannot_hold_data_sets(tmp_path):
+    """A folder that does not exist, is a file or is remote is an error; none is ever made."""
+    (tmp_path / 'tfds').mkdir()
+    (tmp_path / 'file').touch()
+    with pytest.raises(UserError, match=r"/tfsd does not exist\. Did you mean 'tfds'\?.*made it"):
+        Tfds(NAME, 'train', str(tmp_path / 'tfsd'))
+    with pytest.raises(UserError, match='/file is a file, not a folder'):
+        Tfds(NAME, 'train', str(tmp_path / 'file'))
+    with pytest.raises(UserError, match='gs://bucket/tfds is no folder of this machine'):
+        Tfds(NAME, 'train', 'gs://bucket/tfds')
+    assert {path.name for path in tmp_path.iterdir()} == {'tfds', 'file'}
+
+
+@pytest.mark.parametrize('file_format', FORMATS)
+def test_missing_and_empty_files_are_named(tmp_path, file_format):
+    """A file of records that is empty or gone is an error with its path, in every format."""
+    prepare(ALONE, tmp_path, file_format, shards=2)
+    lost = files(tmp_path)[1]
+    lost.write_bytes(b'')
+    with pytest.raises(UserError, match=lost.name):
+        Tfds(NAME, 'train', str(tmp_path))
+    assert len(Tfds(NAME, 'test', str(tmp_path))) == 11
+    lost.unlink()
+    with pytest.raises(UserError, match=f'lacks .*{lost.name}'):
+        Tfds(NAME, 'train', str(tmp_path))
+
+
+@pytest.mark.parametrize('file_format', FORMATS)
+def test_files_of_another_length_are_named(tmp_path, file_format):
+    """A file that is whole, but not of this split, is an error with both numbers of records."""
+    prepare(ALONE, tmp_path / 'one', file_format, shards=1)
+    prepare(ALONE, tmp_path / 'two', file_format, shards=2)
+    here, (there, _) = files(tmp_path / 'one')[0], files(tmp_path / 'two')
+    here.write_bytes(there.read_bytes())
+    with pytest.raises(UserError, match=rf'{here.name} holds [56] records, .* says 11'):
+        Tfds(NAME, 'train', str(tmp_path / 'one'))
+
+
+def test_records_that_tfds_drops_are_missed(tmp_path):
+    """TFDS's writer of Parquet files may lose records; the data set is refused, not shortened."""
+    features = {'image': image()}
+    many = builder_class('ByolSetMany', features, lambda i: {'image': noise(i)}, count=250)
+    prepare(many, tmp_path, 'parquet')
+    if parquet.read_metadata(files(tmp_path)[0]).num_rows == 250:
+        assert len(Tfds('byol_set_many', 'train', str(tmp_path))) == 250
+        return
+    with pytest.raises(UserError, match=r'holds \d+ records, .* says 250') as caught:
+        Tfds('byol_set_many', 'train', str(tmp_path))
+    (command,) = commands(caught.value)
+    (tmp_path / 'array_record').mkdir()
+    exec(command)
+    assert len(Tfds('byol_set_many', 'train', str(tmp_path / 'array_record'))) == 250
+
+
+def test_many_row_groups_are_read_right(tmp_path, monkeypatch):
+    """Of a Parquet file with several row groups, every record is found, in slices too."""
+    monkeypatch.setattr(tfds.core.file_adapters, '_batched', row_groups)
+    rows = {'image': image(), 'label': np.int64}
+    many = builder_class('ByolSetGroups', rows, lambda i: {'image': noise(i), 'label': i}, count=25)
+    prepare(many, tmp_path, 'parquet', shards=2)
+    assert parquet.read_metadata(files(tmp_path)[0]).num_row_groups == 2
+    whole = Tfds('byol_set_groups', 'train', str(tmp_path))
+    assert sorted(whole.labels.tolist()) == list(range(25))
+    for i in np.random.default_rng(0).permutation(25).tolist():
+        np.testing.assert_array_equal(whole.load(i, 'image'), noise(int(whole.labels[i])))
+    part = Tfds('byol_set_groups', 'train[9:21]', str(tmp_path))
+    for i in range(12):
+        np.testing.assert_array_equal(part.load(i, 'image'), whole.load(9 + i, 'image'))
+
+
+def row_groups(iterator: Iterator[Any], _: int) -> Iterator[list[Any]]:
+    """Batches of 7, none lost."""
+    examples = list(iterator)
+    yield from (examples[i : i + 7] for i in range(0, len(examples), 7))
+
+
+def test_tfrecord_cut_between_two_records_is_named(tmp_path):
+    """A TFRecord file of which whole records are lost is not taken for a smaller data set."""
+    prepare(ALONE, tmp_path)
+    path = files(tmp_path)[0]
+    path.write_bytes(path.read_bytes()[: int(record_bounds(path)[-2])])
+    with pytest.raises(UserError, match=rf'{path.name} holds 10 records, .* says 11'):
+        Tfds(NAME, 'train', str(tmp_path))
+
+
+def test_a_changed_tfrecord_is_no_other_picture(tmp_path):
+    """A TFRecord file that is replaced in use by another gives errors, never other bytes."""
+    prepare(ALONE, tmp_path)
+    source = Tfds(NAME, 'train', str(tmp_path))
+    path = files(tmp_path)[0]
+    path.write_bytes(b'\1' + path.read_bytes())
+    for i in range(11):
+        with pytest.raises(UserError, match='has changed since the run began'):
+            source.load(i, 'image')
+
+
+def test_riegeli_is_refused(tmp_path):
+    """A format without random access is an error that says how to prepare another."""
+    prepare(ALONE, tmp_path)
+    (info,) = tmp_path.rglob('dataset_info.json')
+    content = json.loads(info.read_text())
+    info.write_text(json.dumps(content | {'fileFormat': 'riegeli'}))
+    with pytest.raises(UserError, match='riegeli, which has no random access') as caught:
+        Tfds(NAME, 'train', str(tmp_path))
+    (command,) = commands(caught.value)
+    (tmp_path / 'array_record').mkdir()
+    exec(command)
+    assert len(Tfds(NAME, 'train', str(tmp_path / 'array_record'), download=False)) == 11
+
+
+@pytest.mark.parametrize(
+    ('file_format', 'module', 'package'),
+    [
+        ('array_record', 'array_record.python', 'array_record'),
+        ('parquet', 'pyarrow', 'pyarrow'),
+    ],
+)
+def test_missing_packages_are_named(tmp_path, monkeypatch, file_format, module, package):
+    """Where the package of a format is not installed, the error says which, and a way without."""
+    prepare(ALONE, tmp_path, file_format)
+    monkeypatch.setitem(sys.modules, module, None)
+    with pytest.raises(UserError, match=f'pip install {package}') as caught:
+        Tfds(NAME, 'train', str(tmp_path))
+    (command,) = commands(caught.value)
+    assert "file_format='tfrecord'" in command
+
+
+@pytest.mark.parametrize('split', ['train[3:99]', 'train+tset', "train[:'a']"])
+def test_slices_that_do_not_exist(tmp_path, split):
+    """A slice that goes beyond the end or is none is an error that quotes it."""
+    prepare(ALONE, tmp_path)
+    with pytest.raises(UserError) as caught:
+        Tfds(NAME, split, str(tmp_path))
+    assert f"data.split='{split}'" in str(caught.value)
+
+
+@pytest.mark.parametrize('file_format', FORMATS)
+def test_a_run_goes_on_from_its_step_alone(tmp_path, file_format):
+    """Starting at step k gives exactly the batches of a run from step 0, in every format."""
+    prepare(ALONE, tmp_path, file_format, shards=2)
+    config = default.get_config()
+    config.batch_size = 4
+    config.views.image_size = 16
+    config.data.update(source='tfds', name=NAME, path=str(tmp_path), split='train[1:]+test[:7]')
+
+    def run(start: int) -> list[np.ndarray]:
+        data = build_data(config)
+        made = batches(data.train, config, start_step=start, stop_step=12)
+        return [np.stack([batch['view1'], batch['view2']]) for batch in made]
+
+    whole = run(0)
+    assert len({batch.tobytes() for batch in whole}) == 12
+    for start in (1, 4, 5, 11):
+        np.testing.assert_array_equal(run(start), whole[start:])
+
+
+def test_the_index_of_tfrecords_is_small(tmp_path):
+    """It takes little more than 8 bytes a record: 11 MB for ImageNet's."""
+    count, shards = 20_000, 4
+    record = struct.pack('<Q', 3) + b'crc.abccrc.'
+    instructions = []
+    for shard in range(shards):
+        path = tmp_path / f'{shard}'
+        path.write_bytes(record * count)
+        instructions.append(tfds.core.utils.shard_utils.FileInstruction(str(path), 0, -1, count))
+    tracemalloc.start()
+    records = TfRecords(None, 'train', instructions)
+    kept = tracemalloc.get_traced_memory()[0]
+    tracemalloc.stop()
+    assert len(records) == shards * count
+    assert kept < 8.5 * shards * count
+    assert records.read(2 * count + 7) == b'abc'

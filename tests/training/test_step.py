@@ -1,0 +1,396 @@
+"""The training step: the same numbers on any number of devices, and those of the paper."""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.monitoring
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from byol_jax.app.plan import make_plan
+from byol_jax.app.setup import build_training
+from byol_jax.errors import UserError
+from byol_jax.methods.byol import Byol
+from byol_jax.models.mlp import MLP
+from byol_jax.models.tap import TappedEncoder
+from byol_jax.training.step import (
+    AXIS,
+    everywhere,
+    make_train_step,
+    memory_named,
+    pmap_step,
+    replicate,
+    shard_batch,
+)
+from configs import default
+
+# Two steps under way on simulated devices can deadlock: a hard limit, and every step is awaited.
+pytestmark = pytest.mark.timeout(120)
+
+BATCH, SIZE, TOTAL_STEPS = 16, 8, 6
+BASE_EMA, WEIGHT_DECAY, PEAK = 0.9, 0.01, 0.5
+MEAN, STD = (0.5, 0.4, 0.3), (0.2, 0.3, 0.25)
+
+# Float32 sums in another order: the largest difference seen was 1.5e-6 after one step.
+ORDER_OF_SUMS = {'rtol': 2e-5, 'atol': 2e-6}
+
+
+class Net(nn.Module):
+    """Conv -> BatchNorm -> ReLU -> mean."""
+
+    axis_name: str | None = None
+
+    @nn.compact
+    def __call__(self, x, train=False):
+        x = nn.Conv(4, (3, 3), strides=2, use_bias=False, name='conv')(x)
+        x = nn.BatchNorm(not train, momentum=0.9, axis_name=self.axis_name, name='bn')(x)
+        return Mean(name='pool')(nn.relu(x))
+
+
+class Mean(nn.Module):
+    @nn.compact
+    def __call__(self, x):
+        return x.mean(axis=(1, 2))
+
+
+def make_byol(axis_name):
+    heads = MLP(8, 4, axis_name), MLP(6, 4, axis_name)
+    return Byol(TappedEncoder(Net(axis_name), 'pool'), *heads, MEAN, STD)
+
+
+class Case(NamedTuple):
+    initial: object
+    step: object
+
+
+def make_case(byol, devices=1, accumulate_steps=1):
+    config = default.get_config()
+    config.batch_size = BATCH
+    config.accumulate_steps = accumulate_steps
+    config.total_epochs, config.total_steps = None, TOTAL_STEPS
+    config.warmup_epochs, config.warmup_steps = None, 0
+    config.optimizer.weight_decay = WEIGHT_DECAY
+    config.optimizer.base_learning_rate = PEAK * 256 / BATCH
+    config.views.image_size = SIZE
+    plan = make_plan(config, examples=100, device_count=devices)
+    training = build_training(config, plan, byol)
+    step = make_train_step(byol, training.optimizer, training.schedule, plan, BASE_EMA, seed=0)
+    return Case(training.initial, pmap_step(step))
+
+
+def make_batch(step):
+    views = np.random.default_rng(step).integers(0, 256, (2, BATCH, SIZE, SIZE, 3), np.uint8)
+    return {'view1': views[0], 'view2': views[1]}
+
+
+def on_host(tree):
+    return jax.tree.map(np.array, tree)
+
+
+def run_step(case, state, step, devices):
+    """One step, awaited: (new state, metrics on the host)."""
+    state, metrics = case.step(state, shard_batch(make_batch(step), devices))
+    return state, on_host(metrics)
+
+
+class History(NamedTuple):
+    """Three steps on four devices.
+
+    Attributes:
+      states: on the host, before the first step and after each.
+      metrics: of each step.
+      compilations: made during each step.
+      last: the last state, on the devices.
+      donated: of each leaf of the state given to the last step, whether its memory was taken.
+      initial: the run's initial state, after all of this.
+    """
+
+    states: list
+    metrics: list
+    compilations: list
+    last: object
+    donated: list
+    initial: object
+
+
+@pytest.fixture(scope='module')
+def history():
+    if jax.local_device_count() < 4 and jax.default_backend() != 'cpu':
+        pytest.skip('needs four devices')
+    compiled = []
+
+    def listen(event, *_, **__):
+        if event == '/jax/core/compile/backend_compile_duration':
+            compiled.append(event)
+
+    case = make_case(make_byol(AXIS), devices=4)
+    states, metrics, compilations = [on_host(case.initial)], [], []
+    state = replicate(case.initial)
+    jax.monitoring.register_event_duration_secs_listener(listen)
+    try:
+        for step in range(3):
+            batch = shard_batch(make_batch(step), 4)
+            compiled.clear()
+            given = state
+            state, device_metrics = case.step(given, batch)
+            metrics.append(on_host(device_metrics))
+            compilations.append(len(compiled))
+            states.append(on_host(state))
+    finally:
+        jax.monitoring.unregister_event_duration_listener(listen)
+    donated = [leaf.is_deleted() for leaf in jax.tree.leaves(given)]
+    return History(states, metrics, compilations, state, donated, case.initial)
+
+
+def assert_trees_close(actual, expected, rtol, atol):
+    assert jax.tree.structure(actual) == jax.tree.structure(expected)
+    for (path, a), e in zip(
+        jax.tree.leaves_with_path(actual), jax.tree.leaves(expected), strict=True
+    ):
+        np.testing.assert_allclose(a, e, rtol, atol, err_msg=jax.tree_util.keystr(path))
+
+
+@pytest.mark.parametrize('devices', [1, 2])
+def test_the_number_of_devices_does_not_matter(history, devices):
+    """One, two and four devices make the same state and metrics of a batch, statistics too."""
+    case = make_case(make_byol(AXIS), devices)
+    state, metrics = run_step(case, on_host(case.initial), 0, devices)
+    assert_trees_close(on_host(state), history.states[1], **ORDER_OF_SUMS)
+    assert_trees_close(metrics, history.metrics[0], **ORDER_OF_SUMS)
+
+
+def test_every_device_holds_the_same_state(history):
+    """After three steps the copies on the four devices are equal bit for bit."""
+    for leaf in jax.tree.leaves(history.last):
+        first, *others = (np.asarray(shard.data) for shard in leaf.addressable_shards)
+        assert len(others) == 3
+        for other in others:
+            np.testing.assert_array_equal(other, first)
+
+
+def double(tree):
+    return jax.tree.map(lambda x: np.asarray(x, np.float64), tree)
+
+
+def norm_of(tree):
+    return math.sqrt(sum(np.sum(leaf**2) for leaf in jax.tree.leaves(tree)))
+
+
+def reference_lars(params, gradients, momentum, rate):
+    """One float64 step of LARS, (updates, momentum): kernels are adapted, nothing else is."""
+
+    def one(path, w, g, m):
+        if path[-1].key == 'kernel':
+            g = g + WEIGHT_DECAY * w
+            g = g * 1e-3 * np.linalg.norm(w) / np.linalg.norm(g)
+        return 0.9 * m + g
+
+    momentum = jax.tree_util.tree_map_with_path(one, params, gradients, momentum)
+    return jax.tree.map(lambda m: -rate * m, momentum), momentum
+
+
+def test_three_steps_match_an_independent_composition(history):
+    """Three steps are gradient, LARS, schedule and moving average, composed here in float64."""
+    byol = make_byol(axis_name=None)
+    value_and_grad = jax.jit(jax.value_and_grad(byol.loss, has_aux=True))
+    first = history.states[0]
+    online, target = double((first.online_params, first.target_params))
+    online_stats, target_stats = first.online_stats, first.target_stats
+    momentum = jax.tree.map(np.zeros_like, online)
+    for step in range(3):
+        batch = make_batch(step)
+        (loss, (online_stats, target_stats, projections)), gradients = value_and_grad(
+            *jax.tree.map(jnp.float32, (online, target)), online_stats, target_stats, **batch
+        )
+        rate = PEAK * (1 + math.cos(math.pi * step / TOTAL_STEPS)) / 2
+        tau = 1 - (1 - BASE_EMA) * (math.cos(math.pi * step / TOTAL_STEPS) + 1) / 2
+        gradients = double(gradients)
+        updates, momentum = reference_lars(online, gradients, momentum, rate)
+        online = jax.tree.map(np.add, online, updates)
+        theta = {part: online[part] for part in target}
+        target = jax.tree.map(lambda xi, t, tau=tau: tau * xi + (1 - tau) * t, target, theta)
+        unit = projections / np.linalg.norm(projections, axis=1, keepdims=True)
+
+        state = history.states[step + 1]
+        close = {'rtol': 1e-4, 'atol': 5e-6}
+        assert state.step == step + 1
+        assert_trees_close(state.online_params, online, **close)
+        assert_trees_close(state.target_params, target, **close)
+        assert_trees_close(state.online_stats, on_host(online_stats), **close)
+        assert_trees_close(state.target_stats, on_host(target_stats), **close)
+        trace = optax.tree.get(state.optimizer, 'trace')
+        assert_trees_close(trace, momentum, rtol=1e-3, atol=5e-5)
+        expected = {
+            'loss': loss,
+            'learning_rate': rate,
+            'tau': tau,
+            'feature_std': np.asarray(unit, np.float64).std(axis=0).mean(),
+            'gradient_norm': norm_of(gradients),
+            'update_norm': norm_of(updates),
+        }
+        assert history.metrics[step] == pytest.approx(jax.tree.map(float, expected), rel=1e-4)
+
+
+def test_target_follows_the_updated_online_network(history):
+    """The moving average takes the new online parameters and the tau of the step just made."""
+    for step in range(3):
+        before, after = history.states[step : step + 2]
+        tau = 1 - (1 - BASE_EMA) * (math.cos(math.pi * step / TOTAL_STEPS) + 1) / 2
+        assert history.metrics[step]['tau'] == pytest.approx(tau, abs=1e-6)
+        theta = double({part: after.online_params[part] for part in before.target_params})
+        expected = jax.tree.map(
+            lambda xi, t, tau=tau: tau * xi + (1 - tau) * t, double(before.target_params), theta
+        )
+        assert_trees_close(after.target_params, expected, rtol=1e-6, atol=1e-7)
+
+
+def test_metrics_are_float32_scalars(history):
+    """A log line gets one float32 number of each metric."""
+    for value in history.metrics[0].values():
+        assert value.shape == ()
+        assert value.dtype == np.float32
+    assert 0 < history.metrics[0]['loss'] < 8
+
+
+def test_later_steps_are_not_compiled_again(history):
+    """Only the first step compiles: a replicated state is laid out as the step returns it."""
+    assert history.compilations[0] >= 1
+    assert history.compilations[1:] == [0, 0]
+
+
+def test_the_initial_state_survives_donation(history):
+    """Steps on a replicated copy leave the run's initial state readable and unchanged."""
+    for actual, expected in zip(
+        jax.tree.leaves(history.initial), jax.tree.leaves(history.states[0]), strict=True
+    ):
+        np.testing.assert_array_equal(np.asarray(actual), expected)
+
+
+def test_the_state_is_donated(history):
+    """A step takes over the memory of the state it is given."""
+    assert all(history.donated)
+
+
+@pytest.mark.skipif(jax.default_backend() != 'cpu', reason='others may always take it')
+def test_the_state_is_kept_with_a_compilation_cache(tmp_path):
+    """With JAX's compilation cache a CPU step leaves its state's memory: taking it can crash."""
+    given = everywhere(np.arange(4.0))
+    jax.config.update('jax_compilation_cache_dir', str(tmp_path))
+    try:
+        step = pmap_step(lambda state, batch: (state + 1, jax.lax.pmean(batch, AXIS)))
+    finally:
+        jax.config.update('jax_compilation_cache_dir', None)
+    jax.block_until_ready(step(given, np.zeros(jax.local_device_count())))
+    assert not given.is_deleted()
+
+
+def test_shard_batch_gives_each_device_a_block():
+    """Device d of D gets the d-th block of the batch, in order."""
+    sharded = shard_batch({'view1': np.arange(24).reshape(8, 3)}, 4)
+    np.testing.assert_array_equal(sharded['view1'][1], [[6, 7, 8], [9, 10, 11]])
+
+
+class Watching(nn.Module):
+    """A layer without normalisation that keeps a running mean nobody uses."""
+
+    @nn.compact
+    def __call__(self, x, train=False):
+        x = nn.Dense(5, name='fc')(x.mean(axis=(1, 2)))
+        mean = self.variable('batch_stats', 'mean', jnp.zeros, 5)
+        if train:
+            mean.value = 0.9 * mean.value + 0.1 * x.mean(axis=0)
+        return Keep(name='out')(x)
+
+
+class Keep(nn.Module):
+    @nn.compact
+    def __call__(self, x):
+        return jnp.tanh(x)
+
+
+class Head(nn.Module):
+    """A projector or predictor without batch normalisation."""
+
+    output_size: int = 4
+
+    @nn.compact
+    def __call__(self, x, train):
+        return nn.Dense(self.output_size, name='out')(jnp.tanh(nn.Dense(6, name='hidden')(x)))
+
+
+@pytest.fixture(scope='module')
+def accumulated():
+    """[(initial state, states and metrics of two steps)] of 1 and of 4 passes a batch."""
+    runs = []
+    for passes in (1, 4):
+        byol = Byol(TappedEncoder(Watching(), 'out'), Head(), Head(), MEAN, STD)
+        case = make_case(byol, accumulate_steps=passes)
+        steps, state = [], on_host(case.initial)
+        for step in range(2):
+            state, metrics = run_step(case, state, step, devices=1)
+            steps.append((on_host(state), metrics))
+        runs.append((on_host(case.initial), steps))
+    return runs
+
+
+def test_accumulation_equals_the_large_batch(accumulated):
+    """Without batch normalisation, four passes of a quarter batch are one of the whole batch."""
+    (_, whole), (_, quarters) = accumulated
+    for (expected, expected_metrics), (actual, metrics) in zip(whole, quarters, strict=True):
+        assert_trees_close(actual.online_params, expected.online_params, **ORDER_OF_SUMS)
+        assert_trees_close(actual.target_params, expected.target_params, **ORDER_OF_SUMS)
+        assert_trees_close(actual.optimizer, expected.optimizer, **ORDER_OF_SUMS)
+        assert_trees_close(metrics, expected_metrics, **ORDER_OF_SUMS)
+
+
+def test_accumulation_moves_step_schedule_and_target_once(accumulated):
+    """Four passes are one step of the counter, the learning rate and the moving average."""
+    _, (initial, steps) = accumulated
+    before = initial
+    for step, (after, metrics) in enumerate(steps):
+        assert after.step == step + 1
+        share = (1 + math.cos(math.pi * step / TOTAL_STEPS)) / 2
+        assert metrics['learning_rate'] == pytest.approx(PEAK * share, rel=1e-6)
+        tau = 1 - (1 - BASE_EMA) * share
+        expected = jax.tree.map(
+            lambda xi, t, tau=tau: tau * xi + (1 - tau) * t,
+            double(before.target_params),
+            double({part: after.online_params[part] for part in before.target_params}),
+        )
+        assert_trees_close(after.target_params, expected, rtol=1e-6, atol=1e-7)
+        before = after
+
+
+def test_accumulation_moves_statistics_with_every_pass(accumulated):
+    """Running statistics see every pass: view 1 then view 2 of each quarter, in order."""
+    _, (initial, steps) = accumulated
+    batch = make_batch(0)
+    for network in ('online', 'target'):
+        fc = double(getattr(initial, f'{network}_params')['encoder']['fc'])
+        mean = np.zeros(5)
+        for quarter in range(4):
+            for view in ('view1', 'view2'):
+                images = batch[view][quarter * BATCH // 4 : (quarter + 1) * BATCH // 4]
+                colours = ((images / 255 - np.array(MEAN)) / np.array(STD)).mean(axis=(1, 2))
+                y = colours @ fc['kernel'] + fc['bias']
+                mean = 0.9 * mean + 0.1 * y.mean(axis=0)
+        stats = getattr(steps[0][0], f'{network}_stats')
+        actual = stats['encoder']['batch_stats']['mean']
+        np.testing.assert_allclose(actual, mean, rtol=1e-4, atol=1e-6)
+
+
+def test_too_little_memory_is_the_users_error():
+    """What a device says when a step does not fit names what to lower; other errors stay theirs."""
+    said = 'RESOURCE_EXHAUSTED: Out of memory allocating 43850700160 bytes.'
+    lowered = pytest.raises(UserError, match=r'batch_size=4096 .*43850700160.*accumulate_steps')
+    with lowered, memory_named(default.get_config()):
+        raise jax.errors.JaxRuntimeError(said)
+    untouched = pytest.raises(jax.errors.JaxRuntimeError, match='INTERNAL')
+    with untouched, memory_named(default.get_config()):
+        raise jax.errors.JaxRuntimeError('INTERNAL: a bug')
