@@ -92,12 +92,12 @@ def main_py() -> Callable[..., subprocess.CompletedProcess[str]]:
 @pytest.fixture(params=['OpenCV', 'PyAV'])
 def video_backend(request, monkeypatch) -> str:
     """Lets videos be decoded by OpenCV, as where PyAV is not installed, and by PyAV."""
-    from byol_jax.sources import decoders
+    from byol_jax.sources import video_file
 
     if request.param == 'PyAV':
         pytest.importorskip('av')
     else:
-        monkeypatch.setattr(decoders, '_pyav', lambda: None)
+        monkeypatch.setattr(video_file, '_pyav', lambda: None)
     return request.param
 
 

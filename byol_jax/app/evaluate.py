@@ -24,7 +24,7 @@ from byol_jax.interop.encoder import Encoder
 from byol_jax.interop.export import load_encoder
 from byol_jax.sources.bad_files import name_some
 from byol_jax.sources.build import Data, build_data
-from byol_jax.sources.test_set import has_test_set
+from byol_jax.sources.evaluation_set import has_test_set
 
 FORMAT = 'byol_jax evaluation 1'
 

@@ -12,7 +12,7 @@ from byol_jax.evaluation.spectrum import unit_std
 from byol_jax.sources.bad_files import BadFile
 from byol_jax.sources.base import Source, Subset
 from byol_jax.sources.build import Data
-from byol_jax.sources.test_set import has_test_set
+from byol_jax.sources.evaluation_set import has_test_set
 
 # Query pictures shown when nothing is held out, and pictures searched when nothing is measured.
 _SHOWN, _SHOWN_GALLERY = 8, 2000

@@ -15,7 +15,7 @@ from byol_jax.evaluation.probe import Labelled, held_out_rows
 from byol_jax.evaluation.protocol import Parts
 from byol_jax.sources.base import Source
 from byol_jax.sources.build import Data
-from byol_jax.sources.test_set import has_test_set
+from byol_jax.sources.evaluation_set import has_test_set
 
 Say = Callable[[str], None]
 

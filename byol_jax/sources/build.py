@@ -13,13 +13,10 @@ from byol_jax.sources.array import Array
 from byol_jax.sources.bad_files import SHOWN, BadFile, name_some, printable
 from byol_jax.sources.base import Cached, Source, Subset
 from byol_jax.sources.cache import DiskCached
-from byol_jax.sources.div2k import Div2k, prepared_by_tfds
-from byol_jax.sources.folder import Folder
-from byol_jax.sources.pairs import FilePairs
+from byol_jax.sources.evaluation_set import has_test_set, matched, of_test_set, test_config
+from byol_jax.sources.folder import Div2k, FilePairs, Folder, prepared_by_tfds
 from byol_jax.sources.sample import SamplePhotographs
-from byol_jax.sources.shift import ShiftedTiles
-from byol_jax.sources.test_set import has_test_set, matched, of_test_set, test_config
-from byol_jax.sources.tiles import Tiles
+from byol_jax.sources.tiles import ShiftedTiles, Tiles
 from byol_jax.sources.video import Video
 
 SOURCES = ('sample', 'folder', 'video', 'tfds', 'array')

@@ -1,7 +1,8 @@
-"""A tree of image files; the first folder level names the classes, if there is one."""
+"""Image files in folders: any tree, pairs of files by their names, and DIV2K as unpacked."""
 
 from __future__ import annotations
 
+import re
 from bisect import bisect_left
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -11,8 +12,7 @@ import numpy as np
 from byol_jax.errors import UserError, did_you_mean
 from byol_jax.sources.base import Source
 from byol_jax.sources.decode import EXTENSIONS, read_file, read_size
-from byol_jax.sources.index import listed
-from byol_jax.sources.names import Names
+from byol_jax.sources.file_list import Names, listed
 
 
 class Folder(Source):
@@ -142,3 +142,188 @@ def list_files(
             f'{", ".join(extensions)}.'
         )
     return listing.files
+
+
+_SHOWN = 5
+
+
+class FilePairs(Source):
+    """Two pictures an example, from the files of a folder whose names follow two patterns.
+
+    A pattern is a path relative to the folder, without its extension, and holds one `*`, which
+    stands for anything: `*_left` and `*_right` pair `street/7_left.png` with `street/7_right.jpg`,
+    and `left/*` and `right/*` pair `left/7.png` with `right/7.png`. The patterns are the keys of
+    the pictures. Files that follow neither are left out. Labels are those of `Folder`, by the
+    files of the first pattern.
+    """
+
+    own_files = True
+
+    def __init__(
+        self,
+        root: str | Path,
+        patterns: tuple[str, ...],
+        max_megapixels: float = 200,
+        index: str = '',
+    ):
+        """Lists the files; decodes none.
+
+        Args:
+          root: the folder. patterns: as above. max_megapixels: larger pictures are refused.
+          index: as `Folder`.
+
+        Raises:
+          UserError: the folder does not exist or holds no image, a pattern does not hold one `*`
+            or is followed by no file, or a file has no partner, or two.
+        """
+        self.root = Path(root).expanduser()
+        self.max_megapixels = max_megapixels
+        self.keys = tuple(dict.fromkeys(patterns))
+        for pattern in self.keys:
+            if pattern.count('*') != 1:
+                raise UserError(
+                    f'data.pair_keys={patterns}: a pattern of file names must hold one *, such as '
+                    f"'*_left'; '{pattern}' holds {pattern.count('*')}."
+                )
+        files = list_files(self.root, 'data.path', index=index)
+        found = {pattern: self._matching(pattern, files) for pattern in self.keys}
+        first = found[self.keys[0]]
+        for pattern, other in found.items():
+            self._check_partners(files, first, other, pattern)
+            self._check_partners(files, other, first, self.keys[0])
+        # In the order of the first pattern's files.
+        self._files = {key: files.take(found[key][name] for name in first) for key in self.keys}
+        self.labels, self.label_names = class_labels(self._files[self.keys[0]])
+
+    def _matching(self, pattern: str, files: Names) -> dict[str, int]:
+        """The places of the files that follow a pattern, by what its * stands for in each."""
+        before, after = pattern.split('*')
+        found: dict[str, int] = {}
+        for place, file in enumerate(files):
+            name = file[: file.rindex('.')]
+            if not (name.startswith(before) and name.endswith(after)):
+                continue
+            between = name[len(before) : len(name) - len(after)]
+            if between in found:
+                raise UserError(
+                    f'{files[found[between]]} and {file} in {self.root} are the same picture to '
+                    f"the pattern '{pattern}'. Take one of them out."
+                )
+            if between:
+                found[between] = place
+        if not found:
+            raise UserError(
+                f"No image in {self.root} follows the pattern '{pattern}' of data.pair_keys; its "
+                f'{len(files):,} images are {", ".join(files[:_SHOWN])}'
+                f'{", ..." if len(files) > _SHOWN else ""}. A pattern '
+                'says nothing of the extension.'
+            )
+        return found
+
+    def _check_partners(
+        self, files: Names, some: dict[str, int], others: dict[str, int], pattern: str
+    ) -> None:
+        alone = [place for name, place in some.items() if name not in others]
+        if alone:
+            shown = ', '.join(files[place] for place in alone[:_SHOWN])
+            raise UserError(
+                f"{len(alone):,} of {len(some):,} images in {self.root} have no partner '{pattern}'"
+                f': {shown}{", ..." if len(alone) > _SHOWN else ""}. Add the partners, or take '
+                'these files out.'
+            )
+
+    def __len__(self) -> int:
+        return len(self._files[self.keys[0]])
+
+    def load(self, index: int, key: str) -> np.ndarray:
+        return read_file(self.root / self._files[key][index], self.max_megapixels)
+
+    def name(self, index: int) -> str:
+        return self._files[self.keys[0]][index]
+
+    def file(self, index: int, key: str) -> str:
+        return str(self.root / self._files[key][index])
+
+    def size(self, index: int, key: str) -> tuple[int, int]:
+        return read_size(self.root / self._files[key][index], self.max_megapixels)
+
+
+_SUBSETS = {'train': 'train', 'validation': 'valid', 'valid': 'valid'}
+
+
+class Div2k(Source):
+    """DIV2K as unpacked from its own archives, with the pictures 'hr' and 'lr' of each example.
+
+    Below `root` lie `DIV2K_train_HR/0001.png` and, for 'lr', `DIV2K_train_LR_bicubic/X2/0001x2.png`
+    (`valid` for the validation split). `root` may also be the HR folder itself.
+    """
+
+    keys = ('hr', 'lr')
+    own_files = True
+
+    def __init__(
+        self, root: str | Path, split: str, keys: tuple[str, ...], max_megapixels: float = 200
+    ):
+        """Lists the pictures and checks that each has what `keys` asks for; decodes none.
+
+        Raises:
+          UserError: a folder or a picture's partner is missing.
+        """
+        root = existing_folder(Path(root).expanduser())
+        if split not in _SUBSETS:
+            raise UserError(f"data.split='{split}': DIV2K's folders have 'train' and 'validation'.")
+        subset = _SUBSETS[split]
+        if root.name == f'DIV2K_{subset}_HR':
+            root = root.parent
+        self.max_megapixels = max_megapixels
+        hr = root / f'DIV2K_{subset}_HR'
+        if not hr.is_dir():
+            raise UserError(
+                f'data.path={root} holds no folder DIV2K_{subset}_HR. It holds: '
+                f'{", ".join(sorted(p.name for p in root.iterdir())[:8]) or "nothing"}. A folder '
+                'that TFDS has prepared DIV2K in would hold div2k.'
+            )
+        self._files = {'hr': sorted(hr.glob('[0-9]*.png'))}
+        if not self._files['hr']:
+            raise UserError(f'{hr} holds no picture such as 0001.png.')
+        if 'lr' in keys:
+            self._files['lr'] = _partners(root, subset, self._files['hr'])
+
+    def __len__(self) -> int:
+        return len(self._files['hr'])
+
+    def load(self, index: int, key: str) -> np.ndarray:
+        return read_file(self._files[key][index], self.max_megapixels)
+
+    def name(self, index: int) -> str:
+        return self._files['hr'][index].name
+
+    def file(self, index: int, key: str) -> str:
+        return str(self._files[key][index])
+
+    def size(self, index: int, key: str) -> tuple[int, int]:
+        return read_size(self._files[key][index], self.max_megapixels)
+
+
+def prepared_by_tfds(root: str | Path) -> bool:
+    """Whether a folder holds DIV2K as TFDS prepares it, and not as its own archives unpack."""
+    root = Path(root).expanduser()
+    return (root / 'div2k').is_dir() and not any(root.glob('DIV2K_*_HR'))
+
+
+def _partners(root: Path, subset: str, hr: list[Path]) -> list[Path]:
+    """The low-resolution file of each high-resolution one, of the least reduction there is."""
+    folders = sorted((root / f'DIV2K_{subset}_LR_bicubic').glob('X[0-9]'))
+    if not folders:
+        raise UserError(
+            f"data.pair_keys asks for 'lr', but {root} holds no folder "
+            f'DIV2K_{subset}_LR_bicubic/X2.'
+        )
+    factor = re.sub('[^0-9]', '', folders[0].name)
+    files = [folders[0] / f'{path.stem}x{factor}.png' for path in hr]
+    missing = [file.name for file in files if not file.is_file()]
+    if missing:
+        raise UserError(
+            f'{folders[0]} lacks {len(missing)} of {len(files)} pictures, {missing[0]} first.'
+        )
+    return files

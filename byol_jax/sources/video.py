@@ -17,10 +17,9 @@ import numpy as np
 from byol_jax.errors import UserError
 from byol_jax.sources.base import Source
 from byol_jax.sources.decode import EXTENSIONS, read_file
-from byol_jax.sources.decoders import VIDEO_EXTENSIONS
+from byol_jax.sources.file_list import Names
 from byol_jax.sources.folder import class_labels, list_files
-from byol_jax.sources.names import Names
-from byol_jax.sources.video_file import Readers, VideoFile
+from byol_jax.sources.video_file import VIDEO_EXTENSIONS, Readers, VideoFile
 
 _NUMBERED = re.compile(r'(.*?)([0-9]+)', re.DOTALL)
 

@@ -20,9 +20,7 @@ from byol_jax.sources.bad_files import BadFiles
 from byol_jax.sources.base import Cached, Subset
 from byol_jax.sources.build import build_data
 from byol_jax.sources.decode import read_file, read_size
-from byol_jax.sources.div2k import Div2k
-from byol_jax.sources.folder import Folder
-from byol_jax.sources.pairs import FilePairs
+from byol_jax.sources.folder import Div2k, FilePairs, Folder
 from byol_jax.sources.tiles import Tiles
 from byol_jax.sources.video import Video
 

@@ -28,7 +28,6 @@ from byol_jax.app.progress import cache_line
 from byol_jax.app.workdir import check_workdir, resolve
 from byol_jax.errors import UserError
 from byol_jax.sources import cache as cache_module
-from byol_jax.sources import entry as entry_module
 from byol_jax.sources.build import build_data
 from byol_jax.sources.cache import DiskCached
 from byol_jax.sources.folder import Folder
@@ -345,7 +344,7 @@ def test_a_disk_that_fills_up(pictures, monkeypatch):
         write_all(file)
 
     with monkeypatch.context() as patch:
-        patch.setattr(entry_module.os, 'fsync', full)
+        patch.setattr(cache_module.os, 'fsync', full)
         with pytest.raises(UserError, match=r'No space left on device.*goes on from there'):
             fill(cached(pictures), workers=1)
     there = [p for p in (pictures.parent / 'cache').rglob('*') if p.is_file()]

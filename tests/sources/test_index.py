@@ -13,13 +13,13 @@ from test_video import write_frames
 
 from byol_jax.app.workdir import check_workdir, fingerprint, resolve
 from byol_jax.errors import UserError
-from byol_jax.sources import index
+from byol_jax.sources import file_list
 from byol_jax.sources.bad_files import BadFile, BadFiles
 from byol_jax.sources.base import Source, Subset
 from byol_jax.sources.build import Data, build_data
 from byol_jax.sources.decode import EXTENSIONS
+from byol_jax.sources.file_list import Names
 from byol_jax.sources.folder import Folder, class_labels, list_files
-from byol_jax.sources.names import Names
 from configs import default
 
 # Long before now, nanoseconds: 2020.
@@ -336,7 +336,7 @@ def test_a_damaged_index_is_made_anew(kept, capsys, monkeypatch):
     """Cut off or changed anywhere, the user's cache file is said to be damaged and replaced."""
     root, _ = kept
     monkeypatch.setenv('XDG_CACHE_HOME', str(root.parent / 'cache'))
-    monkeypatch.setattr(index, 'KEPT_FROM', 1)
+    monkeypatch.setattr(file_list, 'KEPT_FROM', 1)
     Folder(root, index='auto')
     (file,) = (root.parent / 'cache/byol_jax').iterdir()
     good = file.read_bytes()
@@ -460,7 +460,7 @@ def test_auto_is_a_file_in_the_cache_for_large_folders(animals, tmp_path, monkey
     monkeypatch.setenv('XDG_CACHE_HOME', str(cache))
     Folder(animals, index='auto')
     assert not cache.exists()
-    monkeypatch.setattr(index, 'KEPT_FROM', 5)
+    monkeypatch.setattr(file_list, 'KEPT_FROM', 5)
     other = age(touch(tmp_path / 'other', *(f'{i}.jpg' for i in range(6))))
     for root in (animals, other, animals):
         assert_lists(Folder(root, index='auto'), root)
@@ -479,7 +479,7 @@ def test_auto_without_a_home(animals, monkeypatch, capsys, home):
     monkeypatch.setenv('HOME', home)
     assert_lists(Folder(animals, index='auto'), animals)
     assert capsys.readouterr().err == ''
-    monkeypatch.setattr(index, 'KEPT_FROM', 1)
+    monkeypatch.setattr(file_list, 'KEPT_FROM', 1)
     for _ in range(2):
         assert_lists(Folder(animals, index='auto'), animals)
         assert ('cannot be written (Not a directory)' in capsys.readouterr().err) == bool(home)
@@ -488,7 +488,7 @@ def test_auto_without_a_home(animals, monkeypatch, capsys, home):
 def test_a_folder_that_holds_the_cache(tmp_path, monkeypatch, capsys):
     """A cache that lies among the pictures gets no index; ~/.cache below ~ is hidden and does."""
     root = age(touch(tmp_path / 'home', 'a/1.jpg'))
-    monkeypatch.setattr(index, 'KEPT_FROM', 1)
+    monkeypatch.setattr(file_list, 'KEPT_FROM', 1)
     monkeypatch.setenv('XDG_CACHE_HOME', str(root / 'a' / 'cache'))
     assert len(Folder(root, index='auto')) == 1
     assert not (root / 'a/cache').exists()
@@ -521,7 +521,7 @@ def test_every_source_of_files_uses_the_index(tmp_path, monkeypatch, data):
     write_frames(root, [f'{side}_{i}.png' for i in range(3) for side in ('left', 'right')])
     age(root)
     monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path / 'cache'))
-    monkeypatch.setattr(index, 'KEPT_FROM', 1)
+    monkeypatch.setattr(file_list, 'KEPT_FROM', 1)
     expected = build_data(make_config(root, index='', **data)).train
     assert not (tmp_path / 'cache').exists()
     file = tmp_path / 'i'

@@ -9,8 +9,7 @@ import pytest
 from PIL import Image
 
 from byol_jax.errors import BadPicture
-from byol_jax.sources.decode import decode
-from byol_jax.sources.jpeg import Header, decode_plain, plain_jpeg
+from byol_jax.sources.decode import Header, decode, decode_plain, plain_jpeg
 
 PLAIN = ({}, {'subsampling': 0}, {'quality': 30, 'optimize': True}, {'restart_marker_blocks': 2})
 

@@ -12,7 +12,7 @@ from PIL import Image
 from byol_jax.errors import UserError
 from byol_jax.input.stream import PairMaker
 from byol_jax.sources.build import build_data
-from byol_jax.sources.pairs import FilePairs
+from byol_jax.sources.folder import FilePairs
 from configs import default
 
 SIDES = ('*_left', '*_right')

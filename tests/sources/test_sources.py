@@ -21,8 +21,7 @@ from byol_jax.sources import build, tfds
 from byol_jax.sources.base import Cached, Source, Subset
 from byol_jax.sources.build import build_data
 from byol_jax.sources.decode import decode, read_file, read_size
-from byol_jax.sources.div2k import Div2k
-from byol_jax.sources.folder import Folder
+from byol_jax.sources.folder import Div2k, Folder
 from byol_jax.sources.sample import SamplePhotographs
 from byol_jax.sources.tiles import Tiles
 from configs import default, div2k

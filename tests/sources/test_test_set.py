@@ -13,9 +13,9 @@ from byol_jax.errors import UserError
 from byol_jax.evaluation.protocol import compared, describe, evaluate
 from byol_jax.sources.array import Array
 from byol_jax.sources.build import build_data
+from byol_jax.sources.evaluation_set import matched
+from byol_jax.sources.evaluation_set import test_config as config_of_test_set
 from byol_jax.sources.folder import Folder
-from byol_jax.sources.test_set import matched
-from byol_jax.sources.test_set import test_config as config_of_test_set
 
 
 def config_of(train, **changes):

@@ -11,8 +11,8 @@ from tfds_sets import builder_class, image, noise, prepare
 from byol_jax.errors import BadPicture, UserError
 from byol_jax.sources.base import Source, Subset
 from byol_jax.sources.build import Data, build_data
+from byol_jax.sources.evaluation_set import matched
 from byol_jax.sources.quiet_tensorflow import tf
-from byol_jax.sources.test_set import matched
 from byol_jax.sources.tfds import Tfds
 from byol_jax.training.online_probe import labels_of_probe
 from configs import default

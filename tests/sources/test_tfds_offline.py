@@ -22,7 +22,7 @@ from byol_jax.errors import UserError
 from byol_jax.input.pipeline import batches
 from byol_jax.sources.build import build_data
 from byol_jax.sources.tfds import Tfds
-from byol_jax.sources.tfds_records import TfRecords, record_bounds
+from byol_jax.sources.tfds_files import TfRecords, record_bounds
 from configs import default
 
 NAME = 'byol_set_alone'

@@ -8,8 +8,7 @@ from test_sources import SHAPES, Coordinates, div2k_folder  # noqa: F401  (a fix
 
 from byol_jax.input.stream import PairMaker
 from byol_jax.sources.build import build_data
-from byol_jax.sources.shift import ShiftedTiles, _moved
-from byol_jax.sources.tiles import Tiles
+from byol_jax.sources.tiles import ShiftedTiles, Tiles, _moved
 from configs import default, div2k
 
 

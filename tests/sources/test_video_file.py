@@ -22,7 +22,7 @@ from clips import (
 from PIL import Image
 
 from byol_jax.errors import BadPicture, UserError
-from byol_jax.sources import decoders, video_file
+from byol_jax.sources import video_file
 from byol_jax.sources.video_file import Reader, Readers, VideoFile
 
 COUNT = 40
@@ -114,7 +114,7 @@ def test_opencv_and_pyav_give_the_same_frames(hard, videos, monkeypatch):
         for hidden in (False, True):
             with monkeypatch.context() as patch:
                 if hidden:
-                    patch.setattr(decoders, '_pyav', lambda: None)
+                    patch.setattr(video_file, '_pyav', lambda: None)
                 pictures.append(Reader(VideoFile(path, 1)).read(21))
         np.testing.assert_array_equal(*pictures)
 
@@ -164,7 +164,7 @@ def test_gif_with_transparency_is_laid_over_black(tmp_path):
 # Where seeking errs.
 
 
-class Scripted(decoders.Decoder):
+class Scripted(video_file.Decoder):
     """A file of 100 frames at times 0, 10, ...; seeking does what the test says."""
 
     seeks = True
@@ -439,7 +439,7 @@ def test_what_opencv_cannot_decode_names_pyav(tmp_path, monkeypatch):
     av = pytest.importorskip('av')
     path = write_with_pyav(av, tmp_path / 'a.mp4', COUNT, 'libsvtav1', {'preset': '12', 'g': '16'})
     assert_exact(path, 0)
-    monkeypatch.setattr(decoders, '_pyav', lambda: None)
+    monkeypatch.setattr(video_file, '_pyav', lambda: None)
     with pytest.raises(UserError, match=r'a\.mp4 cannot be decoded.*pip install av'):
         VideoFile(path, 1)
 
