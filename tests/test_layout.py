@@ -12,6 +12,7 @@ PACKAGE = ROOT / 'byol_jax'
 
 # From the top down: a part imports only itself and what comes after it.
 ORDER = (
+    '__main__',
     'app',
     'evaluation',
     'interop',

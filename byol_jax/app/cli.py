@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import ast
-import importlib.util
 import re
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from absl import flags
 
 from byol_jax.app.plan import OPTIMIZERS, unknown_optimizer
+from byol_jax.app.recipes import (
+    find_recipe,
+    load_recipe,
+    recipe_names,
+    recipes_importable,
+)
 from byol_jax.errors import UserError, did_you_mean
 
 _OVERRIDE = re.compile(r'--?config\.([^=]+)(?:=(.*))?', re.DOTALL)
@@ -33,9 +37,9 @@ def checked_flags(argv: Sequence[str]) -> list[str]:
     Raises:
       UserError: a flag, config file or config key does not exist, or a value does not fit.
     """
-    name = _config_argument(argv)
+    argv, name = _find_config(argv)
     if name is not None:
-        config = _run_config_file(name)
+        config = load_recipe(name)
         known = _keys(config)
         # With another encoder, the types of the arguments of the config's own mean nothing.
         another = any(argument.lstrip('-').startswith('config.encoder.name') for argument in argv)
@@ -55,7 +59,8 @@ def checked_flags(argv: Sequence[str]) -> list[str]:
         # ml_collections reads the overrides from here, not from what it is given.
         sys.argv = list(argv)
     try:
-        rest = flags.FLAGS(list(argv))
+        with recipes_importable():  # It executes the config file once more.
+            rest = flags.FLAGS(list(argv))
     except flags.Error as error:
         raise UserError(str(error)) from error
     except (AttributeError, KeyError, TypeError, ValueError) as error:
@@ -76,7 +81,7 @@ def load_config(holder: Any) -> Any:
     """
     if holder.value is None:
         raise UserError(
-            f'No --config given. Configs: {", ".join(_known_configs())}. The flags that a run '
+            f'No --config given. Recipes: {", ".join(recipe_names())}. The flags that a run '
             'began with are in its command.txt.'
         )
     config = holder.value.copy_and_resolve_references().unlock()
@@ -110,35 +115,16 @@ def _check_optimizer(config: Any, argv: Sequence[str]) -> None:
         )
 
 
-def _config_argument(argv: Sequence[str]) -> str | None:
-    """The value of --config, or None."""
+def _find_config(argv: Sequence[str]) -> tuple[list[str], str | None]:
+    """The arguments with the file that --config names in place of the name; that file, or None."""
+    found = list(argv)
     for i, argument in enumerate(argv):
-        name, equals, value = argument.partition('=')
-        if name in ('--config', '-config'):
-            return value if equals else ''.join(argv[i + 1 : i + 2])
-    return None
-
-
-def _run_config_file(name: str) -> Any:
-    """The config that --config=`name` stands for, without overrides."""
-    file, _, argument = name.partition(':')
-    path = Path(file)
-    if not path.is_file():
-        known = _known_configs()
-        raise UserError(
-            f'--config={name}: there is no file {path}.{did_you_mean(str(path), known)} '
-            f'Configs: {", ".join(known)}.'
-        )
-    spec = importlib.util.spec_from_file_location('byol_jax_config', path)
-    if spec is None or spec.loader is None:
-        raise UserError(f'--config={name}: {path} is not a Python file.')
-    module = importlib.util.module_from_spec(spec)
-    try:
-        spec.loader.exec_module(module)
-        return module.get_config(argument) if argument else module.get_config()
-    except Exception as error:  # The file is the user's program: anything may come of it.
-        kind = '' if type(error) is ValueError else f'{type(error).__name__}: '
-        raise UserError(f'--config={name} cannot be used: {kind}{error}') from error
+        flag, equals, value = argument.partition('=')
+        if flag in ('--config', '-config'):
+            name = find_recipe(value if equals else ''.join(argv[i + 1 : i + 2]))
+            found[i : i + (1 if equals else 2)] = [f'--config={name}']
+            return found, name
+    return found, None
 
 
 def _is_encoder_argument(argument: str, known: Sequence[str]) -> bool:
@@ -154,13 +140,6 @@ def _is_encoder_argument(argument: str, known: Sequence[str]) -> bool:
         value = match[2]
     _encoder_kwargs[match[1].removeprefix(_KWARGS)] = value
     return True
-
-
-def _known_configs() -> list[str]:
-    """Those of the current folder, or else of the folder of main.py, with their whole path."""
-    here = sorted(f'configs/{path.name}' for path in Path('configs').glob('[!_]*.py'))
-    beside = Path(sys.argv[0]).resolve().parent / 'configs'
-    return here or sorted(str(path) for path in beside.glob('[!_]*.py'))
 
 
 def _keys(config: Any, prefix: str = '') -> list[str]:

@@ -42,7 +42,7 @@ def refused(result, *words: str) -> None:
 @pytest.mark.parametrize(
     ('arguments', 'words'),
     [
-        ((), ('No --config given', 'configs/div2k.py')),
+        ((), ('No --config given', 'div2k')),
         (('--config=configs/div2l.py',), ("Did you mean 'configs/div2k.py'?",)),
         (('--config=configs/div2k.py:smaple',), ("'lr_hr', 'sample'",)),
         ((SAMPLE, '--config.optimzer.momentum=1'), ("Did you mean 'optimizer.momentum'?",)),
