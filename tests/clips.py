@@ -6,8 +6,8 @@ import fractions
 import struct
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from types import ModuleType
 
+import av
 import cv2
 import numpy as np
 from PIL import Image
@@ -68,7 +68,6 @@ def write_frames(folder: Path, names: Sequence[str], clip: int = 0) -> None:
 
 
 def write_with_pyav(
-    av: ModuleType,
     path: Path,
     count: int,
     codec: str = 'libx264',
@@ -76,8 +75,10 @@ def write_with_pyav(
     container_options: dict[str, str] | None = None,
     milliseconds: Callable[[int], int] | None = None,
     title: str = '',
+    sound: str = '',
+    sound_seconds: float = 0,
 ) -> Path:
-    """Writes a video as only PyAV can: any codec and option, frames at any time."""
+    """Writes a video as only PyAV can: any codec and option, frames at any time, silent sound."""
     unit = fractions.Fraction(1, 1000)
     with av.open(str(path), 'w', options=container_options or {}) as container:
         container.metadata['title'] = title
@@ -86,6 +87,7 @@ def write_with_pyav(
         stream.pix_fmt = 'yuv420p'
         if milliseconds:
             stream.codec_context.time_base = unit
+        audio = container.add_stream(sound, rate=48000, layout='mono') if sound else None
         for number in range(count):
             made = av.VideoFrame.from_ndarray(frame(number), format='rgb24')
             made = made.reformat(format='yuv420p')
@@ -93,6 +95,14 @@ def write_with_pyav(
             made.time_base = unit if milliseconds else fractions.Fraction(1, 25)
             container.mux(stream.encode(made))
         container.mux(stream.encode())
+        if audio:
+            kind = audio.codec_context.format
+            for start in range(0, round(48000 * sound_seconds), 960):
+                silence = np.zeros((1, 960), np.int16 if kind.bytes == 2 else np.float32)
+                heard = av.AudioFrame.from_ndarray(silence, kind.name, 'mono')
+                heard.sample_rate, heard.pts = 48000, start
+                container.mux(audio.encode(heard))
+            container.mux(audio.encode())
     return path
 
 

@@ -89,18 +89,6 @@ def main_py() -> Callable[..., subprocess.CompletedProcess[str]]:
     return run
 
 
-@pytest.fixture(params=['OpenCV', 'PyAV'])
-def video_backend(request, monkeypatch) -> str:
-    """Lets videos be decoded by OpenCV, as where PyAV is not installed, and by PyAV."""
-    from byol_jax.sources import video_file
-
-    if request.param == 'PyAV':
-        pytest.importorskip('av')
-    else:
-        monkeypatch.setattr(video_file, '_pyav', lambda: None)
-    return request.param
-
-
 def process_environment(devices: int, compiling: str = 'shared') -> dict[str, str]:
     """The environment of a process with this many simulated CPU devices.
 

@@ -1,4 +1,4 @@
-"""One video file: any frame by its number, exactly, whatever the container says."""
+"""Any frame of a video file by its number, exactly, whatever the container says."""
 
 from __future__ import annotations
 
@@ -8,40 +8,41 @@ import io
 import os
 import struct
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-import cv2
+import av
 import numpy as np
 from PIL import Image
 
 from byol_jax.errors import BadPicture, UserError
-from byol_jax.sources.complete import check_complete
+from byol_jax.files import not_a_file
 from byol_jax.sources.decode import check_pixels, opened, to_rgb
-
-# What FFmpeg says of a damaged file goes to stderr; what is wrong is said here, once. -8 is
-# AV_LOG_QUIET, and OpenCV reads the variable when it opens its first video.
-os.environ.setdefault('OPENCV_FFMPEG_LOGLEVEL', '-8')
 
 VIDEO_EXTENSIONS = ('.mp4', '.m4v', '.mov', '.mkv', '.webm', '.avi', '.gif')
 
-# Containers that hold a time of presentation for every frame. AVI holds none: what a decoder makes
-# up in its place depends on where it started.
+# Containers that store the time at which each frame is shown. AVI stores none: FFmpeg then makes
+# times up, and they depend on where decoding started.
 _TIMED = ('.mp4', '.m4v', '.mov', '.mkv', '.webm')
 
-# OpenCV stops at damaged data as it does at the end, but can go on behind it; so many packets are
-# tried before it counts as the end.
-_TRIES = 64
+# A file is cut short if its last frame ends this many seconds, and the longest time between two
+# frames, before the duration that it declares. The last frame's own duration is not always
+# stored, nor that of the last piece of sound (up to 0.1 s).
+_SLACK_SECONDS = 0.1
+
+# A frame at most this many frames ahead is reached by decoding, not by seeking: a seek costs about
+# half the distance between two key frames, which is 12 to 250 frames.
+_NEAR = 30
 
 # What Pillow raises for damaged GIFs.
 _DAMAGED_GIF = (OSError, SyntaxError, ValueError, IndexError, struct.error)
 
 
 class Decoder(abc.ABC):
-    """One open video file, for one thread at a time.
+    """One open video file, decoded frame by frame. For one thread at a time.
 
-    All that a file can be wrong in raises a BadPicture that names it.
+    Every method raises BadPicture, with the file's name, if the file is damaged.
 
     Attributes:
       seeks: whether there is a `seek`.
@@ -51,20 +52,34 @@ class Decoder(abc.ABC):
 
     @abc.abstractmethod
     def advance(self) -> int | None:
-        """Decodes the next frame to be shown.
+        """Decodes the next frame in the order in which frames are shown.
 
         Returns:
-          Its time, in a unit that the kind of decoder and the file decide; None behind the last.
+          Its time, in a unit that depends on the file; None after the last frame.
         """
 
     @abc.abstractmethod
     def picture(self) -> np.ndarray:
         """The frame decoded last, turned as the file says: uint8 [H, W, 3], RGB."""
 
-    def seek(self, time: int) -> None:
-        """Makes `advance` go on at a frame near `time`; which one, its time will tell.
+    def scan(self) -> list[int]:
+        """Decodes all frames of a file that has just been opened.
 
-        Containers err, so this may fail, and so may the decoding of the frames from there.
+        Returns:
+          The time of each, as `advance` gives it.
+
+        Raises:
+          BadPicture: the file is damaged, or is seen to be cut short.
+        """
+        times = []
+        while (time := self.advance()) is not None:
+            times.append(time)
+        return times
+
+    def seek(self, time: int) -> None:
+        """Makes `advance` go on at some frame near `time`; the time it returns tells which.
+
+        This may fail, and so may decoding from there: indexes in files are not reliable.
         """
         raise NotImplementedError(f'{type(self).__name__} decodes from the beginning only')
 
@@ -74,44 +89,40 @@ class Decoder(abc.ABC):
 
 
 def open_decoder(path: Path, max_megapixels: float) -> Decoder:
-    """Opens a video at its beginning, before the first frame.
+    """Opens a video before its first frame, by PyAV, or by Pillow if it is a GIF.
 
-    Pillow decodes GIFs; all else is decoded by PyAV where it is installed, and by OpenCV where it
-    is not. Both are FFmpeg and give the same 8-bit frames; PyAV decodes more (AV1, say) and hides
-    no damage.
+    PyAV gives the same pixels for GIFs, but takes one that is cut short for a whole one.
 
     Raises:
       BadPicture: the file cannot be read, or its frames are larger than `max_megapixels`.
     """
-    if path.suffix.lower() == '.gif':
-        return _Pillow(path, max_megapixels)
-    av = _pyav()
-    return _OpenCv(path, max_megapixels) if av is None else _PyAv(av, path, max_megapixels)
+    kind = _PillowDecoder if path.suffix.lower() == '.gif' else _PyAvDecoder
+    return kind(path, max_megapixels)
 
 
-class _PyAv(Decoder):
-    def __init__(self, av: Any, path: Path, max_megapixels: float):
-        self._av, self._path = av, path
+class _PyAvDecoder(Decoder):
+    def __init__(self, path: Path, max_megapixels: float):
+        self._path = path
         self.seeks = path.suffix.lower() in _TIMED
         with self._named():
             try:
                 self._container = av.open(os.path.abspath(path))
             except UnicodeDecodeError:
-                # A title in an old encoding, which PyAV before 19 does not take by itself.
+                # A title in an old encoding; PyAV before 19 needs to be told to accept it.
                 self._container = av.open(os.path.abspath(path), metadata_errors='replace')
             self._stream = self._container.streams.best('video')
         codec = None if self._stream is None else self._stream.codec_context
         if codec is None:
             raise _damaged(path, 'it holds no video of a known kind')
         check_pixels(str(path), codec.width, codec.height, max_megapixels)
-        # Examples are prepared in parallel already, and every thread has its own frames in memory.
+        # Examples are prepared by several threads already; more would only take more memory.
         codec.thread_count = 1
-        self._frames = self._decoded(strict=True)
+        self._frames = self._decoded(self._container.demux(self._stream))
         self._frame: Any = None
 
-    def _decoded(self, strict: bool) -> Iterator[Any]:
-        """Frames from here on; `strict` refuses those that the decoder had to make up."""
-        for packet in self._container.demux(self._stream):
+    def _decoded(self, packets: Iterable[Any], *, strict: bool = True) -> Iterator[Any]:
+        """The frames of some packets; `strict` refuses frames that FFmpeg marks as damaged."""
+        for packet in packets:
             for frame in packet.decode():
                 if strict and frame.is_corrupt:
                     raise _damaged(self._path, 'a frame is damaged')
@@ -122,22 +133,75 @@ class _PyAv(Decoder):
     def advance(self) -> int | None:
         with self._named():
             self._frame = next(self._frames, None)
-        if self._frame is None:
-            return None
-        return -1 if self._frame.pts is None else self._frame.pts
+        return None if self._frame is None else _time(self._frame)
 
     def picture(self) -> np.ndarray:
         with self._named():
-            # OpenCV's choice: where no scaling is needed both convert to the same bits.
+            # Only matters where chroma is scaled.
             picture = self._frame.to_ndarray(format='rgb24', interpolation='BICUBIC')
         # Degrees, anticlockwise.
         return np.ascontiguousarray(np.rot90(picture, round(self._frame.rotation / 90)))
 
+    def scan(self) -> list[int]:
+        with self._named():
+            self._check_index()
+            ends: dict[int, float] = {}
+            times = [_time(frame) for frame in self._decoded(self._video_packets(ends))]
+        self._check_duration(times, ends)
+        return times
+
+    def _check_index(self) -> None:
+        """Raises BadPicture if the index (of an MP4, say) lists data behind the file's end."""
+        end = max((entry.pos + entry.size for entry in self._stream.index_entries), default=0)
+        if end > self._container.size:
+            raise _cut_short(
+                self._path,
+                f'it has {self._container.size:,} bytes, and its index lists frames up to byte '
+                f'{end:,}',
+            )
+
+    def _video_packets(self, ends: dict[int, float]) -> Iterator[Any]:
+        """The video's packets; notes where each of the streams ends, in seconds."""
+        for packet in self._container.demux():
+            index = packet.stream.index
+            if packet.pts is not None:
+                end = float((packet.pts + (packet.duration or 0)) * packet.time_base)
+                ends[index] = max(end, ends.get(index, end))
+            if index == self._stream.index:
+                yield packet
+
+    def _check_duration(self, times: list[int], ends: dict[int, float]) -> None:
+        """Raises BadPicture if the file ends long before the duration that it declares.
+
+        Args:
+          times: of the frames.
+          ends: seconds at which each stream ends.
+        """
+        unit = float(self._stream.time_base)
+        if self._stream.duration is not None:
+            declared, end = self._stream.duration * unit, ends.get(self._stream.index, 0.0)
+            if self._container.format.name == 'avi':
+                # FFmpeg shortens the duration if the file looks too small for it, but not the
+                # number of frames, of which each takes one unit of time.
+                declared = max(declared, self._stream.frames * unit)
+        elif self._container.duration is not None:
+            # That of the longest stream, as Matroska has it.
+            declared, end = self._container.duration / av.time_base, max(ends.values(), default=0.0)
+        else:
+            return
+        seconds = unit * np.array(times)
+        gap = float(np.diff(seconds).max(initial=0))
+        span = end - float(seconds.min(initial=0))
+        if declared - span > _SLACK_SECONDS + gap:
+            raise _cut_short(
+                self._path, f'it ends after {span:.2f} of the {declared:.2f} seconds it declares'
+            )
+
     def seek(self, time: int) -> None:
         with self._named():
             self._container.seek(time, stream=self._stream)
-        # Frames before the one sought may lack what they build on.
-        self._frames = self._decoded(strict=False)
+        # The first frames after a seek may refer to frames before it. They are not shown.
+        self._frames = self._decoded(self._container.demux(self._stream), strict=False)
 
     def close(self) -> None:
         self._container.close()
@@ -146,51 +210,15 @@ class _PyAv(Decoder):
     def _named(self) -> Iterator[None]:
         try:
             yield
-        except self._av.error.FFmpegError as error:
+        except av.error.FFmpegError as error:
             raise _damaged(self._path, error.strerror) from error
 
 
-class _OpenCv(Decoder):
-    def __init__(self, path: Path, max_megapixels: float):
-        self._path = path
-        self.seeks = path.suffix.lower() in _TIMED
-        self._capture = cv2.VideoCapture(
-            os.path.abspath(path), cv2.CAP_FFMPEG, [cv2.CAP_PROP_N_THREADS, 1]
-        )
-        if not self._capture.isOpened():
-            raise _damaged(path, 'OpenCV cannot open it', _MORE_CODECS)
-        sides = (cv2.CAP_PROP_FRAME_WIDTH, cv2.CAP_PROP_FRAME_HEIGHT)
-        width, height = (int(self._capture.get(side)) for side in sides)
-        check_pixels(str(path), width, height, max_megapixels)
-        # The default before OpenCV 5 leaves frames as they lie in the file.
-        self._capture.set(cv2.CAP_PROP_ORIENTATION_AUTO, 1)
-        self._any = False
-
-    def advance(self) -> int | None:
-        if not self._capture.grab():
-            if any(self._capture.grab() for _ in range(_TRIES)):
-                raise _damaged(self._path, 'a frame is damaged')
-            if not self._any:
-                raise _damaged(self._path, 'OpenCV finds no frame', _MORE_CODECS)
-            return None
-        self._any = True
-        # Milliseconds, as a fraction, from the start.
-        return round(1000 * self._capture.get(cv2.CAP_PROP_POS_MSEC))
-
-    def picture(self) -> np.ndarray:
-        found, picture = self._capture.retrieve()
-        if not found:
-            raise _damaged(self._path, 'a frame is damaged')
-        return cv2.cvtColor(picture, cv2.COLOR_BGR2RGB)
-
-    def seek(self, time: int) -> None:
-        self._capture.set(cv2.CAP_PROP_POS_MSEC, time / 1000)
-
-    def close(self) -> None:
-        self._capture.release()
+def _time(frame: Any) -> int:
+    return -1 if frame.pts is None else frame.pts
 
 
-class _Pillow(Decoder):
+class _PillowDecoder(Decoder):
     def __init__(self, path: Path, max_megapixels: float):
         self._path = path
         self._number = -1
@@ -222,66 +250,68 @@ class _Pillow(Decoder):
             raise _damaged(self._path, str(error)) from error
 
 
-def _pyav() -> Any:
-    """PyAV, or None where it is not installed."""
-    try:
-        import av
-    except ModuleNotFoundError:
-        return None
-    return av
-
-
-def _damaged(path: Path, what: str, more: str = '') -> BadPicture:
+def _damaged(path: Path, what: str) -> BadPicture:
     what = ' '.join(what.split()).rstrip('.')
-    return BadPicture(str(path), f'cannot be decoded: {what}', f'Mend or remove the file.{more}')
+    return BadPicture(str(path), f'cannot be decoded: {what}', 'Mend or remove the file.')
 
 
-_MORE_CODECS = ' If other programs play it, PyAV may decode it: pip install av.'
-
-
-# A frame at most so far ahead is decoded up to: seeking costs about half the distance between two
-# key frames, which is 12 to 250 frames.
-_NEAR = 30
+def _cut_short(path: Path, what: str) -> BadPicture:
+    return BadPicture(str(path), f'is cut short: {what}', 'Fetch or make it again, or remove it.')
 
 
 class VideoFile:
     """A video file and the times of its frames.
 
-    The file is decoded once, from its beginning to its end. Nothing else tells how many frames
-    there are (a container's count may be estimated, or include frames that are never shown) and
-    that all can be decoded. It costs one pass of decoding, where an epoch of training, which seeks
-    every frame, costs half a pass for each frame between two key frames.
+    The file is decoded once, from its beginning to its end. This is the only way to know how many
+    frames there are (a container's count may be an estimate, or include frames that are never
+    shown) and that all can be decoded. It costs one pass of decoding; an epoch of training, which
+    seeks every frame, costs many.
 
     Attributes:
       path: of the file.
       max_megapixels: larger frames are refused.
       times: of the frames in the order of their numbers, int64 [N], in the decoder's unit.
-      seekable: whether a frame can be told from all others by its time.
+      seekable: whether each frame has a time of its own, so that it can be found by it.
     """
 
     def __init__(self, path: Path, max_megapixels: float):
-        """Raises UserError if the file is no video, damaged, or cut short."""
+        """Decodes the file once.
+
+        Args:
+          path: of the file.
+          max_megapixels: larger frames are refused.
+
+        Raises:
+          UserError: the file is no video, damaged, or cut short.
+        """
         self.path = path
         self.max_megapixels = max_megapixels
-        check_complete(path)
+        _check_file(path)
         decoder = open_decoder(path, max_megapixels)
-        times = []
         try:
-            while (time := decoder.advance()) is not None:
-                times.append(time)
+            self.times = np.array(decoder.scan(), np.int64)
         finally:
             decoder.close()
-        if not times:
+        if not len(self.times):
             raise UserError(f'{path} holds no frame. Mend or remove the file.')
-        self.times = np.array(times, np.int64)
         self.seekable = decoder.seeks and bool(np.all(np.diff(self.times) > 0))
 
     def __len__(self) -> int:
         return len(self.times)
 
 
+def _check_file(path: Path) -> None:
+    """Raises UserError for what is not a file: the reader of a pipe, say, waits for a writer."""
+    try:
+        what = not_a_file(path.stat())
+    except OSError as error:
+        raise UserError(f'{path} cannot be read: {error.strerror}.') from error
+    if what:
+        raise UserError(f'{path} is no file but {what}. Remove it.')
+
+
 class Reader:
-    """An open video file, for one thread at a time.
+    """An open video file that reads any frame. For one thread at a time.
 
     Attributes:
       file: what is read.
@@ -294,11 +324,17 @@ class Reader:
         self._decoder: Decoder | None = None
 
     def read(self, number: int) -> np.ndarray:
-        """Frame `number`, counted from 0: uint8 [H, W, 3].
+        """Reads one frame.
 
         Frames are counted on from the one decoded last or, after a seek, from one that its time
-        identifies, and every time on the way must be the one that the file had when it was first
-        decoded. Where that fails the file is decoded from its beginning.
+        identifies. Every time on the way is compared with the one the file had at first. Where
+        that fails, the file is decoded from its beginning.
+
+        Args:
+          number: of the frame, from 0.
+
+        Returns:
+          uint8 [H, W, 3].
 
         Raises:
           BadPicture: the file is no longer what it was.
@@ -314,13 +350,13 @@ class Reader:
         return self._opened().picture()
 
     def _reached(self, number: int) -> bool:
-        """Goes to a frame in the shortest way; False if that cannot be done, or did not work."""
+        """Goes to a frame by decoding on or seeking; False if that is impossible or failed."""
         try:
             if self.at <= number and (number <= self.at + _NEAR or not self.file.seekable):
                 return self._advance(number)
             return self.file.seekable and self._sought(number)
         except BadPicture:
-            # The file was decoded as a whole, so it may only be impossible to enter it here.
+            # The whole file was decoded before, so perhaps only this place cannot be started from.
             return False
 
     def _sought(self, number: int) -> bool:

@@ -130,7 +130,7 @@ def test_two_files_that_are_the_same_frame_are_named(files, named):
     assert len(frame_clips(kept)) == 1
 
 
-def test_video_files_and_frames_side_by_side(tmp_path, video_backend):
+def test_video_files_and_frames_side_by_side(tmp_path):
     """Every video file is a clip, beside folders of frames; frames are named by their number."""
     write_video(tmp_path / 'a.mp4', 7, 1)
     write_video(tmp_path / 'b/c.WEBM', 5, 2, 'VP80')
@@ -293,7 +293,7 @@ def mixed(tmp_path) -> Path:
     return tmp_path
 
 
-def test_a_run_goes_on_from_its_step_alone(mixed, video_backend):
+def test_a_run_goes_on_from_its_step_alone(mixed):
     """Starting at step k gives exactly the batches of a run from step 0."""
     config = make_config(mixed)
     whole = collect(config, 0, 18)
@@ -340,7 +340,7 @@ def test_threads_and_processes_agree(mixed):
 
 @pytest.mark.parametrize('damage', [Path.unlink, lambda path: path.write_bytes(b'')])
 @pytest.mark.parametrize('name', ['a.mp4', 'b.webm', 'c.gif'])
-def test_a_video_that_breaks_later_is_a_bad_file(mixed, video_backend, name, damage):
+def test_a_video_that_breaks_later_is_a_bad_file(mixed, name, damage):
     """A video that is damaged or gone after the run began is one bad file, whose frames others
     replace: all other examples stay what they were, and the limit on bad files holds."""
     config = make_config(mixed, workers=1, max_frame_gap=0)
