@@ -166,5 +166,5 @@ def run(config: Any, byol: Byol, devices: int = 1, stop: int | None = None, jump
         # Awaited: two steps under way on simulated devices can deadlock.
         values = {name: float(value) for name, value in jax.device_get(metrics).items()}
         if step % plan.log_steps == 0:
-            records.append({'step': step, **values, **measure(**on_host(features))})
+            records.append({'step': step, **values, **measure(on_host(features))})
     return records

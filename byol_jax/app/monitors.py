@@ -21,8 +21,7 @@ from byol_jax.app.report.alarm_log import AlarmLog
 from byol_jax.app.report.alarms import non_finite
 from byol_jax.app.setup import Run
 from byol_jax.errors import UserError
-from byol_jax.evaluation.monitors import measure
-from byol_jax.evaluation.spectrum import lidar
+from byol_jax.evaluation.monitors import lidar, measure
 from byol_jax.input.stream import PairMaker
 from byol_jax.methods.byol import Byol, Features
 from byol_jax.models.network import path_name
@@ -93,7 +92,7 @@ class Monitors:
                 raise NonFinite(step, values, f'the {name}')
         # Threads of BLAS would fight with the input pipeline's: 9 ms became 240 ms at times.
         with self._blas.limit(limits=1):
-            measures = measure(**host)
+            measures = measure(host)
         every = self._run.config.log.lidar_every_steps
         if every and step % every == 0:
             measures['lidar'] = self._lidar(state)

@@ -16,8 +16,8 @@ from byol_jax.app.setup import Run
 from byol_jax.errors import UserError
 from byol_jax.evaluation.features import Encode
 from byol_jax.evaluation.measures import RECALL_AT
+from byol_jax.evaluation.neighbours import recall
 from byol_jax.evaluation.protocol import Evaluation, evaluate
-from byol_jax.evaluation.retrieval import recall
 from byol_jax.evaluation.views import encode_pairs
 from byol_jax.sources.build import Data
 from byol_jax.training.state import TrainState

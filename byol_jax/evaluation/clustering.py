@@ -10,8 +10,7 @@ from sklearn.cluster import KMeans  # type: ignore[import-untyped]
 from sklearn.exceptions import ConvergenceWarning  # type: ignore[import-untyped]
 from sklearn.metrics import normalized_mutual_info_score  # type: ignore[import-untyped]
 
-from byol_jax.evaluation.inputs import checked_features, checked_labels
-from byol_jax.evaluation.spectrum import unit_rows
+from byol_jax.evaluation.features import checked_features, checked_labels, unit_rows
 
 
 class Clusters(NamedTuple):

@@ -1,4 +1,4 @@
-"""Pictures of a source -> feature vectors, under one protocol for every encoder."""
+"""Pictures -> feature vectors, the same way for every encoder, and checks that they are usable."""
 
 from __future__ import annotations
 
@@ -14,7 +14,10 @@ from byol_jax.sources.bad_files import BadFile, bad_file, name_some
 from byol_jax.sources.base import Source
 from byol_jax.views.augment import center_view
 
+# uint8 [B, S, S, 3] -> float32 [B, D].
 Encode = Callable[[np.ndarray], np.ndarray]
+# Called with (done, total) as work goes on.
+Progress = Callable[[int, int], None]
 Made = TypeVar('Made')
 
 
@@ -23,13 +26,25 @@ class Encoded(NamedTuple):
 
     Attributes:
       features: float32 [M, D].
-      indices: int [M], ascending: which examples they are of.
+      indices: int [M], ascending: the examples they belong to.
       bad: what could not be read, one entry a file.
     """
 
     features: np.ndarray
     indices: np.ndarray
     bad: list[BadFile]
+
+
+class Labelled(NamedTuple):
+    """Features with labels.
+
+    Attributes:
+      features: float [N, D].
+      labels: int [N], in [0, C).
+    """
+
+    features: np.ndarray
+    labels: np.ndarray
 
 
 def encode_source(
@@ -40,14 +55,18 @@ def encode_source(
     image_size: int,
     crop_fraction: float,
     batch_size: int,
+    progress: Progress | None = None,
 ) -> Encoded:
-    """Features of all pictures of a source that can be read, in order.
+    """Features of the centre crops of all pictures of a source that can be read, in order.
 
     Args:
-      encode: uint8 [B, S, S, 3] -> float32 [B, D]; always called with B = batch_size.
-      source: the pictures. key: which of an example's pictures.
-      image_size: S. crop_fraction: see `augment.center_view`.
-      batch_size: pictures a call; a batch of fewer is filled up with zeros.
+      encode: always called with B = batch_size.
+      source: the pictures.
+      key: which of an example's pictures.
+      image_size: S, the side of the crop in pixels.
+      crop_fraction: the crop's share of the shorter side, in (0, 1]; see `augment.center_view`.
+      batch_size: pictures a call; the last batch is filled up with zeros.
+      progress: called after each batch with (pictures done, pictures in all).
 
     Raises:
       UserError: none can be read.
@@ -61,6 +80,7 @@ def encode_source(
         return center_view(picture, image_size, crop_fraction)
 
     features, indices, bad = [], [], {}
+    done = 0
     for numbers, made in in_batches(load, range(len(source)), batch_size):
         images = [view for view in made if isinstance(view, np.ndarray)]
         for index, view in zip(numbers, made, strict=True):
@@ -70,6 +90,9 @@ def encode_source(
                 indices.append(index)
         if images:
             features.append(encode_some(encode, images, batch_size))
+        done += len(numbers)
+        if progress is not None:
+            progress(done, len(source))
     if not features:
         raise UserError(
             f'None of {len(source):,} pictures can be read: {name_some([*bad.values()], 3)}.'
@@ -81,7 +104,9 @@ def encode_some(encode: Encode, images: Sequence[np.ndarray], batch_size: int) -
     """Features of at most batch_size pictures, in a batch filled up with zeros: float32 [B, D].
 
     Args:
-      encode: as for `encode_source`. images: uint8 [S, S, 3] each, at least one.
+      encode: as for `encode_source`.
+      images: uint8 [S, S, 3] each, at least one.
+      batch_size: of the call.
     """
     full = np.zeros((batch_size, *images[0].shape), np.uint8)
     full[: len(images)] = images
@@ -91,9 +116,17 @@ def encode_some(encode: Encode, images: Sequence[np.ndarray], batch_size: int) -
 def in_batches(
     make: Callable[[int], Made], numbers: Sequence[int], batch_size: int
 ) -> Iterator[tuple[Sequence[int], list[Made]]]:
-    """Makes something of every number, many at a time, in order: (numbers, what was made of them).
+    """Makes something of every number on several threads, and gives it in order, in batches.
 
     The next batch is made while one is used.
+
+    Args:
+      make: called once with each number.
+      numbers: what to make things of.
+      batch_size: numbers a batch; the last may have fewer.
+
+    Yields:
+      (numbers, what was made of them).
     """
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         waiting: tuple[Sequence[int], list[Future[Made]]] | None = None
@@ -105,3 +138,96 @@ def in_batches(
             waiting = following
         if waiting is not None:
             yield waiting[0], [future.result() for future in waiting[1]]
+
+
+def unit_rows(x: np.ndarray) -> np.ndarray:
+    """Rows of float [N, D] at length 1, in the same type; a row of zeros stays one."""
+    return x / np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-12)
+
+
+def checked_features(features: np.ndarray, name: str = 'features', ndim: int = 2) -> np.ndarray:
+    """The features unchanged, after a check that they can be used.
+
+    Args:
+      features: real numbers of any type, [N, D] or with more axes.
+      name: of the features, for the message.
+      ndim: the number of axes they must have.
+
+    Raises:
+      ValueError: another number of axes, nothing in them, or a NaN or an infinity.
+    """
+    features = np.asarray(features)
+    if features.ndim != ndim or not features.size:
+        raise ValueError(
+            f'{name}: {ndim} axes with something in each are needed, got shape {features.shape}'
+        )
+    finite = np.isfinite(features).reshape(len(features), -1).all(axis=1)
+    if not finite.all():
+        raise ValueError(
+            f'{name}: {np.sum(~finite):,} of {len(features):,} hold NaN or infinity, the first at '
+            f'index {int(np.argmin(finite))}'
+        )
+    return features
+
+
+def checked_views(view1: np.ndarray, view2: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Features of two views of the same pictures, unchanged, after a check that they can be used.
+
+    Args:
+      view1: float [N, D].
+      view2: float [N, D], row by row of the same pictures.
+
+    Raises:
+      ValueError: as `checked_features`, or the shapes differ.
+    """
+    view1, view2 = checked_features(view1, 'view 1'), checked_features(view2, 'view 2')
+    if view1.shape != view2.shape:
+        raise ValueError(f'the views have different shapes: {view1.shape} and {view2.shape}')
+    return view1, view2
+
+
+def checked_labels(
+    labels: np.ndarray, count: int, classes: int | None = None, name: str = 'labels'
+) -> np.ndarray:
+    """Labels as int64 [count], after a check that they can be used.
+
+    Args:
+      labels: whole numbers of any type.
+      count: how many there must be.
+      classes: C; the labels must be in [0, C). None: any numbers.
+      name: of the labels, for the message.
+
+    Raises:
+      ValueError: not whole numbers, not as many as the features, or outside the range.
+    """
+    labels = np.asarray(labels)
+    if labels.shape != (count,) or not np.issubdtype(labels.dtype, np.integer):
+        raise ValueError(
+            f'{name}: {count:,} whole numbers are needed, got {labels.dtype} {labels.shape}'
+        )
+    if classes is not None and count and (labels.min() < 0 or labels.max() >= classes):
+        raise ValueError(f'{name}: in 0 to {classes - 1}, got {labels.min()} to {labels.max()}')
+    return labels.astype(np.int64)
+
+
+def checked_labelled(
+    data: Labelled, classes: int, name: str, feature_size: int | None = None
+) -> Labelled:
+    """Features and labels, the labels as int64, after a check that they can be used.
+
+    Args:
+      data: what to check.
+      classes: C; the labels must be in [0, C).
+      name: of the data, for the message.
+      feature_size: D that the features must have; None: any.
+
+    Raises:
+      ValueError: features not [N, D], of another D than feature_size, or with NaN or infinity; or
+        labels that do not belong to them or are not in [0, C).
+    """
+    features = checked_features(data.features, f'{name} features')
+    if feature_size not in (None, features.shape[1]):
+        raise ValueError(
+            f'{name} features: {feature_size} channels are needed, got {features.shape}'
+        )
+    return Labelled(features, checked_labels(data.labels, len(features), classes, f'{name} labels'))

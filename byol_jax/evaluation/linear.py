@@ -19,15 +19,9 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from byol_jax.evaluation.probe import (
-    Labelled,
-    LinearModel,
-    ProbeResult,
-    best,
-    checked_labelled,
-    result_on,
-)
-from byol_jax.evaluation.ranking import top_k
+from byol_jax.evaluation.features import Labelled, Progress, checked_labelled
+from byol_jax.evaluation.neighbours import top_k
+from byol_jax.evaluation.probes import LinearModel, ProbeResult, best, result_on
 
 # Base learning rates, at batch 256 (Appendix C.1; byol/configs/eval.py, line 43, has 0.2 alone).
 LEARNING_RATES = (0.4, 0.3, 0.2, 0.1, 0.05)
@@ -49,24 +43,28 @@ def linear_evaluation(
     batch_size: int = 1024,
     momentum: float = 0.9,
     seed: int = 0,
+    progress: Progress | None = None,
 ) -> ProbeResult:
     """Top-1 and top-5 accuracy under BYOL's linear protocol, the test set having chosen nothing.
 
     A classifier is trained with every learning rate, all on the same batches. That of the highest
-    top-1 accuracy on the held-out training images, of equal ones the first, is the one tested; it
-    is not trained again with them, as in DeepMind's byol/README.md, section Linear evaluation.
+    top-1 accuracy on the held-out training images, of equal ones the first, is the one tested. It
+    is not trained again with them; neither is DeepMind's (byol/README.md, Linear evaluation).
 
     Args:
       epoch: see `Epoch`; random crops and flips of the training images in the paper, without the
-        held-out ones. `shuffled` makes one of fixed features.
+        held-out ones.
       examples: N, of an epoch.
       held_out: training images that are not in `epoch`; 10,009 of ImageNet's in the paper. Encoded
         as the test images are.
-      test: of no influence but on the two accuracies.
+      test: what the two accuracies are measured on; it has no other influence.
       classes: C. The labels are in [0, classes).
       learning_rates: at batch 256; scaled by batch_size / 256.
-      epochs, batch_size, momentum: of the SGD; see `train_linear`.
+      epochs: passes over the examples.
+      batch_size: examples a step.
+      momentum: Nesterov's.
       seed: of the classifier's first weights.
+      progress: called after each step with (steps done, steps in all).
 
     Raises:
       ValueError: unusable features or labels, or an epoch that is not of `examples` examples.
@@ -84,6 +82,7 @@ def linear_evaluation(
         batch_size=batch_size,
         momentum=momentum,
         seed=seed,
+        progress=progress,
     )
     accuracies = {
         rate: top_k(model.scores(held_out.features), held_out.labels, 1)
@@ -104,6 +103,7 @@ def train_linear(
     batch_size: int = 1024,
     momentum: float = 0.9,
     seed: int = 0,
+    progress: Progress | None = None,
 ) -> dict[float, LinearModel]:
     """A linear classifier for each learning rate, trained side by side in one pass over the data.
 
@@ -113,16 +113,20 @@ def train_linear(
     not trained on. All is float32.
 
     Args:
-      epoch, examples: see `linear_evaluation`.
-      feature_size: D. classes: C.
+      epoch: see `Epoch`.
+      examples: N, of an epoch.
+      feature_size: D.
+      classes: C. The labels are in [0, classes).
       learning_rates: at batch 256, different from each other.
-      epochs: passes over the examples. batch_size: examples a step.
+      epochs: passes over the examples.
+      batch_size: examples a step.
       momentum: Nesterov's.
       seed: of the first weights.
+      progress: called after each step with (steps done, steps in all).
 
     Returns:
       The float32 model of each learning rate. One whose training diverged holds NaN, and
-      `ranking.top_k` counts its answers as wrong.
+      `neighbours.top_k` counts its answers as wrong.
 
     Raises:
       ValueError: unusable features or labels, no learning rates or the same twice, an epoch that
@@ -150,21 +154,13 @@ def train_linear(
         # byol/utils/schedules.py, _cosine_decay.
         rates = peak * np.float32(0.5 * (1 + math.cos(math.pi * step / steps)))
         params, trace = _sgd_step(params, trace, x, y, rates, momentum)
+        if progress is not None:
+            progress(step + 1, steps)
     host = jax.tree.map(np.asarray, params)
     return {
         rate: LinearModel(host['weights'][i], host['bias'][i])
         for i, rate in enumerate(learning_rates)
     }
-
-
-def shuffled(data: Labelled, seed: int) -> Epoch:
-    """The same features every epoch, in an order drawn anew from (seed, epoch)."""
-
-    def epoch(number: int) -> Iterator[Labelled]:
-        order = np.random.default_rng([seed, number]).permutation(len(data.labels))
-        yield Labelled(data.features[order], data.labels[order])
-
-    return epoch
 
 
 def _batches(

@@ -10,13 +10,12 @@ from typing import Any
 import numpy as np
 
 from byol_jax.evaluation.clustering import clustering_score
-from byol_jax.evaluation.knn import Neighbours, nearest
+from byol_jax.evaluation.features import Labelled
 from byol_jax.evaluation.linear import Epoch, linear_evaluation
-from byol_jax.evaluation.logistic import logistic_probe, ridge_probe
-from byol_jax.evaluation.probe import Labelled, ProbeResult
+from byol_jax.evaluation.monitors import rank_me, unit_std
+from byol_jax.evaluation.neighbours import Neighbours, nearest, recall
+from byol_jax.evaluation.probes import ProbeResult, logistic_probe, ridge_probe
 from byol_jax.evaluation.protocol import compared, knn_accuracy
-from byol_jax.evaluation.retrieval import recall
-from byol_jax.evaluation.spectrum import rank_me, unit_std
 from byol_jax.evaluation.subject import Found, Say, Subject, Unmeasured, check_several
 from byol_jax.evaluation.views import augmented, encode_pairs
 from byol_jax.sources.base import Subset

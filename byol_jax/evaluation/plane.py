@@ -8,8 +8,7 @@ from typing import NamedTuple
 import numpy as np
 
 from byol_jax.errors import UserError
-from byol_jax.evaluation.inputs import checked_features
-from byol_jax.evaluation.spectrum import unit_rows
+from byol_jax.evaluation.features import checked_features, unit_rows
 
 UMAP_MISSING = (
     'No map by UMAP, which keeps neighbours together better than PCA: umap-learn is not installed '

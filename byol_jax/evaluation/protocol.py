@@ -7,8 +7,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from byol_jax.evaluation.features import Encode, Encoded, encode_source
-from byol_jax.evaluation.knn import Neighbours, classify, nearest
-from byol_jax.evaluation.spectrum import unit_std
+from byol_jax.evaluation.monitors import unit_std
+from byol_jax.evaluation.neighbours import Neighbours, classify, nearest
 from byol_jax.sources.bad_files import BadFile
 from byol_jax.sources.base import Source, Subset
 from byol_jax.sources.build import Data

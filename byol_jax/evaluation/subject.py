@@ -10,8 +10,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from byol_jax.evaluation.features import Encode
-from byol_jax.evaluation.probe import Labelled, held_out_rows
+from byol_jax.evaluation.features import Encode, Labelled
+from byol_jax.evaluation.probes import held_out_rows
 from byol_jax.evaluation.protocol import Parts
 from byol_jax.sources.base import Source
 from byol_jax.sources.build import Data

@@ -8,9 +8,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from byol_jax.errors import UserError
-from byol_jax.evaluation.features import Encode, encode_some, in_batches
+from byol_jax.evaluation.features import Encode, Labelled, encode_some, in_batches
 from byol_jax.evaluation.linear import Epoch
-from byol_jax.evaluation.probe import Labelled
 from byol_jax.input.stream import NoPictureError, PairMaker, epoch_order
 from byol_jax.sources.bad_files import BadFile
 from byol_jax.sources.base import Source

@@ -20,8 +20,8 @@ from byol_jax.app.periodic import Periodic, accuracy_of, due, other_views
 from byol_jax.app.plan import make_plan
 from byol_jax.app.progress import Stopwatch
 from byol_jax.errors import BadPicture, UserError
+from byol_jax.evaluation.neighbours import recall
 from byol_jax.evaluation.protocol import evaluate
-from byol_jax.evaluation.retrieval import recall
 from byol_jax.input.stream import PairMaker
 from byol_jax.sources.base import Source, Subset
 from byol_jax.sources.build import Data

@@ -26,8 +26,7 @@ from byol_jax.app.monitors import (
 )
 from byol_jax.app.plan import make_plan
 from byol_jax.app.setup import build_training
-from byol_jax.evaluation.monitors import measure
-from byol_jax.evaluation.spectrum import lidar, unit_std
+from byol_jax.evaluation.monitors import lidar, measure, unit_std
 from byol_jax.input.stream import PairMaker
 from byol_jax.methods.byol import Byol, Features
 from byol_jax.models.tap import TappedEncoder
@@ -47,7 +46,7 @@ def features(rows, **changes):
 def test_orthogonal_features():
     """Pictures along N axes: rank N, std sqrt((N - 1) / N) / sqrt(N), uniformity exp(-4)."""
     n = 8
-    found = measure(**features(np.eye(n)))
+    found = measure(features(np.eye(n)))
     assert found['rankme_representation'] == pytest.approx(n, rel=1e-4)
     assert found['rankme_projection'] == pytest.approx(n, rel=1e-4)
     assert found['representation_std'] == pytest.approx(math.sqrt((n - 1) / n / n), rel=1e-6)
@@ -59,13 +58,13 @@ def test_orthogonal_features():
 def test_random_features_have_the_std_of_even_cover():
     """Evenly spread directions have a std of 1/sqrt(D) a channel, the level called healthy."""
     rows = np.random.default_rng(0).normal(size=(256, 64))
-    found = measure(**features(rows))
+    found = measure(features(rows))
     assert found['representation_std'] == pytest.approx(1 / 8, rel=0.01)
 
 
 def test_collapsed_features():
     """The same features for all pictures: rank 1, std 0, uniformity 0."""
-    found = measure(**features(np.tile([[3.0, 4.0, 0.0]], (6, 1))))
+    found = measure(features(np.tile([[3.0, 4.0, 0.0]], (6, 1))))
     assert found['rankme_projection'] == pytest.approx(1, abs=1e-4)
     assert found['representation_std'] == pytest.approx(0, abs=1e-7)
     assert found['uniformity'] == pytest.approx(0, abs=1e-6)
@@ -78,7 +77,12 @@ def test_cosines_are_between_what_they_say():
         [[(math.cos(math.radians(d)), math.sin(math.radians(d)))] * 2 for d in degrees]
     )
     found = measure(
-        representation=at(0, 0), projection=at(0, 60), prediction=at(10, 70), target=at(20, 100)
+        {
+            'representation': at(0, 0),
+            'projection': at(0, 60),
+            'prediction': at(10, 70),
+            'target': at(20, 100),
+        }
     )
     cosine = lambda *degrees: np.mean([math.cos(math.radians(d)) for d in degrees])  # noqa: E731
     assert found['alignment'] == pytest.approx(2 - 2 * cosine(60))
@@ -89,9 +93,29 @@ def test_cosines_are_between_what_they_say():
 
 def test_one_picture_has_no_uniformity():
     """A process that sees a single picture leaves out what needs two."""
-    found = measure(**features(np.ones((1, 4))))
+    found = measure(features(np.ones((1, 4))))
     assert 'uniformity' not in found
     assert found['rankme_projection'] == pytest.approx(1, abs=1e-4)
+
+
+def test_only_what_is_there_is_measured():
+    """Without a predictor or a target their cosines are left out; other features do no harm."""
+    rows = np.random.default_rng(0).normal(size=(6, 4))
+    both = features(rows)
+    found = measure({'representation': both['representation'], 'anchors': np.ones(3)})
+    assert set(found) == {'representation_std', 'rankme_representation'}
+    found = measure({name: both[name] for name in ('projection', 'target')})
+    assert set(found) == {'rankme_projection', 'alignment', 'uniformity', 'online_target_cosine'}
+    one = measure({name: view[:1] for name, view in both.items()})
+    assert set(measure(both)) - set(one) == {'alignment', 'prediction_target_cosine'}
+
+
+def test_more_than_two_views():
+    """Each two views count alike: 2 of 6 ordered pairs of these three are the same picture."""
+    views = np.stack([np.eye(4), np.eye(4), -np.eye(4)])
+    found = measure({'projection': views, 'prediction': views, 'target': views})
+    assert found['alignment'] == pytest.approx((0 + 4 + 4) / 3)
+    assert found['prediction_target_cosine'] == pytest.approx((2 - 4) / 6)
 
 
 def test_wide_features_are_thinned_out():
@@ -99,7 +123,7 @@ def test_wide_features_are_thinned_out():
     rows = np.zeros((600, 32_768), np.float32)
     rows[np.arange(600), np.arange(600)] = 1
     wide = np.stack([rows, rows])
-    found = measure(wide, *[np.ones((2, 600, 4))] * 3)
+    found = measure({'representation': wide})
     # sqrt(256^2 x 2,048 / 32,768) = 64.
     assert found['rankme_representation'] == pytest.approx(64, rel=0.01)
 
@@ -162,7 +186,7 @@ def test_the_step_hands_out_the_features_of_its_batch():
             assert host[name].dtype == np.float32
             np.testing.assert_allclose(host[name][number], rows, rtol=1e-4, atol=1e-5)
 
-    found, metrics = measure(**host), jax.device_get(metrics)
+    found, metrics = measure(host), jax.device_get(metrics)
     assert found['prediction_target_cosine'] == pytest.approx(1 - metrics['loss'] / 4, abs=1e-5)
     assert unit_std(host['projection'].reshape(-1, 4)) == pytest.approx(
         float(metrics['feature_std']), rel=1e-4

@@ -2,20 +2,11 @@
 
 from __future__ import annotations
 
-import jax
 import numpy as np
 import pytest
 from scipy import special, stats
 
-from byol_jax.evaluation import on_device
-from byol_jax.evaluation.spectrum import (
-    alignment,
-    background_cosine,
-    lidar,
-    mean_cosine,
-    rank_me,
-    uniformity,
-)
+from byol_jax.evaluation.monitors import alignment, lidar, mean_cosine, rank_me, uniformity
 
 
 @pytest.fixture
@@ -244,16 +235,6 @@ def test_uniformity_does_not_see_order_rotation_or_length(rng):
         assert uniformity(other) == pytest.approx(uniformity(features), rel=1e-10)
 
 
-def test_background_cosine_is_the_mean_over_all_pairs(rng):
-    """One sum of features gives the mean over pairs; 1 is collapse, a simplex has -1 / (N - 1)."""
-    features = rng.normal(size=(30, 5)) + 0.3
-    unit = features / np.linalg.norm(features, axis=1, keepdims=True)
-    pairs = [unit[i] @ unit[j] for i in range(30) for j in range(i)]
-    assert background_cosine(features) == pytest.approx(np.mean(pairs))
-    assert background_cosine(np.full((9, 4), -2.0)) == pytest.approx(1)
-    assert background_cosine(np.eye(6) - 1 / 6) == pytest.approx(-1 / 5)
-
-
 def test_zero_features_have_no_direction():
     """Rows of zeros stay at the centre: their distance to the sphere is 1, their cosine 0."""
     zeros, ones = np.zeros((4, 3)), np.ones((4, 3))
@@ -261,7 +242,6 @@ def test_zero_features_have_no_direction():
     assert mean_cosine(zeros, ones) == 0
     assert uniformity(zeros) == 0
     assert uniformity(np.array([[0.0, 0.0], [5.0, 0.0]])) == pytest.approx(-2)
-    assert background_cosine(zeros) == 0
 
 
 # --- what is refused
@@ -273,7 +253,7 @@ def test_nan_and_infinity_are_refused(bad):
     features = np.ones((6, 4), np.float32)
     features[2, 1] = features[4, 0] = bad
     said = '2 of 6 hold NaN or infinity, the first at index 2'
-    for measure in (rank_me, uniformity, background_cosine):
+    for measure in (rank_me, uniformity):
         with pytest.raises(ValueError, match=said):
             measure(features)
     for measure in (alignment, mean_cosine):
@@ -292,26 +272,5 @@ def test_wrong_shapes_are_refused():
         lidar(np.ones((4, 4)))
     with pytest.raises(ValueError, match='different shapes'):
         alignment(np.ones((4, 2)), np.ones((5, 2)))
-    for measure in (uniformity, background_cosine):
-        with pytest.raises(ValueError, match='two of them'):
-            measure(np.ones((1, 3)))
-
-
-# --- the same on the device
-
-
-def test_on_device_measures_equal_those_in_numpy(rng):
-    """Jitted, and spread over devices, alignment and background cosine are those of `spectrum`."""
-    view1 = rng.normal(size=(8, 6)).astype(np.float32) + 0.5
-    view2 = (view1 + 0.3 * rng.normal(size=(8, 6))).astype(np.float32)
-    expected = alignment(view1, view2), background_cosine(view1)
-
-    def both(a, b, axis_name=None):
-        return on_device.alignment(a, b, axis_name), on_device.background_cosine(a, axis_name)
-
-    np.testing.assert_allclose(jax.jit(both)(view1, view2), expected, rtol=1e-5)
-    devices = jax.local_device_count()
-    spread = jax.pmap(lambda a, b: both(a, b, 'devices'), axis_name='devices')
-    found = spread(*(view.reshape(devices, -1, 6) for view in (view1, view2)))
-    for values, value in zip(found, expected, strict=True):
-        np.testing.assert_allclose(values, np.full(devices, value), rtol=1e-5)
+    with pytest.raises(ValueError, match='two of them'):
+        uniformity(np.ones((1, 3)))

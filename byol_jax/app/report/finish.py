@@ -20,9 +20,9 @@ from byol_jax.app.report.run_report import RunReport
 from byol_jax.app.report.spectrum import Spectrum, spectrum_section
 from byol_jax.app.setup import Run
 from byol_jax.errors import BadPicture
+from byol_jax.evaluation.monitors import singular_values
 from byol_jax.evaluation.plane import UMAP_FEWEST, UMAP_MISSING, pca, umap, umap_installed
 from byol_jax.evaluation.protocol import Evaluation, describe, sampled
-from byol_jax.evaluation.spectrum import singular_values
 from byol_jax.input.feed import shown_views
 from byol_jax.input.stream import PairMaker
 from byol_jax.sources.bad_files import BadFile

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 
 from byol_jax.app.report.chart import Line, line_chart, thin
-from byol_jax.evaluation.spectrum import rank_of
+from byol_jax.evaluation.monitors import rank_of
 
 # Smaller than what float32 features can carry: noise, and no power of ten is worth a tick for it.
 _SMALLEST = 1e-8

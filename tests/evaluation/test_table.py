@@ -1,93 +1,18 @@
-"""Nearest neighbours against scikit-learn, and the protocol that uses them."""
+"""The features of a source, and the protocol of the before/after table."""
 
 from __future__ import annotations
 
 import numpy as np
 import pytest
-from sklearn.neighbors import KNeighborsClassifier
 
 from byol_jax.evaluation.features import encode_source
-from byol_jax.evaluation.knn import Neighbours, classify, nearest
+from byol_jax.evaluation.monitors import unit_std
 from byol_jax.evaluation.protocol import describe, evaluate
-from byol_jax.evaluation.spectrum import unit_std
 from byol_jax.sources.base import Source
 from byol_jax.sources.build import Data
 from configs import default
 
 CLASSES = 5
-TEMPERATURE = 0.07
-
-
-@pytest.fixture(scope='module')
-def features():
-    """Random gallery [200, 16], queries [61, 16] of many lengths, and gallery labels."""
-    rng = np.random.default_rng(0)
-    gallery, queries = (rng.normal(size=(n, 16)) * rng.uniform(0.1, 10, (n, 1)) for n in (200, 61))
-    return gallery, queries, rng.integers(0, CLASSES, 200)
-
-
-@pytest.mark.parametrize('k', [1, 20, 200])
-@pytest.mark.parametrize('block', [1024, 7])
-def test_neighbours_and_votes_match_scikit_learn(features, k, block):
-    """Neighbours, cosines and weighted votes are those of KNeighborsClassifier, block or not."""
-    gallery, queries, labels = features
-    sklearn = KNeighborsClassifier(
-        k,
-        metric='cosine',
-        algorithm='brute',
-        weights=lambda distance: np.exp((1 - distance) / TEMPERATURE),
-    ).fit(gallery, labels)
-    distances, indices = sklearn.kneighbors(queries)
-    found = nearest(gallery, queries, k, block)
-    np.testing.assert_array_equal(found.indices, indices)
-    np.testing.assert_allclose(found.cosines, 1 - distances, atol=1e-6)
-    predicted = classify(found, labels, TEMPERATURE, CLASSES)
-    np.testing.assert_array_equal(predicted, sklearn.predict(queries))
-
-
-def test_the_temperature_matters():
-    """A low temperature lets the nearest neighbour decide, a high one the majority."""
-    neighbours = Neighbours(np.array([[0, 1, 2]]), np.array([[0.9, 0.8, 0.8]], np.float32))
-    labels = np.array([1, 0, 0])
-    assert classify(neighbours, labels, 0.01, 2) == [1]
-    assert classify(neighbours, labels, 1.0, 2) == [0]
-
-
-def test_a_tiny_temperature_does_not_overflow():
-    """Votes stay finite at any temperature; the nearest neighbour wins."""
-    neighbours = Neighbours(np.array([[0, 1]]), np.array([[0.9, 0.8]], np.float32))
-    assert classify(neighbours, np.array([1, 0]), 1e-4, 2) == [1]
-
-
-def test_equal_cosines_come_in_gallery_order():
-    """Of equally near pictures the lower index comes first, in a gallery of any size."""
-    lengths = 2.0 ** (np.arange(300) % 5)
-    gallery = np.eye(3)[np.arange(300) % 3] * lengths[:, None]
-    found = nearest(gallery, np.array([[0, 1, 0]]), 200)
-    others = np.flatnonzero(np.arange(300) % 3 != 1)
-    np.testing.assert_array_equal(found.indices[0, :100], np.arange(1, 300, 3))
-    np.testing.assert_array_equal(found.indices[0, 100:], others[:100])
-    np.testing.assert_array_equal(found.cosines[0], np.repeat([1, 0], 100))
-
-
-def test_equal_votes_go_to_the_lowest_label():
-    """Of equally voted labels the lowest is predicted."""
-    neighbours = Neighbours(np.array([[0, 1]]), np.array([[0.5, 0.5]], np.float32))
-    assert classify(neighbours, np.array([3, 1]), TEMPERATURE, 5) == [1]
-
-
-def test_more_neighbours_than_pictures():
-    """A k above the size of the gallery means the whole gallery."""
-    found = nearest(np.eye(3), np.eye(3)[:2], 20)
-    assert found.indices.shape == found.cosines.shape == (2, 3)
-    np.testing.assert_array_equal(found.indices[:, 0], [0, 1])
-
-
-def test_a_zero_feature_is_no_neighbour_of_anything():
-    """A feature vector of zeros has cosine 0 with everything, and is no NaN."""
-    found = nearest(np.array([[0.0, 0.0], [1.0, 1.0]]), np.array([[1.0, 0.0], [0.0, 0.0]]), 2)
-    np.testing.assert_array_equal(found.indices, [[1, 0], [0, 1]])
-    np.testing.assert_allclose(found.cosines, [[np.sqrt(0.5), 0], [0, 0]], atol=1e-6)
 
 
 class Colours(Source):

@@ -1,4 +1,4 @@
-"""Logistic and ridge regression against scikit-learn's, and how a penalty is chosen."""
+"""Logistic and ridge regression, how a penalty is chosen, and what all linear probes share."""
 
 from __future__ import annotations
 
@@ -6,18 +6,19 @@ import numpy as np
 import pytest
 from sklearn.linear_model import LogisticRegression, Ridge
 
-from byol_jax.evaluation.logistic import (
+from byol_jax.evaluation.features import Labelled, checked_labelled
+from byol_jax.evaluation.neighbours import top_k
+from byol_jax.evaluation.probes import (
     PENALTIES,
-    fit_logistic,
-    fit_ridge,
+    LinearModel,
+    best,
+    held_out_rows,
     logistic_probe,
+    result_on,
     ridge_probe,
 )
-from byol_jax.evaluation.probe import Labelled, held_out_rows
-from byol_jax.evaluation.ranking import top_k
 
 PROBES = [logistic_probe, ridge_probe]
-# One shape for most tests: each is compiled once.
 N, D, C = 300, 12, 4
 
 
@@ -28,55 +29,6 @@ def labelled(seed, spread=1.0, shift=0.0, scale=1.0):
     centres = np.random.default_rng(99).normal(size=(C, D))
     features = centres[labels] + spread * rng.normal(size=(N, D))
     return Labelled((shift + scale * features).astype(np.float32), labels)
-
-
-def loss_of(model, data, penalty):
-    """The objective of `fit_logistic`, by its definition."""
-    scores = data.features.astype(float) @ model.weights + model.bias
-    likelihoods = np.exp(scores) / np.exp(scores).sum(axis=1, keepdims=True)
-    own = likelihoods[np.arange(len(scores)), data.labels]
-    return -np.log(own).sum() + penalty / 2 * np.sum(model.weights**2)
-
-
-@pytest.mark.parametrize('penalty', [0.1, 1.0, 100.0])
-def test_logistic_regression_is_scikit_learns(penalty):
-    """The same objective, coefficients to 1e-3, and every prediction the same."""
-    train, test = labelled(0, spread=1.5), labelled(1, spread=1.5)
-    found = fit_logistic(train, C, penalty)
-    reference = LogisticRegression(C=1 / penalty, tol=1e-9, max_iter=10000)
-    reference.fit(train.features.astype(float), train.labels)
-    assert found.weights.dtype == found.bias.dtype == np.float64
-    # Of solutions that differ by a constant over classes, both take the one that sums to 0.
-    np.testing.assert_allclose(found.weights, reference.coef_.T, atol=1e-3)
-    np.testing.assert_allclose(found.bias, reference.intercept_, atol=1e-3)
-    np.testing.assert_array_equal(
-        found.scores(test.features).argmax(axis=1), reference.predict(test.features.astype(float))
-    )
-    accuracy = top_k(found.scores(test.features), test.labels, 1)
-    assert accuracy == pytest.approx(reference.score(test.features.astype(float), test.labels))
-    assert 0.3 < accuracy < 1
-
-
-def test_logistic_regression_is_at_the_minimum():
-    """No small step away from the result lowers the objective."""
-    train, rng = labelled(0, spread=1.5), np.random.default_rng(0)
-    found = fit_logistic(train, C, 1.0)
-    least = loss_of(found, train, 1.0)
-    for _ in range(20):
-        weights, bias = (part + 1e-3 * rng.normal(size=part.shape) for part in found)
-        assert loss_of(type(found)(weights, bias), train, 1.0) > least
-
-
-@pytest.mark.parametrize('penalty', [1e-3, 1.0, 1000.0])
-@pytest.mark.parametrize('rows', [N, D // 2])
-def test_ridge_regression_is_scikit_learns(penalty, rows):
-    """Coefficients to 1e-6 relative, with more and with fewer images than channels."""
-    train = Labelled(*(part[:rows] for part in labelled(0, shift=3)))
-    found = fit_ridge(train, C, penalty)
-    features = train.features.astype(float)
-    reference = Ridge(alpha=penalty, solver='svd').fit(features, np.eye(C)[train.labels])
-    np.testing.assert_allclose(found.weights, reference.coef_.T, rtol=1e-6, atol=1e-9)
-    np.testing.assert_allclose(found.scores(features), reference.predict(features), rtol=1e-6)
 
 
 @pytest.mark.parametrize('probe', PROBES)
@@ -172,8 +124,6 @@ def test_unusable_input_is_refused():
         for probe in PROBES:
             with pytest.raises(ValueError, match='penalties must be above 0'):
                 probe(train, test, classes=C, penalties=penalties)
-    with pytest.raises(ValueError, match='penalties'):
-        fit_logistic(train, C, 0)
     for held in (np.zeros(N, bool), np.ones(N, bool), np.zeros(N, int), np.ones(3, bool)):
         with pytest.raises(ValueError, match='held_out must say'):
             ridge_probe(train, test, classes=C, held_out=held)
@@ -181,3 +131,88 @@ def test_unusable_input_is_refused():
         ridge_probe(train, Labelled(test.features[:, :3], test.labels), classes=C)
     with pytest.raises(ValueError, match='training labels: in 0 to 1'):
         ridge_probe(train, test, classes=2)
+
+
+def test_held_out_rows_are_a_share_of_every_class():
+    """A tenth of each class, at least one and never all; the seed says which."""
+    labels = np.repeat([0, 1, 2, 3], [100, 50, 3, 1])
+    held = held_out_rows(labels)
+    assert held.dtype == bool
+    assert [held[labels == label].sum() for label in range(4)] == [10, 5, 1, 0]
+    np.testing.assert_array_equal(held, held_out_rows(labels, seed=0))
+    assert np.any(held != held_out_rows(labels, seed=1))
+    half = held_out_rows(labels, 0.5)
+    assert [half[labels == label].sum() for label in range(4)] == [50, 25, 2, 0]
+
+
+def test_held_out_rows_that_cannot_be():
+    """A share outside (0, 1), or classes of one image each."""
+    for fraction in (0, 1, -0.1):
+        with pytest.raises(ValueError, match='between 0 and 1'):
+            held_out_rows(np.zeros(10, int), fraction)
+    with pytest.raises(ValueError, match='no class has two'):
+        held_out_rows(np.arange(10))
+
+
+def test_the_best_is_the_first_of_the_highest():
+    """Of equal accuracies the first value tried."""
+    assert best({0.4: 0.5, 0.3: 0.7, 0.2: 0.7, 0.1: 0.6}) == 0.3
+
+
+def test_a_result_is_the_accuracy_of_its_model():
+    """top1 and top5 are those of the scores x W + b on the test set."""
+    rng = np.random.default_rng(0)
+    model = LinearModel(rng.normal(size=(3, 8)), rng.normal(size=8))
+    test = Labelled(rng.normal(size=(50, 3)), rng.integers(0, 8, 50))
+    scores = np.array([[row @ w for w in model.weights.T] + model.bias for row in test.features])
+    found = result_on(test, model, 0.1, {0.1: 0.9})
+    assert found.top1 == top_k(scores, test.labels, 1)
+    assert found.top5 == top_k(scores, test.labels, 5)
+    assert found.top1 < found.top5 < 1
+    assert (found.chosen, found.held_out) == (0.1, {0.1: 0.9})
+
+
+def test_a_diverged_model_scores_nothing():
+    """NaN and infinite weights give scores without a warning, and an accuracy of 0."""
+    for value in (np.nan, np.inf):
+        model = LinearModel(np.full((2, 3), value), np.zeros(3))
+        assert top_k(model.scores(np.array([[1.0, -1.0]])), np.array([0]), 3) == 0
+
+
+def test_unusable_data_is_refused():
+    """NaN, another number of channels or labels, labels out of range: with the data's name."""
+    features, labels = np.ones((4, 2)), np.arange(4) % 2
+    assert checked_labelled(Labelled(features, labels), 2, 'test', 2).labels.dtype == np.int64
+    for data, said in (
+        (Labelled(np.nan * features, labels), 'test features: 4 of 4 hold NaN'),
+        (Labelled(features[:, :1], labels), '2 channels'),
+        (Labelled(features, labels[:3]), 'test labels: 4 whole numbers'),
+        (Labelled(features, labels + 1), 'test labels: in 0 to 1, got 1 to 2'),
+        (Labelled(features, labels - 1), 'got -1 to 0'),
+        (Labelled(features, labels.astype(float)), 'whole numbers'),
+    ):
+        with pytest.raises(ValueError, match=said):
+            checked_labelled(data, 2, 'test', 2)
+
+
+@pytest.mark.parametrize('probe', PROBES)
+def test_two_labels_of_plain_arrays(probe):
+    """Two labels, as many classes as the labels show, and a model of both of them."""
+    train, test = (
+        data._replace(labels=data.labels // 2) for data in (labelled(0, 0.2), labelled(1, 0.2))
+    )
+    found = probe(train, test)
+    assert found.model.weights.shape == (D, 2)
+    assert found.top1 == top_k(found.model.scores(test.features), test.labels, 1) > 0.95
+
+
+@pytest.mark.parametrize('probe', PROBES)
+def test_labels_without_images_are_never_predicted(probe):
+    """Labels 0 and 2 of four alone: the answer is one of them, and the other two come last."""
+    train, test = (
+        data._replace(labels=data.labels // 2 * 2) for data in (labelled(0, 0.2), labelled(1, 0.2))
+    )
+    found = probe(train, test, classes=C)
+    order = np.argsort(found.model.scores(test.features), axis=1)
+    assert set(order[:, 2:].ravel()) == {0, 2}
+    assert found.top1 > 0.95
