@@ -11,71 +11,20 @@ from typing import IO, NamedTuple
 import cv2
 import numpy as np
 from PIL import Image, UnidentifiedImageError
-from PIL.PngImagePlugin import PngImageFile
 
 from byol_jax.errors import BadPicture
 from byol_jax.files import not_a_file
 
-# ITU-T T.81, Table B.1, and JFIF. Others, such as EXIF (APP1), Adobe's colours (APP14) or
-# progressive pictures, are left to Pillow.
-_START, _END = b'\xff\xd8', b'\xff\xd9'
-_FRAME, _SCAN = 0xC0, 0xDA
-_KNOWN = {_FRAME, _SCAN, 0xC4, 0xDB, 0xDD, 0xE0}  # and DHT, DQT, DRI, APP0
-
-# What cannot be in the data of a scan: any marker but a restart (Section B.1.1.5).
-_MARKER = re.compile(rb'\xff[^\x00\xff\xd0-\xd7]')
-
-# Below the limit of OpenCV (CV_IO_MAX_IMAGE_PIXELS, 2^30).
-_MOST_PIXELS = 2**28
-
-
-class Header(NamedTuple):
-    """Sides in pixels."""
-
-    width: int
-    height: int
-
-
-def plain_jpeg(data: bytes) -> Header | None:
-    """The header of a whole baseline JPEG of one scan, grey or of three components; else None."""
-    if not (data.startswith(_START) and data.endswith(_END)):
-        return None
-    at, header, components = len(_START), None, 0
-    while at + 4 <= len(data) and data[at] == 0xFF and data[at + 1] in _KNOWN:
-        kind, end = data[at + 1], at + 2 + _uint16(data, at + 2)
-        body, at = data[at + 4 : end], end
-        if kind == _FRAME and len(body) > 5:
-            header = Header(_uint16(body, 3), _uint16(body, 1))
-            components = body[5]
-        if kind == _SCAN:
-            if header is None or components not in (1, 3) or body[:1] != bytes([components]):
-                return None
-            found = _MARKER.search(data, at)
-            whole = found is not None and found.start() == len(data) - len(_END)
-            return header if whole and 0 < header.width * header.height <= _MOST_PIXELS else None
-    return None
-
-
-def decode_plain(data: bytes) -> np.ndarray | None:
-    """Decodes what `plain_jpeg` knows: uint8 [H, W, 3], or None if that fails."""
-    flags = cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION
-    return cv2.imdecode(np.frombuffer(data, np.uint8), flags)
-
-
-def _uint16(data: bytes, at: int) -> int:
-    return int.from_bytes(data[at : at + 2], 'big')
-
-
-# `opened` checks data.max_megapixels instead, before anything is decoded.
+# Pillow's own limit would refuse large pictures; `opened` checks data.max_megapixels instead.
 Image.MAX_IMAGE_PIXELS = None
 
 EXTENSIONS = ('.jpg', '.jpeg', '.png', '.webp', '.bmp')
-# By contents, whatever the name says.
+# What a file holds is told by its first bytes, not by its name.
 _FORMATS = ('JPEG', 'PNG', 'WEBP', 'BMP', 'GIF')
-# Loads the readers of all formats; by itself Pillow loads them one failure at a time.
+# Loads the readers of all formats now. Pillow would load them when it first fails to open a file.
 Image.init()
 
-# Header tag of the EXIF orientation, and what makes a picture of each orientation upright.
+# EXIF's tag of the orientation, and what turns a picture of each orientation upright.
 _ORIENTATION = 0x0112
 _UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -86,24 +35,43 @@ _UPRIGHT = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-# Those that turn the picture by a quarter, swapping its sides.
+# Orientations that swap height and width.
 _QUARTER_TURNS = (5, 6, 7, 8)
 
-# PNG 3rd edition, 5.2 and 5.3: a signature, then chunks of length, type, data and checksum; of the
-# types those that may hold an orientation, in EXIF, XMP or as ImageMagick writes it.
+# PNG 3rd edition, 5.2 and 5.3: a signature, then chunks of length, type, data and checksum. A text
+# chunk begins with a keyword and a 0; these two hold XMP, and EXIF as ImageMagick writes it.
 _PNG_SIGNATURE, _PNG_CHUNK, _PNG_CHECKSUM = 8, struct.Struct('>I4s'), 4
-_PNG_METADATA = (b'eXIf', b'iTXt', b'tEXt', b'zTXt')
+_PNG_TEXTS = (b'iTXt', b'tEXt', b'zTXt')
+_PNG_ORIENTED = (b'XML:com.adobe.xmp\0', b'Raw profile type exif\0')
+_PNG_KEYWORD = max(map(len, _PNG_ORIENTED))
+
+# Plain JPEGs are decoded by OpenCV, in two thirds of Pillow's time and with the same pixels. OpenCV
+# also decodes some damaged files that Pillow refuses, so it is given only files whose markers say
+# that they are whole: of 4,000 files damaged at random, it and Pillow then refused the same ones
+# (tests/sources/test_decode.py tries some).
+#
+# ITU-T T.81, Table B.1, and JFIF: start, end, and the segments of a plain JPEG (SOF0, SOS, DHT,
+# DQT, DRI, APP0). Files with others (EXIF, Adobe's colours, progressive) are left to Pillow.
+_START, _END = b'\xff\xd8', b'\xff\xd9'
+_FRAME, _SCAN = 0xC0, 0xDA
+_KNOWN = {_FRAME, _SCAN, 0xC4, 0xDB, 0xDD, 0xE0}
+
+# The data of a scan holds no marker but restarts (Section B.1.1.5).
+_MARKER = re.compile(rb'\xff[^\x00\xff\xd0-\xd7]')
+
+# Below OpenCV's own limit (CV_IO_MAX_IMAGE_PIXELS, 2^30).
+_MOST_PIXELS = 2**28
 
 # How Pillow and the operating system report what cannot be read.
 _UNREADABLE = (OSError, SyntaxError, ValueError, EOFError, struct.error)
 _ADVICE = 'Mend or remove the file.'
 
-# Four channels of 16 bits, uncompressed, and room for metadata.
+# No file is read that is larger than four uncompressed channels of 16 bits, and some metadata.
 _BYTES_A_PIXEL, _BYTES_BESIDE = 8, 2**28
 
 
 def decode(data: bytes, name: str, max_megapixels: float) -> np.ndarray:
-    """Decodes one image file: uint8 [H, W, 3].
+    """Decodes one image file.
 
     Grey, palette, 16-bit and CMYK pictures become 8-bit RGB, alpha is laid over black, EXIF
     rotation is applied, and of an animation the first frame is taken.
@@ -111,7 +79,10 @@ def decode(data: bytes, name: str, max_megapixels: float) -> np.ndarray:
     Args:
       data: the file's bytes.
       name: named in errors.
-      max_megapixels: pictures whose header declares more are refused before any decoding.
+      max_megapixels: pictures whose header declares more are refused before they are decoded.
+
+    Returns:
+      uint8 [H, W, 3].
 
     Raises:
       BadPicture: the file is damaged, empty, no image, or too large.
@@ -138,7 +109,7 @@ def _upright(image: Image.Image) -> Image.Image:
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
-    """An image of any mode as 8-bit RGB, alpha over black."""
+    """Converts an image of any mode to 8-bit RGB, with alpha laid over black."""
     if image.mode.startswith('I'):
         # Pillow clips 16-bit values to 255 instead of scaling them.
         wide = np.asarray(image, np.float32)
@@ -147,52 +118,80 @@ def to_rgb(image: Image.Image) -> Image.Image:
         rgba = image.convert('RGBA')
         black = Image.new('RGBA', rgba.size, (0, 0, 0, 255))
         return Image.alpha_composite(black, rgba).convert('RGB')
-    # `convert` would copy what is RGB already: a tenth of the time of decoding it.
+    # `convert` would copy an RGB image, which takes a tenth of the time of decoding it.
     return image if image.mode == 'RGB' else image.convert('RGB')
 
 
 def read_size(path: Path, max_megapixels: float) -> tuple[int, int]:
-    """(height, width) of an image file as `decode` would return it, without decoding it.
+    """The size of an image file as `decode` returns it, read from its header.
+
+    Only a PNG with an orientation behind its pixels is decoded for it.
+
+    Args:
+      path: of the file.
+      max_megapixels: larger pictures are refused.
+
+    Returns:
+      (height, width).
 
     Raises:
-      BadPicture: the file cannot be read, or its header is no image's or declares too much.
+      BadPicture: the file cannot be read, is no image, or declares too many pixels.
     """
     try:
         _check_file(path, max_megapixels)
         with path.open('rb') as file, opened(file, str(path), max_megapixels) as image:
             width, height = image.size
-            if isinstance(image, PngImageFile) and 'exif' not in image.info:
-                _read_behind_pixels(image)
-            # The base class's method: the one of PNGs decodes the whole picture.
-            turned = Image.Image.getexif(image).get(_ORIENTATION, 1) in _QUARTER_TURNS
+            # A PNG's `getexif` decodes the picture to find what is behind the pixels; that of the
+            # base class does not.
+            own = image.format == 'PNG' and 'exif' not in image.info and _turned_behind_pixels(file)
+            exif = image.getexif() if own else Image.Image.getexif(image)
+            turned = exif.get(_ORIENTATION, 1) in _QUARTER_TURNS
     except _UNREADABLE as error:
         raise BadPicture(str(path), f'cannot be read: {_phrase(error)}', _ADVICE) from error
     return (width, height) if turned else (height, width)
 
 
-def _read_behind_pixels(image: PngImageFile) -> None:
-    """Adds to `info` what stands behind the pixels of a PNG, as decoding it would."""
-    file, stream, behind = image.fp, image.png, False
-    assert file is not None
-    assert stream is not None
+def _turned_behind_pixels(file: IO[bytes]) -> bool:
+    """Whether a PNG has a chunk behind its pixels that may hold an orientation.
+
+    Args:
+      file: of the PNG; its position is the same afterwards.
+    """
+    position = file.tell()
+    try:
+        return _chunk_behind_pixels(file)
+    finally:
+        file.seek(position)
+
+
+def _chunk_behind_pixels(file: IO[bytes]) -> bool:
     file.seek(_PNG_SIGNATURE)
+    behind = False
     while len(head := file.read(_PNG_CHUNK.size)) == _PNG_CHUNK.size:
         length, kind = _PNG_CHUNK.unpack(head)
         start = file.tell()
-        if kind == b'IEND' or (behind and kind == b'fcTL' and image.is_animated):
-            return  # Of an animation what follows belongs to the second frame.
         behind = behind or kind == b'IDAT'
-        if behind and kind in _PNG_METADATA:
-            stream.call(kind, start, length)
+        if behind and kind == b'eXIf':
+            return True
+        if behind and kind in _PNG_TEXTS and file.read(_PNG_KEYWORD).startswith(_PNG_ORIENTED):
+            return True
         file.seek(start + length + _PNG_CHECKSUM)
+    return False
 
 
 def read_file(path: Path, max_megapixels: float) -> np.ndarray:
-    """Reads and decodes one image file: uint8 [H, W, 3].
+    """Reads and decodes one image file.
+
+    Args:
+      path: of the file.
+      max_megapixels: larger pictures are refused.
+
+    Returns:
+      uint8 [H, W, 3].
 
     Raises:
-      BadPicture: as `decode` does, or the file cannot be read, is none but a folder, pipe or
-        device, or holds more bytes than a picture of `max_megapixels` can.
+      BadPicture: as `decode`; or the file cannot be read, is a folder, pipe or device, or is larger
+        than a picture of `max_megapixels` can be.
     """
     try:
         _check_file(path, max_megapixels)
@@ -203,11 +202,11 @@ def read_file(path: Path, max_megapixels: float) -> np.ndarray:
 
 
 def _check_file(path: Path, max_megapixels: float) -> None:
-    """Raises BadPicture for what could be read without end, or would fill the memory."""
+    """Raises BadPicture for what is not a file, or too large to be read into memory."""
     status = path.stat()
     what = not_a_file(status)
     if what:
-        # The reader of a pipe waits for a writer, and some devices never end.
+        # Reading a pipe waits for a writer, and some devices never end.
         raise BadPicture(str(path), f'is no file but {what}', _ADVICE)
     if status.st_size > _BYTES_A_PIXEL * max_megapixels * 1e6 + _BYTES_BESIDE:
         raise BadPicture(
@@ -219,7 +218,7 @@ def _check_file(path: Path, max_megapixels: float) -> None:
 
 
 def opened(file: IO[bytes], name: str, max_megapixels: float) -> Image.Image:
-    """Opens an image without decoding it; raises UserError if it is none, or too large."""
+    """Opens an image without decoding it; raises BadPicture if it is no image, or too large."""
     try:
         image = Image.open(file, formats=_FORMATS)
     except UnidentifiedImageError as error:
@@ -229,7 +228,7 @@ def opened(file: IO[bytes], name: str, max_megapixels: float) -> Image.Image:
 
 
 def check_pixels(name: str, width: int, height: int, max_megapixels: float) -> None:
-    """Raises BadPicture if a file declares more pixels a picture than are allowed."""
+    """Raises BadPicture if a file declares more pixels than are allowed."""
     megapixels = width * height / 1e6
     if megapixels > max_megapixels:
         raise BadPicture(
@@ -240,7 +239,48 @@ def check_pixels(name: str, width: int, height: int, max_megapixels: float) -> N
         )
 
 
+class Header(NamedTuple):
+    """Sides in pixels."""
+
+    width: int
+    height: int
+
+
+def plain_jpeg(data: bytes) -> Header | None:
+    """Reads the header of a plain JPEG: whole, baseline, one scan, one or three components.
+
+    Returns:
+      None if the file is not such a JPEG.
+    """
+    if not (data.startswith(_START) and data.endswith(_END)):
+        return None
+    at, header, components = len(_START), None, 0
+    while at + 4 <= len(data) and data[at] == 0xFF and data[at + 1] in _KNOWN:
+        kind, end = data[at + 1], at + 2 + _uint16(data, at + 2)
+        body, at = data[at + 4 : end], end
+        if kind == _FRAME and len(body) > 5:
+            header = Header(_uint16(body, 3), _uint16(body, 1))
+            components = body[5]
+        if kind == _SCAN:
+            if header is None or components not in (1, 3) or body[:1] != bytes([components]):
+                return None
+            found = _MARKER.search(data, at)
+            whole = found is not None and found.start() == len(data) - len(_END)
+            return header if whole and 0 < header.width * header.height <= _MOST_PIXELS else None
+    return None
+
+
+def decode_plain(data: bytes) -> np.ndarray | None:
+    """Decodes a plain JPEG: uint8 [H, W, 3], or None if that fails."""
+    flags = cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION
+    return cv2.imdecode(np.frombuffer(data, np.uint8), flags)
+
+
+def _uint16(data: bytes, at: int) -> int:
+    return int.from_bytes(data[at : at + 2], 'big')
+
+
 def _phrase(error: Exception) -> str:
-    """What an error says, on one line, without the file's name and a full stop."""
+    """The message of an error on one line, without the file's name or a full stop."""
     said = (error.strerror if isinstance(error, OSError) else None) or str(error)
     return ' '.join(said.split()).rstrip('.') or type(error).__name__
