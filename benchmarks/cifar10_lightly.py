@@ -92,7 +92,7 @@ def own_steps(train: Path) -> Iterator[Callable[[], None]]:
         run.training.optimizer,
         run.training.schedule,
         run.plan,
-        config.target.base_ema,
+        config.target.tau_base,
         config.seed,
     )
     feed = open_feed(run, 0, BadFiles(run.data.train, 'image', 0.0))

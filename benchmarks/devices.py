@@ -55,7 +55,7 @@ def weights_after(byol: Byol, config: Any, devices: int) -> dict[int, np.ndarray
     training = build_training(config, plan, byol)
     step = jax.pmap(
         make_train_step(
-            byol, training.optimizer, training.schedule, plan, config.target.base_ema, config.seed
+            byol, training.optimizer, training.schedule, plan, config.target.tau_base, config.seed
         ),
         axis_name=AXIS,
         in_axes=(None, 0),

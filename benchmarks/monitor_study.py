@@ -39,7 +39,7 @@ _VIEWS = ('views.view1', 'views.view2')
 _COLOURS = ('jitter', 'gray', 'solarize')
 
 # What every run has in common.
-BASE = ('warmup_epochs=0.5', 'optimizer.base_learning_rate=4.0', 'target.base_ema=0.9')
+BASE = ('warmup_epochs=0.5', 'optimizer.base_learning_rate=4.0', 'target.tau_base=0.9')
 
 # What each run changes in that.
 RUNS: dict[str, tuple[str, ...]] = {
@@ -49,9 +49,9 @@ RUNS: dict[str, tuple[str, ...]] = {
     'learning rate x 3': ('optimizer.base_learning_rate=12.0',),
     'learning rate x 25': ('optimizer.base_learning_rate=100.0',),
     'AdamW 2e-3': ('optimizer.name=adamw', 'optimizer.base_learning_rate=2e-3'),
-    'tau 0': ('target.base_ema=0.0',),
-    'tau 0.99': ('target.base_ema=0.99',),
-    'tau 0.999': ('target.base_ema=0.999',),
+    'tau 0': ('target.tau_base=0.0',),
+    'tau 0.99': ('target.tau_base=0.99',),
+    'tau 0.999': ('target.tau_base=0.999',),
     'no colours': tuple(f'{view}.{key}=0.0' for view in _VIEWS for key in _COLOURS),
     'no crops': tuple(f'{view}.crop_area=(0.9,1.0)' for view in _VIEWS),
     'small crops': tuple(f'{view}.crop_area=(0.05,0.3)' for view in _VIEWS),

@@ -51,7 +51,7 @@ class Side:
             run.training.optimizer,
             run.training.schedule,
             run.plan,
-            run.config.target.base_ema,
+            run.config.target.tau_base,
             run.config.seed,
             count,
         )

@@ -78,7 +78,7 @@ def one_pass(byol: Any, config: Any, plan: Plan, training: Training) -> Any:
         accumulate_steps=1,
     )
     step = make_train_step(
-        byol, training.optimizer, training.schedule, single, config.target.base_ema, config.seed
+        byol, training.optimizer, training.schedule, single, config.target.tau_base, config.seed
     )
     size = config.views.image_size
     shape = (jax.local_device_count(), single.device_batch_size, size, size, 3)
@@ -108,7 +108,7 @@ def main(_: list[str]) -> None:
     training = build_training(config, plan, byol)
     step = pmap_step(
         make_train_step(
-            byol, training.optimizer, training.schedule, plan, config.target.base_ema, config.seed
+            byol, training.optimizer, training.schedule, plan, config.target.tau_base, config.seed
         )
     )
     size, rng = config.views.image_size, np.random.default_rng(0)

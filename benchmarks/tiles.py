@@ -36,8 +36,8 @@ import cv2
 import numpy as np
 from absl import app, flags
 
+from byol_jax.app.data import build_data
 from byol_jax.input.pipeline import batches
-from byol_jax.sources.build import build_data
 from byol_jax.sources.sample import SamplePhotographs
 from configs import div2k
 

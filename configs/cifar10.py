@@ -46,7 +46,7 @@ def get_config(arg: str = '200') -> ml_collections.ConfigDict:
     config.encoder.kwargs = {'small_images': True}
     config.optimizer.base_learning_rate = 4.0 if arg == 'cpu' else 2.0
     config.optimizer.weight_decay = 1e-6
-    config.target.base_ema = TAU.get(arg, 0.9)
+    config.target.tau_base = TAU.get(arg, 0.9)
     config.evaluate.crop_fraction = 1.0
     config.checkpoint.every_epochs = 10.0
     if arg == 'cpu':

@@ -24,6 +24,9 @@ def get_view(blur: float, solarize: float) -> ml_collections.ConfigDict:
     view.blur_sigma = (0.1, 2.0)  # blur sigma, pixels of the view, uniform
     view.solarize = solarize  # probability of solarization
     view.solarize_threshold = 0.5  # values from here up are inverted, fraction of full scale
+    # What is done to a picture, in this order: of the above, or 'package.module:attribute' of your
+    # own, alone or as ('name', {arguments}).
+    view.operations = ('crop', 'flip', 'jitter', 'gray', 'blur', 'solarize')
     return view
 
 
@@ -43,7 +46,9 @@ def get_config() -> ml_collections.ConfigDict:
     config.precision = 'float32'  # compute type, 'float32' or 'bfloat16'; parameters stay float32
 
     data = config.data = ml_collections.ConfigDict()
-    data.source = 'folder'  # 'sample', 'folder', 'video', 'tfds' or 'array'
+    data.source = 'folder'  # 'sample', 'folder', 'video', 'tfds', 'array', or your own by its name
+    data.kwargs = ml_collections.ConfigDict()  # arguments of a source of your own
+    data.kwargs.lock()
     data.path = config_dict.placeholder(str)  # folder; TFDS's data_dir; 'array': the .npz file
     data.name = ''  # name of the TFDS data set, such as 'imagenet2012' or 'div2k/bicubic_x2'
     data.split = 'train'  # TFDS split to train on; slices and sums too: 'train[:10%]+test'
@@ -83,6 +88,11 @@ def get_config() -> ml_collections.ConfigDict:
     encoder.init_from = ''  # start from these weights: an encoder/, a workdir, or torchvision:FILE
     encoder.freeze_steps = 0  # train projector and predictor alone for this many steps
 
+    config.method = ml_collections.ConfigDict()
+    config.method.name = 'byol'  # what is learned; or 'package.module:Class' of your own
+    config.method.kwargs = ml_collections.ConfigDict()  # its arguments
+    config.method.kwargs.lock()
+
     config.projector = ml_collections.ConfigDict()
     config.projector.hidden_size = 4096  # width of the hidden layer
     config.projector.output_size = 256  # size of the projection and of the prediction
@@ -90,17 +100,16 @@ def get_config() -> ml_collections.ConfigDict:
     config.predictor.hidden_size = 4096  # width of the hidden layer
 
     optimizer = config.optimizer = ml_collections.ConfigDict()
-    optimizer.name = 'lars'  # 'lars', as in the paper, or 'adamw' for transformers and ConvNeXt
+    optimizer.name = 'lars'  # as in the paper; 'adamw'; or 'package.module:factory', as optax has
     optimizer.base_learning_rate = 0.3  # at batch 256; the peak is base x batch_size / 256
     optimizer.weight_decay = 1e-6  # on kernels only, never on biases and norms
-    optimizer.momentum = 0.9  # LARS: heavy-ball momentum
-    optimizer.trust_coefficient = 1e-3  # LARS: eta
-    optimizer.b1 = 0.9  # AdamW: decay of the mean of gradients (arXiv:1412.6980, Section 2)
-    optimizer.b2 = 0.999  # AdamW: decay of the mean of squared gradients (same source)
-    optimizer.epsilon = 1e-8  # AdamW: added to the root of the latter (same source)
+    # Its other arguments: momentum=0.9 and trust_coefficient=1e-3 of LARS, b1=0.9, b2=0.999 and
+    # epsilon=1e-8 of AdamW are what they are unless given here.
+    optimizer.kwargs = ml_collections.ConfigDict()  # such as momentum
+    optimizer.kwargs.lock()
 
     config.target = ml_collections.ConfigDict()
-    config.target.base_ema = 0.99  # tau at step 0; rises to 1 at the last step
+    config.target.tau_base = 0.99  # tau at step 0; rises to 1 at the last step
 
     checkpoint = config.checkpoint = ml_collections.ConfigDict()
     checkpoint.every_epochs = config_dict.placeholder(float)  # or every_steps
@@ -138,4 +147,7 @@ def get_config() -> ml_collections.ConfigDict:
     evaluate.linear_epochs = 80  # passes over the training images, each with new crops
     evaluate.linear_batch_size = 1024  # images a step of the linear classifier
     evaluate.retrieval_pool = 1000  # images among whose views the other view is sought
+
+    # Your own classes that watch a run: 'package.module:Class' or ('package.module:Class', {..}).
+    config.hooks = ()  # docs/own.md
     return config

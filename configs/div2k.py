@@ -31,7 +31,7 @@ def get_config(arg: str = '') -> ml_collections.ConfigDict:
     config.encoder.name = 'resnet50'
     config.optimizer.base_learning_rate = 0.2
     config.optimizer.weight_decay = 1.5e-6
-    config.target.base_ema = 0.996
+    config.target.tau_base = 0.996
     config.checkpoint.every_epochs = 10.0
 
     data = config.data
@@ -71,7 +71,7 @@ def _sample(config: ml_collections.ConfigDict) -> None:
     config.warmup_steps = 32
     config.optimizer.base_learning_rate = 2.0
     config.optimizer.weight_decay = 1e-6
-    config.target.base_ema = 0.97
+    config.target.tau_base = 0.97
     config.checkpoint.every_epochs = None
     config.checkpoint.every_steps = 80
     config.log.every_steps = 20

@@ -31,5 +31,5 @@ def get_config() -> ml_collections.ConfigDict:
     config.optimizer.name = 'adamw'
     config.optimizer.base_learning_rate = 1.5e-4
     config.optimizer.weight_decay = 0.1
-    config.target.base_ema = 0.99
+    config.target.tau_base = 0.99
     return config.lock()

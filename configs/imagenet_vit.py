@@ -45,7 +45,7 @@ def get_config(arg: str = 's') -> ml_collections.ConfigDict:
     config.optimizer.name = 'adamw'  # --optimizer=adamw, with PyTorch's betas and epsilon
     config.optimizer.base_learning_rate = 1.5e-4  # --lr=1.5e-4, for a batch of 256
     config.optimizer.weight_decay = 0.1  # --weight-decay=.1
-    config.target.base_ema = 0.99  # --moco-m, default; rises as here: --moco-m-cos
+    config.target.tau_base = 0.99  # --moco-m, default; rises as here: --moco-m-cos
     for view in (config.views.view1, config.views.view2):
         view.crop_area = (0.08, 1.0)  # --crop-min, default
     return config.lock()

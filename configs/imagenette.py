@@ -22,6 +22,6 @@ def get_config() -> ml_collections.ConfigDict:
     config.encoder.name = 'resnet18'
     config.optimizer.base_learning_rate = 2.0
     config.optimizer.weight_decay = 1e-6
-    config.target.base_ema = 0.996
+    config.target.tau_base = 0.996
     config.checkpoint.every_epochs = 10.0
     return config.lock()

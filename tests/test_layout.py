@@ -22,6 +22,8 @@ ORDER = (
     'models',
     'views',
     'sources',
+    'settings',
+    'names',
     'files',
     'errors',
 )

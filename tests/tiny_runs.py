@@ -109,7 +109,7 @@ def make_config(**changes):
     config.total_epochs, config.total_steps = None, 1000
     config.warmup_epochs, config.warmup_steps = None, 10
     config.optimizer.base_learning_rate = 2.0
-    config.target.base_ema = 0.9
+    config.target.tau_base = 0.9
     config.projector.output_size = OUTPUT
     config.views.image_size = SIZE
     config.log.every_steps = 10
@@ -151,7 +151,7 @@ def run(config: Any, byol: Byol, devices: int = 1, stop: int | None = None, jump
             optimizer,
             schedule,
             plan,
-            config.target.base_ema,
+            config.target.tau_base,
             config.seed,
             plan.monitored,
         ),

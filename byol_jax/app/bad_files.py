@@ -9,7 +9,7 @@ from typing import Any
 from byol_jax.app.hosts import gather_texts, is_main, say
 from byol_jax.files import write_whole
 from byol_jax.sources.bad_files import SHOWN, BadFile, BadFiles, printable, still_bad
-from byol_jax.sources.build import Data
+from byol_jax.sources.data import Data
 
 
 class BadFilesLog:

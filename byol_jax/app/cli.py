@@ -5,57 +5,63 @@ from __future__ import annotations
 import ast
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from absl import flags
+from ml_collections import config_flags
 
-from byol_jax.app.plan import OPTIMIZERS, unknown_optimizer
-from byol_jax.app.recipes import (
-    find_recipe,
-    load_recipe,
-    recipe_names,
-    recipes_importable,
-)
+from byol_jax import settings
+from byol_jax.app.recipes import find_recipe, load_recipe, recipe_names, recipes_importable
 from byol_jax.errors import UserError, did_you_mean
+from byol_jax.settings import Settings
 
 _OVERRIDE = re.compile(r'--?config\.([^=]+)(?:=(.*))?', re.DOTALL)
-_KWARGS = 'encoder.kwargs.'
+
+# Sections with arguments of what they name, and the key that names it.
+_NAMES = {
+    'data': 'data.source',
+    'encoder': 'encoder.name',
+    'method': 'method.name',
+    'optimizer': 'optimizer.name',
+}
 
 # Durations of which a config has exactly one, in epochs or in steps.
 _DURATIONS = ('total', 'warmup', 'checkpoint.every')
 
-# Arguments for the encoder given on the command line; its constructor knows them, no config does.
-_encoder_kwargs: dict[str, Any] = {}
-# Config keys given on the command line.
-_overridden: set[str] = set()
+# Arguments (`*.kwargs.*`) given on the command line, which no config lists, by dotted key.
+_kwargs: dict[str, Any] = {}
+# The config as its file has it, by dotted key.
+_own: dict[str, Any] = {}
 
 
 def checked_flags(argv: Sequence[str]) -> list[str]:
     """Parses the command line; absl's parser for `app.run`.
 
+    Args:
+      argv: the command and its arguments.
+
     Raises:
       UserError: a flag, config file or config key does not exist, or a value does not fit.
     """
-    argv, name = _find_config(argv)
+    argv, name = _find_config(_joined(argv))
     if name is not None:
         config = load_recipe(name)
-        known = _keys(config)
-        # With another encoder, the types of the arguments of the config's own mean nothing.
-        another = any(argument.lstrip('-').startswith('config.encoder.name') for argument in argv)
-        typed = [key for key in known if not (another and key.startswith(_KWARGS))]
-        argv = [argument for argument in argv if not _is_encoder_argument(argument, typed)]
+        _own.update(settings.flatten(settings.plain(config)))
+        known = list(settings.keys(config))
+        argv = [_under_new_name(argument, known) for argument in argv]
+        # With another name, the types of the arguments of the config's own mean nothing.
+        given = {match[1] for match in map(_OVERRIDE.fullmatch, argv) if match}
+        anew = tuple(f'{part}.kwargs.' for part, key in _NAMES.items() if key in given)
+        typed = [key for key in known if not key.startswith(anew)]
+        argv = [argument for argument in argv if not _is_kwarg(argument, typed)]
         for argument in argv:
             match = _OVERRIDE.fullmatch(argument)
-            if not match:
-                continue
-            if match[1] not in known:
+            if match and match[1] not in known:
                 raise UserError(
                     f"There is no config key '{match[1]}'.{did_you_mean(match[1], known)} "
                     'configs/default.py lists them.'
                 )
-            _overridden.add(match[1])
-        _check_optimizer(config, argv)
         # ml_collections reads the overrides from here, not from what it is given.
         sys.argv = list(argv)
     try:
@@ -70,49 +76,75 @@ def checked_flags(argv: Sequence[str]) -> list[str]:
     return rest
 
 
-def load_config(holder: Any) -> Any:
-    """The config of a config_flags holder, with the encoder's arguments, resolved and locked.
+def load_config(holder: Any) -> Settings:
+    """The config of a config_flags holder with what the command line changes, checked.
 
     A duration given in steps on the command line takes the place of the config's epochs, and the
-    other way round.
+    other way round. Of what another name is given for, the config's own arguments are left out.
+
+    Args:
+      holder: of the flag --config.
 
     Raises:
-      UserError: no config was given.
+      UserError: no config was given, or a value cannot be used.
     """
     if holder.value is None:
         raise UserError(
             f'No --config given. Recipes: {", ".join(recipe_names())}. The flags that a run '
             'began with are in its command.txt.'
         )
-    config = holder.value.copy_and_resolve_references().unlock()
-    if 'encoder.name' in _overridden:
-        # The config's own arguments are for the encoder it names.
-        config.encoder.kwargs = {}
-        config.encoder.kwargs.unlock()
-    for key, value in _encoder_kwargs.items():
-        config.encoder.kwargs[key] = value
+    overridden = config_flags.get_override_values(flags.FLAGS[holder.name])
+    flat = settings.flatten(settings.plain(holder.value))
+    for part, key in _NAMES.items():
+        if key in overridden:
+            flat = {k: v for k, v in flat.items() if not k.startswith(f'{part}.kwargs')}
+            flat[f'{part}.kwargs'] = {}
+    flat |= _kwargs
     for name in _DURATIONS:
         for given, other in (('steps', 'epochs'), ('epochs', 'steps')):
-            if f'{name}_{given}' in _overridden and f'{name}_{other}' not in _overridden:
-                config.update_from_flattened_dict({f'{name}_{other}': None})
-    return config.lock()
+            if f'{name}_{given}' in overridden and f'{name}_{other}' not in overridden:
+                flat[f'{name}_{other}'] = None
+    said: list[str] = []
+    config = settings.modern(settings.unflatten(flat), said)
+    for line in said:
+        print(line, flush=True)
+    checked = Settings.of(config)
+    _check_optimizer(checked, overridden)
+    return checked
 
 
-def _check_optimizer(config: Any, argv: Sequence[str]) -> None:
-    """Raises UserError if another optimizer would run with this one's learning rate."""
-    given = [
-        a.partition('=')[2] for a in argv if a.lstrip('-').startswith('config.optimizer.name=')
-    ]
-    key = 'optimizer.base_learning_rate'
-    if given and given[-1] not in OPTIMIZERS:
-        raise unknown_optimizer(given[-1])
-    if given and given[-1] != config.optimizer.name and key not in _overridden:
+def _check_optimizer(config: Settings, overridden: Mapping[str, Any]) -> None:
+    """Raises UserError if another optimizer would run with the rate of the config's own."""
+    key, name = 'optimizer.base_learning_rate', _own['optimizer.name']
+    if config.optimizer.name != name and key not in overridden:
         raise UserError(
-            f"--config.optimizer.name={given[-1]} needs a learning rate of its own: the config's "
-            f'{config.optimizer.base_learning_rate:g} is for {config.optimizer.name}. Add '
-            f'--config.{key}=RATE and --config.optimizer.weight_decay=DECAY (for adamw 1.5e-4 and '
-            '0.1 as in configs/imagenet_vit.py; small networks take more, 4e-3 on the sample).'
+            f'--config.optimizer.name={config.optimizer.name} needs a learning rate of its own: '
+            f"the config's {_own[key]:g} is for {name}. Add --config.{key}=RATE and "
+            '--config.optimizer.weight_decay=DECAY (for adamw 1.5e-4 and 0.1 as in '
+            'configs/imagenet_vit.py; small networks take more, 4e-3 on the sample).'
         )
+
+
+def _joined(argv: Sequence[str]) -> list[str]:
+    """The arguments with `--config.key value` as `--config.key=value`."""
+    joined: list[str] = []
+    for argument in argv:
+        match = _OVERRIDE.fullmatch(joined[-1]) if joined else None
+        if match and match[2] is None and not argument.startswith('--'):
+            joined[-1] += f'={argument}'
+        else:
+            joined.append(argument)
+    return joined
+
+
+def _under_new_name(argument: str, known: Sequence[str]) -> str:
+    """An argument with an old key of the config under its new name, which is said."""
+    match = _OVERRIDE.fullmatch(argument)
+    if not match or match[1] in known or match[1] not in settings.RENAMED:
+        return argument
+    new = settings.RENAMED[match[1]]
+    print(f'config key {match[1]} is called {new} now', flush=True)
+    return f'--config.{new}' + ('' if match[2] is None else f'={match[2]}')
 
 
 def _find_config(argv: Sequence[str]) -> tuple[list[str], str | None]:
@@ -127,10 +159,16 @@ def _find_config(argv: Sequence[str]) -> tuple[list[str], str | None]:
     return found, None
 
 
-def _is_encoder_argument(argument: str, known: Sequence[str]) -> bool:
-    """Notes --config.encoder.kwargs.NAME=VALUE for an argument whose type `known` does not give."""
+def _is_kwarg(argument: str, typed: Sequence[str]) -> bool:
+    """Notes --config.PART.kwargs.NAME=VALUE for an argument whose type the config does not give.
+
+    Args:
+      argument: of the command line.
+      typed: keys whose type the config gives.
+    """
     match = _OVERRIDE.fullmatch(argument)
-    if not match or match[1] in known or not match[1].startswith(_KWARGS):
+    prefixes = tuple(f'{part}.kwargs.' for part in _NAMES)
+    if not match or match[1] in typed or not match[1].startswith(prefixes):
         return False
     if match[2] is None:
         raise UserError(f'{argument}: write --config.{match[1]}=VALUE.')
@@ -138,15 +176,5 @@ def _is_encoder_argument(argument: str, known: Sequence[str]) -> bool:
         value = ast.literal_eval(match[2])
     except (ValueError, SyntaxError):
         value = match[2]
-    _encoder_kwargs[match[1].removeprefix(_KWARGS)] = value
+    _kwargs[match[1]] = value
     return True
-
-
-def _keys(config: Any, prefix: str = '') -> list[str]:
-    """All keys of a config, dotted, sections included."""
-    keys = []
-    for key in config:
-        keys.append(prefix + key)
-        if hasattr(config[key], 'keys'):
-            keys += _keys(config[key], f'{prefix}{key}.')
-    return keys

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.metadata
 import json
 import platform
@@ -13,18 +14,18 @@ import jax
 import numpy as np
 
 from byol_jax import __version__
+from byol_jax.app.data import build_data
 from byol_jax.app.hosts import say
-from byol_jax.app.plan import check_ranges
 from byol_jax.app.report.evaluation import evaluation_text
-from byol_jax.app.workdir import fingerprint, resolve
+from byol_jax.app.workdir import fingerprint
 from byol_jax.errors import UserError
 from byol_jax.evaluation.suite import Measured, measure_encoder
 from byol_jax.files import check_place, write_whole
 from byol_jax.interop.encoder import Encoder
 from byol_jax.interop.export import load_encoder
+from byol_jax.settings import Settings
 from byol_jax.sources.bad_files import name_some
-from byol_jax.sources.build import Data, build_data
-from byol_jax.sources.evaluation_set import has_test_set
+from byol_jax.sources.data import Data
 
 FORMAT = 'byol_jax evaluation 1'
 
@@ -35,7 +36,7 @@ _ELSEWHERE = 'Add --output=FILE.json, or another --workdir=DIR.'
 
 
 def evaluate_encoder(
-    config: Any, workdir: Path, encoder_folder: Path | None, output: Path | None, command: str
+    config: Settings, workdir: Path, encoder_folder: Path | None, output: Path | None, command: str
 ) -> None:
     """Measures an exported encoder at the size it was trained at, prints and writes the numbers.
 
@@ -49,14 +50,13 @@ def evaluate_encoder(
       UserError: the encoder or the data cannot be used, or the file cannot be written there.
     """
     start = time.perf_counter()
-    check_ranges(config)
     folder = encoder_folder or workdir / 'encoder'
     path = _place(workdir, encoder_folder, output)
     encoder = load_encoder(folder)
     if output is None and encoder_folder is not None:
         _check_not_of_another(path, encoder, str(folder))
-    config = config.copy_and_resolve_references()
-    config.views.image_size = encoder.description['image_size']
+    views = dataclasses.replace(config.views, image_size=encoder.description['image_size'])
+    config = dataclasses.replace(config, views=views)
     data = build_data(config)
     for line in data.left_out():
         say(line)
@@ -74,8 +74,8 @@ def evaluate_encoder(
         'options': {
             'seed': config.seed,
             'image_size': config.views.image_size,
-            'evaluate': resolve(config)['evaluate'],
-            'views': resolve(config)['views'],
+            'evaluate': config.plain['evaluate'],
+            'views': config.plain['views'],
         },
         'command': command,
         'seconds': {
@@ -145,7 +145,7 @@ def _about(encoder: Encoder, folder: str) -> dict[str, Any]:
     }
 
 
-def _about_data(measured: Measured, config: Any) -> dict[str, Any]:
+def _about_data(measured: Measured, config: Settings) -> dict[str, Any]:
     subject, data = measured.subject, config.data
     gallery, queries = subject.parts.gallery, subject.parts.queries
     return {
@@ -156,7 +156,7 @@ def _about_data(measured: Measured, config: Any) -> dict[str, Any]:
         'tile_size': data.tile_size,
         'test_path': config.evaluate.data_path,
         'test_split': config.evaluate.data_split,
-        'held_out_fraction': None if has_test_set(config) else data.held_out_fraction,
+        'held_out_fraction': None if config.evaluate.has_test_set else data.held_out_fraction,
         'training': len(gallery),
         'queries': len(queries),
         'queries_are': subject.queries_are,

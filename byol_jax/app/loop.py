@@ -39,11 +39,12 @@ from byol_jax.app.report.run_report import RunReport
 from byol_jax.app.setup import Run, build_run
 from byol_jax.app.signals import Interrupted, stop_signals
 from byol_jax.app.weights_and_biases import check_wandb
-from byol_jax.app.workdir import claim_workdir, fingerprint, resolve
+from byol_jax.app.workdir import claim_workdir, fingerprint
 from byol_jax.errors import UserError
 from byol_jax.evaluation.protocol import evaluate
 from byol_jax.input.feed import open_feed
 from byol_jax.interop.export import save_encoder
+from byol_jax.settings import Settings
 from byol_jax.training.online_probe import too_many_labels, without_unlabelled
 from byol_jax.training.state import TrainState
 from byol_jax.training.step import make_train_step, memory_named, replicate, shard_batch
@@ -64,6 +65,7 @@ def train(config: Any, workdir: Path, command: str) -> None:
     """
     if config.log.wandb:
         check_wandb()
+    config = Settings.of(config)
     run = build_run(config)
     run.data.check_labels()
     report = RunReport(run, workdir, command)
@@ -91,7 +93,7 @@ def train(config: Any, workdir: Path, command: str) -> None:
             workdir,
             start_step=int(state.step),
             tensorboard=config.log.tensorboard,
-            wandb_config=resolve(config) if config.log.wandb else None,
+            wandb_config=config.plain if config.log.wandb else None,
         )
         with Image.open(workdir / 'views.png') as views:
             log.picture('views', views, int(state.step))
@@ -160,7 +162,7 @@ def _fit(
             run.training.optimizer,
             run.training.schedule,
             plan,
-            config.target.base_ema,
+            config.target.tau_base,
             config.seed,
             plan.monitored,
         ),

@@ -5,8 +5,8 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
+from byol_jax.app.data import build_data
 from byol_jax.app.embeddings import Embeddings, check_embeddings_path, write_embeddings
 from byol_jax.app.evaluate import evaluate_encoder
 from byol_jax.app.loop import train
@@ -18,9 +18,10 @@ from byol_jax.app.workdir import check_workdir
 from byol_jax.evaluation.features import encode_source
 from byol_jax.interop.export import load_encoder, save_encoder
 from byol_jax.models.layer_table import layer_table
+from byol_jax.settings import Settings
 from byol_jax.sources.bad_files import name_some
 from byol_jax.sources.base import Subset
-from byol_jax.sources.build import Data, build_data
+from byol_jax.sources.data import Data
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,14 +29,14 @@ class Request:
     """What main.py was asked for.
 
     Attributes:
-      config: a resolved config.
+      config: of the run.
       workdir: of the run.
       command: that was given, for the report.
       encoder: the folder of the exported encoder to use; None: the workdir's own.
       output: the file to write; None: one in the workdir.
     """
 
-    config: Any
+    config: Settings
     workdir: Path
     command: str
     encoder: Path | None = None
@@ -84,9 +85,9 @@ def embed(request: Request) -> None:
     path = request.output or request.workdir / 'embeddings.npz'
     check_embeddings_path(path)
     encoder = load_encoder(request.encoder_folder)
-    config = request.config.copy_and_resolve_references()
-    config.data.held_out_fraction = 0.0
-    data = build_data(config)
+    config = request.config
+    everything = dataclasses.replace(config.data, held_out_fraction=0.0)
+    data = build_data(dataclasses.replace(config, data=everything))
     _say_left_out(data)
     # Before the pictures are encoded: it says at once if nothing can be written there.
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -29,7 +29,7 @@ def build_byol(config: Any) -> Byol:
     """
     size, options = config.views.image_size, config.encoder
     encoder = TappedEncoder(
-        build_encoder(options.name, options.kwargs.to_dict(), AXIS),
+        build_encoder(options.name, dict(options.kwargs), AXIS),
         options.hidden_layer,
         pool=options.pool,
         axis_name=AXIS,
@@ -75,7 +75,7 @@ def online_encoder(config: Any, state: TrainState) -> Encoder:
     """The online encoder of a state, as it is exported."""
     return make_encoder(
         name=config.encoder.name,
-        kwargs=config.encoder.kwargs.to_dict(),
+        kwargs=dict(config.encoder.kwargs),
         hidden_layer=config.encoder.hidden_layer,
         pool=config.encoder.pool,
         variables={'params': state.online_params['encoder'], **state.online_stats['encoder']},

@@ -19,7 +19,7 @@ from byol_jax.evaluation.measures import RECALL_AT
 from byol_jax.evaluation.neighbours import recall
 from byol_jax.evaluation.protocol import Evaluation, evaluate
 from byol_jax.evaluation.views import encode_pairs
-from byol_jax.sources.build import Data
+from byol_jax.sources.data import Data
 from byol_jax.training.state import TrainState
 
 # Pictures among whose views the other view of each is sought, at most. It sets the level of

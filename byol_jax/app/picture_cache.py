@@ -8,7 +8,7 @@ from typing import Any
 
 from byol_jax.app.hosts import say
 from byol_jax.app.progress import cache_line
-from byol_jax.sources.build import Data
+from byol_jax.sources.data import Data
 
 _SECONDS = 5.0
 

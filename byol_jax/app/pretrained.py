@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-from ml_collections import ConfigDict
 
 from byol_jax.app.checkpoints import Checkpoints
 from byol_jax.app.networks import adapted_params, build_byol, build_optimizer, online_encoder
+from byol_jax.app.workdir import config_of_run
 from byol_jax.errors import UserError, did_you_mean
 from byol_jax.interop.encoder import Encoder
 from byol_jax.interop.export import load_encoder
@@ -64,7 +63,7 @@ def encoder_of_run(workdir: Path) -> Encoder:
     """
     if not (workdir / 'checkpoints').is_dir() or not (workdir / 'config.json').is_file():
         raise UserError(f'{workdir} holds no checkpoints of a run.')
-    config = ConfigDict(json.loads((workdir / 'config.json').read_text()))
+    config = config_of_run(workdir)
     byol = build_byol(config)
 
     def state() -> TrainState:

@@ -7,11 +7,13 @@ from typing import Any, NamedTuple
 import jax
 import optax
 
+from byol_jax.app.data import build_data
 from byol_jax.app.networks import adapted_params, build_byol, build_optimizer
-from byol_jax.app.plan import Plan, check_ranges, make_plan
+from byol_jax.app.plan import Plan, make_plan
 from byol_jax.app.pretrained import start_from
 from byol_jax.methods.byol import Byol
-from byol_jax.sources.build import Data, build_data
+from byol_jax.settings import Settings
+from byol_jax.sources.data import Data
 from byol_jax.training import optimizers as optim
 from byol_jax.training.online_probe import labels_of_probe, start_probe
 from byol_jax.training.state import TrainState, init_state
@@ -58,7 +60,7 @@ def build_run(config: Any) -> Run:
     Raises:
       UserError: something in the config cannot be used.
     """
-    check_ranges(config)
+    config = Settings.of(config)
     data = build_data(config)
     plan = make_plan(config, len(data.train), jax.device_count(), jax.process_count())
     byol = build_byol(config)

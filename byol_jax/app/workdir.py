@@ -14,23 +14,8 @@ import numpy as np
 from byol_jax.app.report.config_diff import differences
 from byol_jax.errors import UserError
 from byol_jax.files import write_whole
-from byol_jax.sources.build import Data
-
-# Keys that change nothing about the trained weights and may differ when a run goes on. The online
-# probe is no part of them: turned on later, or for other labels, it begins anew (`checkpoint`).
-_FREE = (
-    'log.',
-    'checkpoint.',
-    'evaluate.',
-    'data.workers',
-    'data.prefetch',
-    'data.cache',
-    'data.cache_gib',
-    'data.index',
-    'data.max_bad_fraction',
-    'data.download',
-    'data.label_key',
-)
+from byol_jax.settings import WITHOUT_INFLUENCE, Settings, flatten, modern, unflatten
+from byol_jax.sources.data import Data
 
 # Names put into the digest at once.
 _CHUNK = 4096
@@ -70,7 +55,7 @@ def claim_workdir(workdir: Path, config: Any, data: Mapping[str, Any], command: 
         workdir.mkdir(parents=True, exist_ok=True)
         _lock(workdir)
         _write_json(workdir / 'data.json', data)
-        _write_json(path, resolve(config))
+        _write_json(path, Settings.of(config).plain)
         _write_command(workdir, command)
     except OSError as error:
         raise UserError(f'--workdir={workdir} cannot be written: {error.strerror}.') from error
@@ -80,7 +65,7 @@ def check_workdir(workdir: Path, config: Any) -> None:
     """Raises UserError if a workdir belongs to another config; one without config.json to none."""
     path = workdir / 'config.json'
     if path.exists():
-        _check_same(path, resolve(config), workdir)
+        _check_same(path, Settings.of(config), workdir)
 
 
 def fingerprint(data: Data) -> dict[str, Any]:
@@ -138,23 +123,64 @@ def _write_command(workdir: Path, command: str) -> None:
         write_whole(workdir / 'command.txt', lambda partial: partial.write_text(f'{command}\n'))
 
 
-def resolve(config: Any) -> dict[str, Any]:
-    """The config as plain JSON values."""
-    return json.loads(json.dumps(config.to_dict()))
+def config_of_run(workdir: Path) -> Settings:
+    """The config that a run began with.
+
+    Raises:
+      UserError: it is damaged, or lacks keys that have no meaning of old.
+    """
+    path = workdir / 'config.json'
+    try:
+        return Settings.of(_completed(json.loads(path.read_text())))
+    except ValueError as error:
+        raise UserError(f'{path} is damaged ({error}).') from error
 
 
-def _check_same(path: Path, resolved: Mapping[str, Any], workdir: Path) -> None:
+def _check_same(path: Path, config: Settings, workdir: Path) -> None:
     try:
         old = json.loads(path.read_text())
     except ValueError as error:
         raise UserError(f'{path} is damaged ({error}). Give another --workdir.') from error
     changed = [
         f'  {key}: {there!r} there, {now!r} now'
-        for key, (there, now) in differences((old, resolved)).items()
-        if not key.startswith(_FREE)
+        for key, (there, now) in differences((_completed(old), config.plain)).items()
+        if not key.startswith(WITHOUT_INFLUENCE)
     ]
     if changed:
         raise UserError(
             f'{workdir} belongs to a run with another config:\n' + '\n'.join(changed) + '\n'
             'Give another --workdir, or the same config to go on with that run.'
         )
+
+
+def _completed(old: Mapping[str, Any]) -> dict[str, Any]:
+    """A config.json with its old keys under their new names, and later keys at their defaults."""
+    there = flatten(modern(old))
+    optimizer = there.get('optimizer.name')
+    for name, value in _OLD_HYPERPARAMETERS.items():
+        # Both optimizers' arguments stood in every config.
+        of_other = optimizer in _OF_OPTIMIZER and name not in _OF_OPTIMIZER[optimizer]
+        if of_other or there.get(f'optimizer.kwargs.{name}') == value:
+            there.pop(f'optimizer.kwargs.{name}', None)
+    if not any(key.startswith('optimizer.kwargs') for key in there):
+        there['optimizer.kwargs'] = {}
+    return unflatten({**flatten(_NEW_KEYS), **there})
+
+
+# What the optimizers' arguments were before they were `optimizer.kwargs`, and whose they are.
+_OLD_HYPERPARAMETERS = {
+    'momentum': 0.9,
+    'trust_coefficient': 1e-3,
+    'b1': 0.9,
+    'b2': 0.999,
+    'epsilon': 1e-8,
+}
+_OF_OPTIMIZER = {'lars': ('momentum', 'trust_coefficient'), 'adamw': ('b1', 'b2', 'epsilon')}
+# Keys that older runs lack, at what they stand for there.
+_OPERATIONS = ['crop', 'flip', 'jitter', 'gray', 'blur', 'solarize']
+_NEW_KEYS = {
+    'data': {'kwargs': {}},
+    'views': {name: {'operations': _OPERATIONS} for name in ('view1', 'view2')},
+    'method': {'name': 'byol', 'kwargs': {}},
+    'hooks': [],
+}

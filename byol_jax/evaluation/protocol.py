@@ -11,8 +11,7 @@ from byol_jax.evaluation.monitors import unit_std
 from byol_jax.evaluation.neighbours import Neighbours, classify, nearest
 from byol_jax.sources.bad_files import BadFile
 from byol_jax.sources.base import Source, Subset
-from byol_jax.sources.build import Data
-from byol_jax.sources.evaluation_set import has_test_set
+from byol_jax.sources.data import Data
 
 # Query pictures shown when nothing is held out, and pictures searched when nothing is measured.
 _SHOWN, _SHOWN_GALLERY = 8, 2000
@@ -171,7 +170,11 @@ def describe(evaluation: Evaluation, config: Any) -> str:
         )
     k, voters = options.knn_k[0], evaluation.neighbours.indices.shape[1]
     voting = f'{k} nearest among' if voters == k else f'neighbours, all (fewer than {k}) of'
-    what = 'test pictures' if has_test_set(config) else 'held-out pictures'
+    what = (
+        'test pictures'
+        if config.evaluate.data_path or config.evaluate.data_split
+        else 'held-out pictures'
+    )
     return (
         f'Each of {len(evaluation.queries):,} {what} is classified by a vote of its '
         f'{voting} {len(evaluation.gallery):,} training pictures (cosine of '

@@ -14,8 +14,7 @@ from byol_jax.evaluation.features import Encode, Labelled
 from byol_jax.evaluation.probes import held_out_rows
 from byol_jax.evaluation.protocol import Parts
 from byol_jax.sources.base import Source
-from byol_jax.sources.build import Data
-from byol_jax.sources.evaluation_set import has_test_set
+from byol_jax.sources.data import Data
 
 Say = Callable[[str], None]
 
@@ -58,7 +57,11 @@ class Subject:
     @property
     def queries_are(self) -> str:
         """What the queries are called: 'held-out' or 'test' pictures."""
-        return 'test' if has_test_set(self.config) else 'held-out'
+        return (
+            'test'
+            if self.config.evaluate.data_path or self.config.evaluate.data_split
+            else 'held-out'
+        )
 
     @property
     def shown(self) -> tuple[str, Source, np.ndarray]:

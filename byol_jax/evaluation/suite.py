@@ -14,7 +14,7 @@ from byol_jax.evaluation.protocol import compared, encode_parts
 from byol_jax.evaluation.subject import Say, Subject, Unmeasured
 from byol_jax.sources.bad_files import BadFile
 from byol_jax.sources.base import Source
-from byol_jax.sources.build import Data
+from byol_jax.sources.data import Data
 
 
 class Measured(NamedTuple):

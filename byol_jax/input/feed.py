@@ -156,7 +156,7 @@ def made_views(batch: Batch) -> Batch:
 
 def crop_views(config: Any) -> Callable[[Batch], Batch]:
     """Makes views of what `batches` yields with views.on='accelerator'."""
-    possible = {n: Possible.of(config.views[f'view{n}']) for n in (1, 2)}
+    possible = {n: Possible.of(getattr(config.views, f'view{n}')) for n in (1, 2)}
 
     def views(batch: Batch) -> Batch:
         return {
@@ -172,7 +172,7 @@ def array_views(config: Any) -> Callable[..., Batch]:
 
     `pictures` are those on the device, uint8 [N, H, W, 3], and `weights` their `resize_weights`.
     """
-    possible = {n: Possible.of(config.views[f'view{n}']) for n in (1, 2)}
+    possible = {n: Possible.of(getattr(config.views, f'view{n}')) for n in (1, 2)}
     size = config.views.image_size
 
     def views(drawn: Batch, pictures: jax.Array, weights: Any) -> Batch:

@@ -10,6 +10,7 @@ one is a function of (seed, epoch, example) too, so no other position changes, w
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import itertools
 from collections.abc import Iterator, Sequence
@@ -60,6 +61,10 @@ class NoPictureError(UserError):
         self.bad = bad
 
 
+def _plain(view: Any) -> Any:
+    return view if dataclasses.is_dataclass(view) else SimpleNamespace(**view)
+
+
 class PairMaker:
     """Loads the pictures of any position of the stream and makes its two views."""
 
@@ -73,7 +78,7 @@ class PairMaker:
         self._size = config.views.image_size
         self._antialias = config.views.antialias
         # Plain objects: an attribute of a ConfigDict takes 10 us, and each view asks for 16.
-        self._views = tuple(SimpleNamespace(**config.views[f'view{n}']) for n in (1, 2))
+        self._views = tuple(_plain(getattr(config.views, f'view{n}')) for n in (1, 2))
         self._keys = tuple(config.data.pair_keys)
 
     def example(self, position: int) -> tuple[int, int]:

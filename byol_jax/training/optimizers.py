@@ -8,7 +8,6 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from byol_jax.app.plan import unknown_optimizer
 from byol_jax.errors import UserError
 from byol_jax.models.tap import path_name
 
@@ -49,14 +48,21 @@ def make_optimizer(
     """
     if options.name == 'lars':
         stages = _lars_stages(
-            adapted, options.weight_decay, options.momentum, options.trust_coefficient
+            adapted,
+            options.weight_decay,
+            options.kwargs.get('momentum', 0.9),
+            options.kwargs.get('trust_coefficient', 1e-3),
         )
     elif options.name == 'adamw':
         stages = _adamw_stages(
-            adapted, options.weight_decay, options.b1, options.b2, options.epsilon
+            adapted,
+            options.weight_decay,
+            options.kwargs.get('b1', 0.9),
+            options.kwargs.get('b2', 0.999),
+            options.kwargs.get('epsilon', 1e-8),
         )
     else:
-        raise unknown_optimizer(options.name)
+        raise UserError(f"optimizer.name='{options.name}': there is no such optimizer.")
     if freeze_steps:
         # Each side has a state of its own: AdamW counts the steps that its moments have seen.
         inner = optax.chain(*stages)

@@ -34,7 +34,7 @@ class Possible(NamedTuple):
     @classmethod
     def of(cls, view: Any) -> Possible:
         """Of a view's config."""
-        return cls(*(view[name] > 0 for name in cls._fields))
+        return cls(*(getattr(view, name) > 0 for name in cls._fields))
 
 
 def photometric(views: jax.Array, params: Photometric, possible: Possible) -> jax.Array:

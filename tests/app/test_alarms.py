@@ -108,20 +108,20 @@ def test_no_stop_gradient_collapses():
 
 
 def test_a_target_without_average_collapses():
-    """With tau_base 0 a linear predictor collapses, and the alarm names target.base_ema."""
-    config = make_config(target__base_ema=0.0)
+    """With tau_base 0 a linear predictor collapses, and the alarm names target.tau_base."""
+    config = make_config(target__tau_base=0.0)
     history = run(config, make_byol(predictor=LinearPredictor()), stop=70)
     assert first_step(history, config, 'target_follows', WATCH) == 10
     found = by_name(history, config)
     assert found['collapse'].severity == ALARM
-    assert 'target.base_ema=0:' in found['collapse'].cause
-    assert 'target.base_ema to 0.99' in found['collapse'].remedy
+    assert 'target.tau_base=0:' in found['collapse'].cause
+    assert 'target.tau_base to 0.99' in found['collapse'].remedy
 
 
 @pytest.mark.slow
 def test_with_a_slow_target_the_same_run_does_not_collapse():
     """With tau_base 0.999 the network that collapses with 0 raises a watch at most."""
-    config = make_config(target__base_ema=0.999)
+    config = make_config(target__tau_base=0.999)
     history = run(config, make_byol(predictor=LinearPredictor()), stop=200)
     assert first_step(history, config, 'collapse', ALARM) is None
     assert first_step(history, config, 'trivial_loss', ALARM) is None

@@ -16,6 +16,7 @@ from test_knn import Colours, config_with, labelled, one_hot_of_label
 from test_pipeline import make_config
 
 from byol_jax.app.bad_files import BadFilesLog
+from byol_jax.app.data import build_data
 from byol_jax.app.hosts import check_same_everywhere, gather_texts
 from byol_jax.app.modes import MODES, Request
 from byol_jax.app.report.finish import draw_views
@@ -30,7 +31,7 @@ from byol_jax.models.registry import build_encoder
 from byol_jax.models.tap import TappedEncoder
 from byol_jax.sources.bad_files import SHOWN, BadFile
 from byol_jax.sources.base import Subset
-from byol_jax.sources.build import Data, build_data
+from byol_jax.sources.data import Data
 
 EMPTY = 'is empty'
 

@@ -16,12 +16,12 @@ from sklearn.metrics import normalized_mutual_info_score
 from sklearn.neighbors import KNeighborsClassifier
 
 from byol_jax import UserError, load_encoder
+from byol_jax.app.data import build_data
 from byol_jax.app.modes import MODES
 from byol_jax.app.plan import PROTOCOLS
 from byol_jax.app.workdir import fingerprint
 from byol_jax.evaluation.probes import held_out_rows
 from byol_jax.input.stream import epoch_order
-from byol_jax.sources.build import build_data
 from byol_jax.views.augment import ViewParams, draw_view, make_view
 from configs import default
 

@@ -24,7 +24,7 @@ from byol_jax.evaluation.neighbours import recall
 from byol_jax.evaluation.protocol import evaluate
 from byol_jax.input.stream import PairMaker
 from byol_jax.sources.base import Source, Subset
-from byol_jax.sources.build import Data
+from byol_jax.sources.data import Data
 
 
 def plan(every_steps: int, log_steps: int, total_steps: int = 100):

@@ -9,7 +9,7 @@ from byol_jax.evaluation.features import encode_source
 from byol_jax.evaluation.monitors import unit_std
 from byol_jax.evaluation.protocol import describe, evaluate
 from byol_jax.sources.base import Source
-from byol_jax.sources.build import Data
+from byol_jax.sources.data import Data
 from configs import default
 
 CLASSES = 5

@@ -259,7 +259,7 @@ sys.meta_path[:] = [Without(finder) for finder in sys.meta_path]
 FEED_WITHOUT = """
 import pickle, types
 import numpy as np
-from byol_jax.sources.build import build_data
+from byol_jax.app.data import build_data
 from byol_jax.input.feed import open_feed
 import byol_jax.app.modes  # all that main.py imports
 from byol_jax.app.plan import make_plan

@@ -164,7 +164,7 @@ def test_config():
     assert (config.total_epochs, config.warmup_epochs, config.batch_size) == (300, 40, 4096)
     assert (config.optimizer.name, config.optimizer.weight_decay) == ('adamw', 0.1)
     assert make_plan(config, 1_281_167, 8).learning_rate == pytest.approx(2.4e-3)
-    assert config.target.base_ema == 0.99
+    assert config.target.tau_base == 0.99
     assert config.views.image_size == 224
     assert tuple(config.encoder.frozen) == ()
     module = build_encoder(config.encoder.name, config.encoder.kwargs)

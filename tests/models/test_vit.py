@@ -258,7 +258,7 @@ def test_config():
         assert (optimizer.name, optimizer.b1, optimizer.b2) == ('adamw', 0.9, 0.999)
         assert (optimizer.base_learning_rate, optimizer.weight_decay) == (1.5e-4, 0.1)
         assert make_plan(config, 1_281_167, 8).learning_rate == pytest.approx(2.4e-3)
-        assert config.target.base_ema == 0.99
+        assert config.target.tau_base == 0.99
         assert config.views.view1.crop_area == config.views.view2.crop_area == (0.08, 1.0)
         assert config.views.image_size == 224
     with pytest.raises(ValueError, match=r'imagenet_vit\.py:l: the size must be one of ti, s, b'):

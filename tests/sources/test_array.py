@@ -8,12 +8,12 @@ import re
 import numpy as np
 import pytest
 
+from byol_jax.app.data import build_data
 from byol_jax.app.plan import check_ranges
 from byol_jax.app.workdir import claim_workdir, fingerprint
 from byol_jax.errors import UserError
 from byol_jax.input.pipeline import batches
 from byol_jax.sources.array import Array
-from byol_jax.sources.build import build_data
 from configs import default
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (12, 20, 24, 3), np.uint8)

@@ -14,11 +14,11 @@ from test_bad_files import counted, files
 from test_pipeline import collect, make_config
 from test_sources import encode, png_that_declares, rotated, smooth, write
 
+from byol_jax.app.data import build_data
 from byol_jax.errors import BadPicture, UserError
 from byol_jax.input.stream import epoch_order
 from byol_jax.sources.bad_files import BadFiles
 from byol_jax.sources.base import Cached, Subset
-from byol_jax.sources.build import build_data
 from byol_jax.sources.decode import read_file, read_size
 from byol_jax.sources.folder import Div2k, FilePairs, Folder
 from byol_jax.sources.tiles import Tiles

@@ -24,11 +24,11 @@ from test_bad_files import counted, files
 from test_pipeline import assert_same, collect
 from test_sources import write
 
+from byol_jax.app.data import build_data
 from byol_jax.app.progress import cache_line
 from byol_jax.app.workdir import check_workdir, resolve
 from byol_jax.errors import UserError
 from byol_jax.sources import cache as cache_module
-from byol_jax.sources.build import build_data
 from byol_jax.sources.cache import DiskCached
 from byol_jax.sources.folder import Folder
 from configs import default, div2k

@@ -11,12 +11,13 @@ import numpy as np
 import pytest
 from test_video import write_frames
 
+from byol_jax.app.data import build_data
 from byol_jax.app.workdir import check_workdir, fingerprint, resolve
 from byol_jax.errors import UserError
 from byol_jax.sources import file_list
 from byol_jax.sources.bad_files import BadFile, BadFiles
 from byol_jax.sources.base import Source, Subset
-from byol_jax.sources.build import Data, build_data
+from byol_jax.sources.data import Data
 from byol_jax.sources.decode import EXTENSIONS
 from byol_jax.sources.file_list import Names
 from byol_jax.sources.folder import Folder, class_labels, list_files

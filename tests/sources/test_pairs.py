@@ -9,9 +9,9 @@ import pytest
 from clips import frame, which, write_frames
 from PIL import Image
 
+from byol_jax.app.data import build_data
 from byol_jax.errors import UserError
 from byol_jax.input.stream import PairMaker
-from byol_jax.sources.build import build_data
 from byol_jax.sources.folder import FilePairs
 from configs import default
 

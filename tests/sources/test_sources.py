@@ -16,10 +16,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from byol_jax.app.data import build_data
 from byol_jax.errors import BadPicture, UserError
 from byol_jax.sources import build, tfds
 from byol_jax.sources.base import Cached, Source, Subset
-from byol_jax.sources.build import build_data
 from byol_jax.sources.decode import decode, read_file, read_size
 from byol_jax.sources.folder import Div2k, Folder
 from byol_jax.sources.sample import SamplePhotographs

@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 from encoders import evaluation_request, save_random_encoder, write_pictures
 
+from byol_jax.app.data import build_data, settings_of_test_set
 from byol_jax.app.modes import MODES
 from byol_jax.errors import UserError
 from byol_jax.evaluation.protocol import compared, describe, evaluate
+from byol_jax.settings import Settings
 from byol_jax.sources.array import Array
-from byol_jax.sources.build import build_data
-from byol_jax.sources.evaluation_set import matched
-from byol_jax.sources.evaluation_set import test_config as config_of_test_set
+from byol_jax.sources.data import matched
 from byol_jax.sources.folder import Folder
 
 
@@ -146,14 +146,19 @@ def test_sets_that_cannot_be(train, tmp_path, changes, words):
         build_data(config_of(train, **changes))
 
 
+def of_test_set(config):
+    checked = Settings.of(config)
+    return settings_of_test_set(checked.data, checked.evaluate)
+
+
 def test_a_split_of_tfds(train):
     """Of a TFDS data set the test set is another split; the same split is refused."""
     tfds = {'data__source': 'tfds', 'data__held_out_fraction': 0.1, 'data__cache': '/decoded'}
-    other = config_of_test_set(config_of(train, **tfds, evaluate__data_split='test')).data
+    other = of_test_set(config_of(train, **tfds, evaluate__data_split='test'))
     assert (other.source, other.path, other.split) == ('tfds', str(train), 'test')
     assert (other.held_out_fraction, other.cache) == (0, '')
     with pytest.raises(UserError, match=r'is the training set, data\.split=train'):
-        config_of_test_set(config_of(train, **tfds, evaluate__data_split='train'))
+        of_test_set(config_of(train, **tfds, evaluate__data_split='train'))
 
 
 def test_an_empty_split(train):

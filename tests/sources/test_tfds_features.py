@@ -8,10 +8,10 @@ import tensorflow_datasets as tfds
 from test_sources import encode, rotated
 from tfds_sets import builder_class, image, noise, prepare
 
+from byol_jax.app.data import build_data
 from byol_jax.errors import BadPicture, UserError
 from byol_jax.sources.base import Source, Subset
-from byol_jax.sources.build import Data, build_data
-from byol_jax.sources.evaluation_set import matched
+from byol_jax.sources.data import Data, matched
 from byol_jax.sources.quiet_tensorflow import tf
 from byol_jax.sources.tfds import Tfds
 from byol_jax.training.online_probe import labels_of_probe

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from test_sources import SHAPES, Coordinates, div2k_folder  # noqa: F401  (a fixture)
 
+from byol_jax.app.data import build_data
 from byol_jax.input.stream import PairMaker
-from byol_jax.sources.build import build_data
 from byol_jax.sources.tiles import ShiftedTiles, Tiles, _moved
 from configs import default, div2k
 

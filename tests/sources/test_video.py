@@ -14,13 +14,13 @@ from clips import which, write_frames, write_gif, write_video
 from conftest import ROOT, TINY, process_environment
 from PIL import Image
 
+from byol_jax.app.data import build_data
 from byol_jax.app.report.finish import draw_views
 from byol_jax.errors import UserError
 from byol_jax.input.pipeline import batches
 from byol_jax.input.stream import PairMaker, draw_place
 from byol_jax.sources.bad_files import BadFiles
 from byol_jax.sources.base import Subset
-from byol_jax.sources.build import build_data
 from byol_jax.sources.video import Video, frame_clips
 from configs import default
 from configs import video as video_config
@@ -304,7 +304,7 @@ def test_a_run_goes_on_from_its_step_alone(mixed):
 # Prints a digest of the first 48 pairs of the clips in the folder that it is given.
 DIGEST = """
 import hashlib, sys
-from byol_jax.sources.build import build_data
+from byol_jax.app.data import build_data
 from byol_jax.input.stream import PairMaker
 from configs import default
 config = default.get_config()

@@ -83,7 +83,7 @@ def facts_of(config: Any, plan: Plan) -> Facts:
         warmup_steps=plan.warmup_steps,
         base_learning_rate=config.optimizer.base_learning_rate,
         weight_decay=config.optimizer.weight_decay,
-        base_ema=config.target.base_ema,
+        base_ema=config.target.tau_base,
         workers=config.data.workers or cores,
         cores=cores,
         tile_size=config.data.tile_size,

@@ -144,10 +144,10 @@ def target_follows(history: History, facts: Facts) -> Alarm | None:
         history,
         'target_follows',
         WATCH,
-        f'target.base_ema={facts.base_ema:g}, and the cosine between the online and the target '
+        f'target.tau_base={facts.base_ema:g}, and the cosine between the online and the target '
         f'projections is {cosine:.4f}',
         'the target is no slow average of the online network, which invites collapse',
-        'set target.base_ema to 0.99 (0.97 for short runs), in a new workdir',
+        'set target.tau_base to 0.99 (0.97 for short runs), in a new workdir',
     )
 
 
@@ -269,12 +269,12 @@ def _cause_of_collapse(history: History, facts: Facts) -> tuple[str, str]:
         )
     if facts.base_ema < 0.9:
         return (
-            f'target.base_ema={facts.base_ema:g}: the target follows the online network at once',
-            'set target.base_ema to 0.99 (0.97 for short runs), in a new workdir',
+            f'target.tau_base={facts.base_ema:g}: the target follows the online network at once',
+            'set target.tau_base to 0.99 (0.97 for short runs), in a new workdir',
         )
     if first['online_target_cosine'] > 0.9999:
         return (
-            f'the target is the online network itself, in spite of target.base_ema='
+            f'the target is the online network itself, in spite of target.tau_base='
             f'{facts.base_ema:g}: a changed loss lacks its stop-gradient',
             'take the targets from the target network, inside jax.lax.stop_gradient',
         )
@@ -286,7 +286,7 @@ def _cause_of_collapse(history: History, facts: Facts) -> tuple[str, str]:
         )
     return (
         'a predictor too weak or too slow for its target, too fast a target, or views too alike',
-        f'raise target.base_ema={facts.base_ema:g} or predictor.hidden_size, lower '
+        f'raise target.tau_base={facts.base_ema:g} or predictor.hidden_size, lower '
         'optimizer.base_learning_rate, or strengthen views.*, in a new workdir',
     )
 

@@ -114,7 +114,9 @@ def _read_run(workdir: Path, name: str) -> RunRecord:
     examples = _read_json(workdir / 'data.json').get('examples', 0)
     try:
         channels = config['projector']['output_size']
-        total = total_steps(config, examples)
+        total = total_steps(
+            config['total_epochs'], config['total_steps'], config['batch_size'], examples
+        )
     except (KeyError, TypeError) as error:
         raise UserError(
             f'{workdir / "config.json"} is not the config of a run of byol_jax: {error} is missing '

@@ -28,7 +28,6 @@ from byol_jax.app.report.pictures import data_uri
 from byol_jax.app.report.results import evaluation_section
 from byol_jax.app.report.verdict import verdict, verdict_box
 from byol_jax.app.setup import Run
-from byol_jax.app.workdir import resolve
 
 # While the run is under way it is written once a minute, or, where that takes more than 1 % of the
 # time (a metrics.jsonl of many thousand records), less often.
@@ -49,7 +48,7 @@ class RunReport:
         """
         self._run, self._workdir, self._command = run, workdir, command
         self._facts = facts_of(run.config, run.plan)
-        self._config = resolve(run.config)
+        self._config = run.config.plain
         self._views = ''
         self._found: Sequence[str] = ()
         self._started = time.perf_counter()

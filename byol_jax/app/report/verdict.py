@@ -112,7 +112,7 @@ def _low_std(records: History, facts: Facts) -> list[Alarm]:
             'more)',
             'the projections are on the way to become alike, or the learning rate is high',
             'see whether it falls further; if so, lower optimizer.base_learning_rate='
-            f'{facts.base_learning_rate:g} or raise target.base_ema={facts.base_ema:g}, in a new '
+            f'{facts.base_learning_rate:g} or raise target.tau_base={facts.base_ema:g}, in a new '
             'workdir',
         )
     ]

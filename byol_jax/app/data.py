@@ -1,0 +1,101 @@
+"""The data of a config: what is trained on, what is held out, and a separate test set."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import re
+from pathlib import Path
+from typing import Any
+
+from byol_jax import settings
+from byol_jax.errors import UserError
+from byol_jax.settings import Settings
+from byol_jax.sources.data import Data, matched, open_data
+
+
+def build_data(config: Any) -> Data:
+    """Opens what a config trains on and, if it names one, a separate test set.
+
+    Args:
+      config: `Settings`, or what they are made from.
+
+    Raises:
+      UserError: the data is not there or does not fit the config. Nothing else is ever used in
+        its place.
+    """
+    config = Settings.of(config)
+    data = open_data(config.data, seed=config.seed)
+    if not config.evaluate.has_test_set:
+        return data
+    other = settings_of_test_set(config.data, config.evaluate)
+    try:
+        test = open_data(other, seed=config.seed)
+    except UserError as error:
+        raise of_test_set(error) from error
+    tiles = bool(config.data.tile_size)
+    return data._replace(
+        test=test._replace(train=matched(test.train, data.everything, tiles=tiles))
+    )
+
+
+def settings_of_test_set(data: settings.Data, evaluate: settings.Evaluate) -> settings.Data:
+    """The whole test set's settings: as the run's data, but from where `evaluate` says.
+
+    Raises:
+      UserError: the source has no other set, or the set named is the one trained on.
+    """
+    path, split = evaluate.data_path, evaluate.data_split
+    if data.source == 'sample':
+        raise UserError(
+            "evaluate.data_path and evaluate.data_split name a test set; data.source='sample' is "
+            'ten photographs and has no other. Leave them out: its held-out tiles are used.'
+        )
+    if split and data.source != 'tfds':
+        raise UserError(
+            f"evaluate.data_split={split} names a split of a TFDS data set, and data.source='"
+            f"{data.source}' has none: name the test set with --config.evaluate.data_path=PATH."
+        )
+    test = dataclasses.replace(
+        data,
+        path=path or data.path,
+        split=split or data.split,
+        held_out_fraction=0.0,
+        tile_shift=False,
+        # A cache or an index file of the training pictures is not for others.
+        cache='',
+        index=data.index if data.index == 'auto' else '',
+    )
+    _check_other(data, test)
+    return test
+
+
+def _check_other(train: settings.Data, test: settings.Data) -> None:
+    """Raises UserError if the test set is the training set, or one lies inside the other."""
+    if not (train.path and test.path):
+        same = train.path == test.path
+    else:
+        one, other = (_real(each.path) for each in (train, test))
+        same = one == other
+        within = train.source in ('folder', 'video')
+        if within and not same and (one.is_relative_to(other) or other.is_relative_to(one)):
+            raise UserError(
+                f'evaluate.data_path={test.path} and data.path={train.path} lie one inside the '
+                'other: the same pictures would be in both. Give two folders side by side.'
+            )
+    if same and (train.source != 'tfds' or train.split == test.split):
+        what = f'data.split={train.split}' if train.source == 'tfds' else f'data.path={train.path}'
+        raise UserError(
+            f'The test set is the training set, {what}: every picture would find itself. Name '
+            'another set, or leave evaluate.data_path and evaluate.data_split out and hold out a '
+            'part with data.held_out_fraction.'
+        )
+
+
+def _real(path: str | None) -> Path:
+    return Path(os.path.realpath(os.path.expanduser(path or '')))
+
+
+def of_test_set(error: UserError) -> UserError:
+    """An error about `data.path` or `data.split` as one about the keys that the user gave."""
+    return UserError(re.sub(r'\bdata\.(path|split)\b', r'evaluate.data_\1', str(error)))

@@ -1,0 +1,343 @@
+"""The pictures to train on and the pictures held out, from wherever the settings say."""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from byol_jax import settings
+from byol_jax.errors import UserError, did_you_mean
+from byol_jax.names import Registry
+from byol_jax.sources.array import Array
+from byol_jax.sources.bad_files import SHOWN, BadFile, name_some, printable
+from byol_jax.sources.base import Cached, Source, Subset
+from byol_jax.sources.cache import DiskCached
+from byol_jax.sources.folder import Div2k, FilePairs, Folder, prepared_by_tfds
+from byol_jax.sources.sample import SamplePhotographs
+from byol_jax.sources.tiles import ShiftedTiles, Tiles
+from byol_jax.sources.video import Video
+
+# Unknown labels that a message names.
+_SHOWN = 5
+
+# Examples whose labels are looked at before a run begins.
+_LABELS_CHECKED = 64
+
+_WAYS_OUT = (
+    'Three ways out: (1) run where the network is reachable, and TFDS downloads DIV2K by itself; '
+    '(2) give the official folders with --config.data.path=DIR, where DIR holds DIV2K_train_HR, or '
+    'what TFDS has prepared elsewhere, where DIR holds div2k; '
+    '(3) train on the embedded sample with --config=configs/div2k.py:sample.'
+)
+
+
+class Data(NamedTuple):
+    """Attributes:
+    train: what is trained on, and the gallery of the nearest-neighbour evaluation.
+    held_out: never trained on; may be empty.
+    bad: pictures of which no tiles could be cut because their size cannot be read.
+    small: (name, height, width) of pictures smaller than a tile; they are in neither part.
+    array: whose pictures both parts are, where they are one array, which no names identify.
+    unused: lines that name what else is in the data and is not used, such as lists of labels.
+    cache: the decoded pictures on disk that both parts are read from, if there is such a cache.
+    test: of a separate test set, if the config names one; all of it is `train`, with labels
+      numbered as here.
+    """
+
+    train: Source
+    held_out: Source
+    bad: Sequence[BadFile] = ()
+    small: Sequence[tuple[str, int, int]] = ()
+    array: Array | None = None
+    unused: Sequence[str] = ()
+    cache: DiskCached | None = None
+    test: Data | None = None
+
+    @property
+    def everything(self) -> Source:
+        """What both parts were taken from."""
+        return self.train.source if isinstance(self.train, Subset) else self.train
+
+    def check_labels(self) -> None:
+        """Reads a few examples' labels, evenly spaced: what is wrong with them shows early.
+
+        Raises:
+          UserError: some have a label, and some have none.
+        """
+        for source in (self.everything, *(() if self.test is None else (self.test.train,))):
+            if source.label_names and len(source):
+                spaced = np.linspace(0, len(source) - 1, _LABELS_CHECKED).astype(int)
+                source.labels_of(np.unique(spaced))
+
+    def left_out(self) -> list[str]:
+        """Lines for a person that name what is not used, or in neither part; most often none."""
+        lines = []
+        if self.bad:
+            lines.append(
+                f'left out, {len(self.bad):,} picture(s) whose size cannot be read: '
+                f'{name_some(self.bad)}'
+            )
+        if self.small:
+            some = [f'{printable(name)} ({w}x{h})' for name, h, w in self.small[:SHOWN]]
+            more = len(self.small) - len(some)
+            lines.append(
+                f'left out, {len(self.small):,} picture(s) smaller than a tile: {", ".join(some)}'
+                + (f', and {more:,} more' if more else '')
+            )
+        if self.test is not None:
+            lines += [f'test set: {line}' for line in self.test.left_out()]
+        return [*lines, *self.unused]
+
+
+def open_data(data: settings.Data, *, seed: int = 0) -> Data:
+    """Opens a source, cuts tiles and splits off the held-out part.
+
+    Args:
+      data: names the source and says what is made of it.
+      seed: of the run, by which the grid of tiles is shifted (data.tile_shift).
+
+    Raises:
+      UserError: the data is not there or does not fit the settings. Nothing else is ever used in
+        its place.
+    """
+    return split_source(open_source(data), data, seed=seed)
+
+
+def split_source(source: Source, data: settings.Data, *, seed: int = 0) -> Data:
+    """As `open_data`, of a source that is open.
+
+    Args:
+      source: the pictures.
+      data: says what is made of it.
+      seed: see `open_data`.
+
+    Raises:
+      UserError: the source does not fit the settings.
+    """
+    array, unused = source if isinstance(source, Array) else None, source.unused
+    keys = data.pair_keys
+    for key in keys:
+        if key not in source.keys:
+            raise UserError(
+                f"data.pair_keys={keys}: this source has no picture '{key}'."
+                f'{did_you_mean(key, source.keys)} It has: {", ".join(source.keys)}.'
+            )
+    memory = int(data.cache_gib * 2**30) if data.tile_size else 0
+    cache = None
+    if data.cache:
+        # The limit is one on files.
+        limit = data.max_megapixels if source.own_files else math.inf
+        source = cache = DiskCached(source, data.cache, memory, limit)
+    elif data.tile_size:
+        source = Cached(source, memory)
+    if data.tile_size:
+        # DIV2K's tiles are counted in high-resolution pixels, whichever view those feed.
+        counted = 'hr' if 'hr' in source.keys else source.keys[0]
+        tiles = Tiles(source, data.tile_size, data.tile_stride, counted)
+        part = (data.held_out_fraction, data.held_out_seed)
+        train, held_out = tiles.split(*part)
+        training: Source = Subset(tiles, train)
+        if data.tile_shift:
+            training = ShiftedTiles(tiles, train, tiles.blocks(*part), seed, keys)
+        tested = Subset(tiles, held_out)
+        return Data(training, tested, tiles.bad, tiles.small, array, unused, cache)
+    train, held_out = _split(source, data.held_out_fraction, data.held_out_seed)
+    training, tested = Subset(source, train), Subset(source, held_out)
+    if data.held_out_fraction and not len(held_out):
+        unused = [
+            *unused,
+            f'nothing is held out: data.held_out_fraction={data.held_out_fraction:g} is less than '
+            'one picture, or group of pictures, of each label',
+        ]
+    return Data(training, tested, array=array, unused=unused, cache=cache)
+
+
+def open_source(data: settings.Data) -> Source:
+    """The source that `data.source` names, whole.
+
+    Args:
+      data: names the source. One of the user's own is called with data.kwargs, and with data.path
+        as `path` if that is given.
+
+    Raises:
+      UserError: there is no such source, or it cannot be opened.
+    """
+    if data.source in SOURCES:
+        if data.kwargs:
+            raise UserError(
+                f"data.kwargs={dict(data.kwargs)} are for a source of your own; '{data.source}' "
+                'takes the other keys of data.'
+            )
+        return SOURCES.find(data.source)(data)
+    path = {} if data.path is None else {'path': data.path}
+    source = SOURCES.build(data.source, {**path, **data.kwargs})
+    if not isinstance(source, Source):
+        raise UserError(
+            f"data.source='{data.source}' gives a {type(source).__name__}, which is no "
+            'byol_jax.sources.Source.'
+        )
+    return source
+
+
+def _open_sample(data: settings.Data) -> Source:
+    return SamplePhotographs()
+
+
+def _open_folder(data: settings.Data) -> Source:
+    if not data.path:
+        raise UserError(
+            "data.source='folder' needs the folder: --config.data.path=DIR with JPEG, PNG, "
+            'WebP or BMP files, in class folders or not.'
+        )
+    if any('*' in key for key in data.pair_keys):
+        return FilePairs(data.path, data.pair_keys, data.max_megapixels, data.index)
+    return Folder(data.path, data.max_megapixels, index=data.index)
+
+
+def _open_video(data: settings.Data) -> Source:
+    if not data.path:
+        raise UserError(
+            "data.source='video' needs the folder: --config.data.path=DIR with video files, or "
+            'folders of numbered frames.'
+        )
+    if data.tile_size:
+        raise UserError(
+            f"data.tile_size={data.tile_size} cuts still pictures; with data.source='video' "
+            'it must be 0.'
+        )
+    return Video(data.path, data.max_frame_gap, data.max_megapixels, data.workers, data.index)
+
+
+def _open_tfds(data: settings.Data) -> Source:
+    is_div2k = data.name.split('/')[0].split(':')[0] == 'div2k'
+    if is_div2k and data.path and not prepared_by_tfds(data.path):
+        return Div2k(data.path, data.split, data.pair_keys, data.max_megapixels)
+    # Imported here because other sources need no TensorFlow Datasets.
+    from byol_jax.sources.tfds import Tfds
+
+    try:
+        return Tfds(
+            data.name,
+            data.split,
+            data.path,
+            tuple(dict.fromkeys(data.pair_keys)),
+            label_key=data.label_key,
+            max_megapixels=data.max_megapixels,
+            download=data.download,
+        )
+    except UserError as error:
+        if is_div2k:
+            raise UserError(f'{error}\n{_WAYS_OUT}') from error
+        raise
+
+
+def _open_array(data: settings.Data) -> Source:
+    if not data.path:
+        raise UserError(
+            "data.source='array' needs the file: --config.data.path=FILE.npz with an array "
+            "'images', uint8 [N, H, W, 3]. examples/make_array.py makes one of class folders."
+        )
+    return Array(data.path)
+
+
+SOURCES = Registry(
+    'source',
+    'data.source',
+    {
+        'sample': _open_sample,
+        'folder': _open_folder,
+        'video': _open_video,
+        'tfds': _open_tfds,
+        'array': _open_array,
+    },
+    'data.kwargs',
+)
+
+
+def _split(source: Source, fraction: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Draws `fraction` of the groups of each label (of all, without labels at hand).
+
+    Where the source has no groups, every example is one.
+    """
+    labels = source.labels if source.labels_at_hand else None
+    if labels is None:
+        labels = np.zeros(len(source), np.int64)
+    groups = np.arange(len(source)) if source.groups is None else source.groups
+    _, first, group = np.unique(groups, return_index=True, return_inverse=True)
+    labels = labels[first]
+    rng = np.random.Generator(np.random.Philox(key=[seed, 1]))
+    held_out = np.zeros(len(first), bool)
+    order = np.argsort(labels, kind='stable')
+    for alike in np.split(order, np.flatnonzero(np.diff(labels[order])) + 1):
+        members = rng.permutation(alike)
+        held_out[members[: int(len(members) * fraction)]] = True
+    return np.flatnonzero(~held_out[group]), np.flatnonzero(held_out[group])
+
+
+def matched(test: Source, train: Source, *, tiles: bool) -> Source:
+    """The test set with its labels numbered as the training set's, by their names.
+
+    Args:
+      test, train: the whole sets.
+      tiles: a tile's label is its picture, which is in one set only: the test set then has none.
+
+    Raises:
+      UserError: there is no picture in the test set, or one has a label that the training set does
+        not know.
+    """
+    if not len(test):
+        raise UserError('The test set holds no picture: evaluate.data_split or evaluate.data_path.')
+    if tiles or not test.label_names or not train.label_names:
+        return Relabelled(test, (), None)
+    numbers = {name: number for number, name in enumerate(train.label_names)}
+    known = np.array([numbers.get(name, -1) for name in test.label_names], np.int64)
+    if (known < 0).any():
+        # Not `labels`, which stops at the first record that cannot be read.
+        labels = test.shown_labels(np.arange(len(test)))
+        counts = np.bincount(labels[labels >= 0], minlength=len(known))
+        unknown = np.flatnonzero((known < 0) & (counts > 0)).tolist()
+        if unknown:
+            raise _unknown([(test.label_names[i], int(counts[i])) for i in unknown], numbers)
+    return Relabelled(test, train.label_names, known)
+
+
+def _unknown(unknown: list[tuple[str, int]], known: dict[str, int]) -> UserError:
+    shown = [
+        f"'{name}' ({count:,} picture(s)){did_you_mean(name, known)}"
+        for name, count in unknown[:_SHOWN]
+    ]
+    more = f', and {len(unknown) - _SHOWN:,} more' if len(unknown) > _SHOWN else ''
+    there = ', '.join(sorted(known)[:20]) + (', ...' if len(known) > 20 else '')
+    return UserError(
+        f'{len(unknown):,} label(s) of the test set are not in the training set, so no answer '
+        f'could be right: {"; ".join(shown)}{more}. Labels are matched by name; the training set '
+        f'has {len(known):,}: {there}. Rename them, or take these pictures out of the test set.'
+    )
+
+
+class Relabelled(Subset):
+    """All examples of another source, with other numbers and names for their labels."""
+
+    def __init__(self, source: Source, names: Sequence[str], numbers: np.ndarray | None):
+        """Args:
+        source: the examples. names: of the new labels.
+        numbers: the new label for each of the source's, int [its number]; None for no labels.
+        """
+        super().__init__(source, np.arange(len(source)))
+        self._names, self._numbers = names, numbers
+
+    @property
+    def label_names(self) -> Sequence[str]:  # type: ignore[override]
+        return self._names
+
+    @functools.cached_property
+    def labels(self) -> np.ndarray | None:  # type: ignore[override]
+        return self.labels_of(np.arange(len(self)))
+
+    def labels_of(self, indices: np.ndarray) -> np.ndarray | None:
+        labels = None if self._numbers is None else super().labels_of(indices)
+        return None if labels is None or self._numbers is None else self._numbers[labels]
