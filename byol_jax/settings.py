@@ -20,7 +20,7 @@ from byol_jax.names import Named, named
 
 # Old keys, which still work, and what they are called now.
 RENAMED = {
-    'target.tau_base': 'target.tau_base',
+    'target.base_ema': 'target.tau_base',
     'optimizer.momentum': 'optimizer.kwargs.momentum',
     'optimizer.trust_coefficient': 'optimizer.kwargs.trust_coefficient',
     'optimizer.b1': 'optimizer.kwargs.b1',

@@ -24,9 +24,14 @@ def get_view(blur: float, solarize: float) -> ml_collections.ConfigDict:
     view.blur_sigma = (0.1, 2.0)  # blur sigma, pixels of the view, uniform
     view.solarize = solarize  # probability of solarization
     view.solarize_threshold = 0.5  # values from here up are inverted, fraction of full scale
-    # What is done to a picture, in this order: of the above, or 'package.module:attribute' of your
-    # own, alone or as ('name', {arguments}).
-    view.operations = ('crop', 'flip', 'jitter', 'gray', 'blur', 'solarize')
+    view.operations = (  # in this order; or 'package.module:Class' of your own: docs/views.md
+        'crop',
+        'flip',
+        'jitter',
+        'gray',
+        'blur',
+        'solarize',
+    )
     return view
 
 
