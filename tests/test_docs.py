@@ -1,7 +1,8 @@
-"""What the README tells people who bring their own network or take one away, to the letter."""
+"""What the pages tell people who bring their own network or take one away, to the letter."""
 
 from __future__ import annotations
 
+import re
 import shlex
 
 import jax
@@ -14,31 +15,52 @@ from byol_jax.interop.encoder import make_encoder
 from byol_jax.models.registry import build_encoder
 from byol_jax.models.tap import TappedEncoder
 
+PAGES = [ROOT / name for name in ('README.md', 'CONTRIBUTING.md', 'CHANGELOG.md')]
+PAGES += sorted((ROOT / 'docs').rglob('*.md'))
 
-def blocks(heading: str, language: str) -> list[str]:
+
+def section(page: str, heading: str) -> str:
+    """What stands below a heading of a page of docs/."""
+    return (ROOT / 'docs' / page).read_text().split(f'\n## {heading}\n')[1].split('\n## ')[0]
+
+
+def blocks(page: str, heading: str, language: str) -> list[str]:
     """The code blocks of one language below a heading."""
-    section = (ROOT / 'README.md').read_text().split(f'\n## {heading}\n')[1].split('\n## ')[0]
-    return [part.split('\n```')[0] for part in section.split(f'```{language}\n')[1:]]
+    parts = section(page, heading).split(f'```{language}\n')[1:]
+    return [part.split('\n```')[0] for part in parts]
+
+
+@pytest.mark.parametrize('page', PAGES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_links(page):
+    """Every link to a file of the repository leads somewhere."""
+    text = re.sub(r'```.*?```', '', page.read_text(), flags=re.DOTALL)
+    for link in re.findall(r'\]\(([^)\s]+)\)', text):
+        path = link.partition('#')[0]
+        assert not path or '://' in path or (page.parent / path).exists(), link
+
+
+def test_readme_is_short():
+    assert len((ROOT / 'README.md').read_text().splitlines()) <= 150
 
 
 @pytest.fixture
 def commands(tmp_path, monkeypatch):
     """The arguments of the section's main.py commands, with its my_net.py where Python finds it."""
-    (tmp_path / 'my_net.py').write_text(blocks('Use your own model', 'python')[0])
+    (tmp_path / 'my_net.py').write_text(blocks('models.md', 'Use your own model', 'python')[0])
     found = []
-    for line in blocks('Use your own model', 'bash'):
+    for line in blocks('models.md', 'Use your own model', 'bash'):
         program, script, *arguments = shlex.split(line)
-        assert (program, script) == ('.venv/bin/python', 'main.py')
+        assert (program, script) == ('python', 'main.py')
         found.append(arguments)
     return found
 
 
 def test_own_model_summary(commands, main_py, tmp_path):
-    """The table of layers is what the README shows, line by line."""
+    """The table of layers is what the page shows, line by line."""
     done = main_py(*commands[0], PYTHONPATH=str(tmp_path))
     assert done.returncode == 0, done.stderr
-    section = (ROOT / 'README.md').read_text().split('## Use your own model')[1]
-    shown = [line.strip() for line in section.split('\n') if line.startswith('    ')]
+    lines = section('models.md', 'Use your own model').split('\n')
+    shown = [line.strip() for line in lines if line.startswith('    ')]
     table = [line for line in shown if line.startswith(('layer ', 'conv', 'bn', 'drop', 'head'))]
     assert len(table) == 9
     for line in table:
@@ -47,8 +69,8 @@ def test_own_model_summary(commands, main_py, tmp_path):
 
 def test_own_model_config(tmp_path, main_py):
     """The config file of three own lines loads and says the same as the flags."""
-    (tmp_path / 'my_net.py').write_text(blocks('Use your own model', 'python')[0])
-    (tmp_path / 'my_config.py').write_text(blocks('Use your own model', 'python')[1])
+    (tmp_path / 'my_net.py').write_text(blocks('models.md', 'Use your own model', 'python')[0])
+    (tmp_path / 'my_config.py').write_text(blocks('models.md', 'Use your own model', 'python')[1])
     done = main_py(
         f'--config={tmp_path / "my_config.py"}',
         '--mode=summary',
@@ -74,7 +96,7 @@ def test_fine_tuning(tmp_path):
         step=0,
     )
     names = {'encoder': encoder}
-    exec(blocks('Use the encoder', 'python')[1], names)
+    exec(blocks('encoder.md', 'Fine-tune', 'python')[0], names)
     labels = np.arange(16) % 2
     noise = np.random.default_rng(0).integers(0, 200, (16, 16, 16, 3))
     images = (noise + 40 * labels[:, None, None, None]).astype(np.uint8)
@@ -91,7 +113,7 @@ def test_fine_tuning(tmp_path):
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_own_model_trains(commands, main_py, tmp_path):
-    """The README's training command runs to its end, and its result loads and starts another."""
+    """The page's training command runs to its end, and its result loads and starts another."""
     own = [a for a in commands[1] if not a.startswith('--workdir')]
     short = ['--config.total_steps=8', '--config.warmup_steps=2', '--config.log.every_steps=4']
     done = main_py(*own, *short, f'--workdir={tmp_path / "a"}', PYTHONPATH=str(tmp_path))
