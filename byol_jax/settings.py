@@ -349,7 +349,7 @@ def plain(config: Any) -> dict[str, Any]:
 
 
 def modern(config: Mapping[str, Any], said: list[str] | None = None) -> dict[str, Any]:
-    """A config with its old keys under their new names; a key given by both names is the new one.
+    """A config with its old keys under their new names.
 
     Args:
       config: plain values.
@@ -358,8 +358,8 @@ def modern(config: Mapping[str, Any], said: list[str] | None = None) -> dict[str
     flat = flatten(config)
     for old, new in RENAMED.items():
         if old in flat:
-            value = flat.pop(old)
-            flat.setdefault(new, value)
+            # Whoever wrote the old key does not know the new one, which every config has.
+            flat[new] = flat.pop(old)
             if said is not None:
                 said.append(f'config key {old} is called {new} now')
     return unflatten(flat)

@@ -1,0 +1,86 @@
+"""One rule for every name: short names, 'package.module:attribute', arguments, near misses."""
+
+from __future__ import annotations
+
+import pytest
+
+from byol_jax.errors import UserError
+from byol_jax.names import Named, Registry, named
+
+
+def pair(first, second=2):
+    return first, second
+
+
+def whatever(**kwargs):
+    return kwargs
+
+
+KINDS = Registry('kind', 'part.name', {'pair': pair, 'lazy': f'{__name__}:pair'}, 'part.kwargs')
+
+
+def test_short_and_full_names():
+    """A short name, one that is imported when asked for, and any importable attribute."""
+    assert KINDS.find('pair') is KINDS.find('lazy') is KINDS.find(f'{__name__}:pair') is pair
+    assert list(KINDS) == ['pair', 'lazy']
+
+
+@pytest.mark.parametrize(
+    ('name', 'words'),
+    [
+        ('pear', ["part.name='pear'", 'known kind', "Did you mean 'pair'?", 'Known: pair, lazy']),
+        ('no_such_module:pair', ["module 'no_such_module'", 'PYTHONPATH']),
+        (f'{__name__}:pear', ["has no 'pear'", "Did you mean 'pair'?"]),
+        (':pair', ['package.module:attribute']),
+        (f'{__name__}:', ['package.module:attribute']),
+        (f'{__name__}:a.b', ['package.module:attribute']),
+        ('.names:pair', ['part.name']),
+        (3, ['must be the name of a kind']),
+    ],
+)
+def test_wrong_names(name, words):
+    """What there is, the nearest, and what to do: in one line."""
+    with pytest.raises(UserError) as caught:
+        KINDS.find(name)
+    for word in words:
+        assert word in str(caught.value)
+    assert '\n' not in str(caught.value)
+
+
+def test_arguments():
+    """The user's arguments are checked against what is called, ours are not theirs to give."""
+    assert KINDS.build('pair', {'second': 3}, 1) == (1, 3)
+    assert KINDS.build('pair', {}, first=1) == (1, 2)
+    assert KINDS.build(f'{__name__}:whatever', {'anything': 1}) == {'anything': 1}
+    with pytest.raises(UserError) as caught:
+        KINDS.build('pair', {'secnd': 3}, 1)
+    for word in ("part.kwargs: 'pair' takes no argument 'secnd'", "Did you mean 'second'?"):
+        assert word in str(caught.value)
+    with pytest.raises(UserError, match=r"takes no argument 'first'\..*It takes: second"):
+        KINDS.build('pair', {'first': 3}, first=1)
+    with pytest.raises(UserError, match=r"part\.kwargs do not fit 'pair'"):
+        KINDS.build('pair', {'second': 3})
+
+
+def test_what_cannot_be_called():
+    with pytest.raises(UserError, match='cannot be called: it is a Registry'):
+        KINDS.build(f'{__name__}:KINDS', {})
+
+
+@pytest.mark.parametrize(
+    ('value', 'expected'),
+    [
+        ('crop', Named('crop')),
+        (('a:b', {'x': 1}), Named('a:b', {'x': 1})),
+        (['a:b', {'x': 1}], Named('a:b', {'x': 1})),
+    ],
+)
+def test_a_name_with_arguments(value, expected):
+    """A config has either form; JSON has lists where it has tuples."""
+    assert named(value, 'views.view1.operations') == expected
+
+
+@pytest.mark.parametrize('value', [3, ('crop',), ('crop', 3), (3, {}), {'crop': {}}, None])
+def test_what_is_no_name(value):
+    with pytest.raises(UserError, match=r'evaluate\.protocols: .* neither a name nor'):
+        named(value, 'evaluate.protocols')
