@@ -1,4 +1,4 @@
-"""--mode=evaluate: an exported encoder, measured by every protocol, and written down."""
+"""--mode=evaluate: measures an exported encoder, and writes and prints the numbers."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import importlib.metadata
 import json
 import platform
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,6 @@ import numpy as np
 from byol_jax import __version__
 from byol_jax.app.data import build_data
 from byol_jax.app.hosts import say
-from byol_jax.app.report.evaluation import evaluation_text
 from byol_jax.app.workdir import fingerprint
 from byol_jax.errors import UserError
 from byol_jax.evaluation.suite import Measured, measure_encoder
@@ -32,6 +32,9 @@ FORMAT = 'byol_jax evaluation 1'
 # Fewer queries than this give a rough figure only.
 _ROUGH = 100
 
+# Metrics that are not printed as percentages, with their format.
+_PLAIN = {'feature_std': '.4f', 'rankme': '.1f', 'kmeans_nmi': '.3f'}
+
 _ELSEWHERE = 'Add --output=FILE.json, or another --workdir=DIR.'
 
 
@@ -42,7 +45,8 @@ def evaluate_encoder(
 
     Args:
       config: names the data and, in `evaluate`, the protocols.
-      workdir: of the run. encoder_folder: None for the workdir's own.
+      workdir: of the run.
+      encoder_folder: None for the workdir's own.
       output: the .json to write; None for workdir/evaluation.json.
       command: that was given.
 
@@ -60,7 +64,7 @@ def evaluate_encoder(
     data = build_data(config)
     for line in data.left_out():
         say(line)
-    # Before the pictures are encoded: it says at once if nothing can be written there.
+    # Before the pictures are encoded, so that a folder that cannot be written fails at once.
     path.parent.mkdir(parents=True, exist_ok=True)
     measured = measure_encoder(encoder, data, config, say)
     evaluation = {
@@ -165,9 +169,10 @@ def _about_data(measured: Measured, config: Settings) -> dict[str, Any]:
 
 
 def _other_split(folder: Path, data: Data) -> list[str]:
-    """What to say if the encoder's run cut as many pictures into other parts.
+    """A warning if the encoder's run split the same number of pictures in another way.
 
-    Other data may be meant; the same data with another held-out part hardly ever is.
+    Then pictures to test on may be ones that it was trained on. Another number of pictures means
+    other data, which may be on purpose.
     """
     path = folder.parent / 'data.json'
     if data.test is not None or not path.exists():
@@ -185,7 +190,7 @@ def _other_split(folder: Path, data: Data) -> list[str]:
 
 
 def _notes(measured: Measured) -> list[str]:
-    """What a reader of the numbers should know."""
+    """Notes on how far the numbers can be trusted."""
     gallery, queries = measured.subject.parts.gallery, measured.subject.parts.queries
     notes = []
     if 0 < len(queries) < _ROUGH:
@@ -198,3 +203,62 @@ def _notes(measured: Measured) -> list[str]:
                 'picture has: every answer to them is wrong.'
             )
     return notes
+
+
+def evaluation_text(evaluation: Mapping[str, Any]) -> str:
+    """The table for the terminal: a line for each metric, measured or not.
+
+    Args:
+      evaluation: the contents of an evaluation.json.
+    """
+    data, metrics = evaluation['data'], evaluation['metrics']
+    names = [*metrics, *evaluation['not_measured']]
+    width = max(map(len, names))
+    tested = f', {data["queries"]:,} {data["queries_are"]}' if data['queries'] else ''
+    labels = f', {data["labels"]:,} labels' if data['labels'] else ', no labels'
+    lines = [
+        f'{evaluation["encoder"]} (step {evaluation["step"]}): '
+        f'{data["training"]:,} training{tested} pictures{labels}'
+    ]
+    for name, value in metrics.items():
+        shown = f'{value:{_PLAIN[name]}}' if name in _PLAIN else f'{value:.1%}'
+        lines.append(f'  {name:<{width}}  {shown:>8}  {_explained(name, evaluation)}')
+    for name, why in evaluation['not_measured'].items():
+        lines.append(f'  {name:<{width}}  {"-":>8}  not measured: {why}')
+    for note in evaluation['notes']:
+        lines.append(note)
+    return '\n'.join(lines)
+
+
+def _explained(name: str, evaluation: Mapping[str, Any]) -> str:
+    """What a metric is, in a few words."""
+    protocols = evaluation['protocols']
+    if name.startswith('knn_'):
+        temperature = protocols['knn']['temperature']
+        return f'accuracy, vote of the {name[4:]} nearest training pictures, T={temperature:g}'
+    if name.startswith('recall_'):
+        about = protocols['retrieval']
+        k, pool = int(name[7:]), about['pool']
+        chance = f'{about["chance"][name]:.1%}'
+        found = 'nearest' if k == 1 else f'among the {k} nearest'
+        return f'other view {found}, in a pool of {pool:,} {about["of"]} pictures; chance {chance}'
+    protocol, _, top5 = name.partition('_top5')
+    accuracy = 'top-5 accuracy' if top5 or name.endswith('_top5') else 'accuracy'
+    if protocol == 'linear':
+        about = protocols['linear']
+        return f'{accuracy}, SGD on random crops, learning rate {about["learning_rate"]:g} chosen'
+    if protocol in ('probe', 'ridge'):
+        penalty = protocols[protocol]['penalty']
+        method = 'logistic regression' if protocol == 'probe' else 'ridge regression'
+        return f'{accuracy}, {method} on centre crops, penalty {penalty:g} chosen'
+    if name == 'kmeans_nmi':
+        about = protocols['kmeans']
+        return (
+            f'mutual information of {about["clusters"]:,} clusters of the {about["pictures"]:,} '
+            f'{about["of"]} pictures with their labels, 0 to 1'
+        )
+    about = protocols['spectrum']
+    if name == 'feature_std':
+        return f'at unit length; at most {about["feature_size"] ** -0.5:.4f}, 0 is collapse'
+    most = min(about['rankme_pictures'], about['feature_size'])
+    return f'directions in use, of at most {most:,}'

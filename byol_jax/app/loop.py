@@ -34,8 +34,9 @@ from byol_jax.app.networks import online_encoder
 from byol_jax.app.periodic import Periodic
 from byol_jax.app.picture_cache import fill_cache
 from byol_jax.app.progress import Stopwatch, duration, progress_line
-from byol_jax.app.report.finish import draw_views, finish_report, show_evaluations
-from byol_jax.app.report.run_report import RunReport
+from byol_jax.app.report.illustrations import show_evaluations
+from byol_jax.app.report.pictures import draw_views
+from byol_jax.app.report.run_report import RunReport, finish_report
 from byol_jax.app.setup import Run, build_run
 from byol_jax.app.signals import Interrupted, stop_signals
 from byol_jax.app.weights_and_biases import check_wandb

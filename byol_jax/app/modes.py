@@ -12,7 +12,7 @@ from byol_jax.app.evaluate import evaluate_encoder
 from byol_jax.app.loop import train
 from byol_jax.app.networks import build_byol
 from byol_jax.app.pretrained import encoder_of_run
-from byol_jax.app.report.finish import draw_views
+from byol_jax.app.report.pictures import draw_views
 from byol_jax.app.setup import build_run
 from byol_jax.app.workdir import check_workdir
 from byol_jax.evaluation.features import encode_source

@@ -15,10 +15,9 @@ import jax.numpy as jnp
 import numpy as np
 from threadpoolctl import ThreadpoolController
 
+from byol_jax.app.alarm_log import AlarmLog
+from byol_jax.app.alarms import Record, facts_of, non_finite
 from byol_jax.app.hosts import is_main, say
-from byol_jax.app.report.alarm import Record, facts_of
-from byol_jax.app.report.alarm_log import AlarmLog
-from byol_jax.app.report.alarms import non_finite
 from byol_jax.app.setup import Run
 from byol_jax.errors import UserError
 from byol_jax.evaluation.monitors import lidar, measure

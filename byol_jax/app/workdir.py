@@ -5,20 +5,24 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, TYPE_CHECKING, Any
 
 import numpy as np
 
-from byol_jax.app.report.config_diff import differences
 from byol_jax.errors import UserError
 from byol_jax.files import write_whole
 from byol_jax.settings import WITHOUT_INFLUENCE, Settings, flatten, modern, unflatten
-from byol_jax.sources.data import Data
+
+if TYPE_CHECKING:
+    from byol_jax.sources.data import Data
 
 # Names put into the digest at once.
 _CHUNK = 4096
+
+# Stands for the value of a key that a config does not have.
+MISSING = '(not there)'
 
 # The locks this process holds; they end with it, however it ends.
 _locks: list[IO[str]] = []
@@ -151,6 +155,18 @@ def _check_same(path: Path, config: Settings, workdir: Path) -> None:
             f'{workdir} belongs to a run with another config:\n' + '\n'.join(changed) + '\n'
             'Give another --workdir, or the same config to go on with that run.'
         )
+
+
+def differences(configs: Sequence[Mapping[str, Any]]) -> dict[str, tuple[Any, ...]]:
+    """The keys in which configs differ, dotted and sorted, with the value in each of them.
+
+    Args:
+      configs: nested JSON values. An empty section has no keys.
+    """
+    flat = [{k: v for k, v in flatten(config).items() if v != {}} for config in configs]
+    keys = sorted(set().union(*flat))
+    values = {key: tuple(config.get(key, MISSING) for config in flat) for key in keys}
+    return {key: row for key, row in values.items() if any(value != row[0] for value in row)}
 
 
 def _completed(old: Mapping[str, Any]) -> dict[str, Any]:

@@ -2,26 +2,20 @@
 
 from __future__ import annotations
 
-import json
+import math
 import time
 
 import jax
 import pytest
+from records import facts, healthy, sample_config
 from tiny_runs import LinearPredictor, NoPredictor, NoStopGradient, make_byol, make_config, run
 
-from byol_jax.app.metrics import MetricsLog
+from byol_jax.app.alarms import ALARM, BYOL_LOSS, WATCH, LossScale, non_finite, standing
 from byol_jax.app.plan import make_plan
 from byol_jax.app.progress import Stopwatch
-from byol_jax.app.report.alarm import ALARM, WATCH, facts_of
-from byol_jax.app.report.alarm_log import AlarmLog, read_alarms, summary
-from byol_jax.app.report.alarms import non_finite, standing
 
 # Two steps under way on simulated devices can deadlock: a hard limit, and every step is awaited.
 pytestmark = pytest.mark.timeout(120)
-
-
-def facts(config, devices=1):
-    return facts_of(config, make_plan(config, 10_000, devices))
 
 
 def by_name(history, config, devices=1):
@@ -36,29 +30,6 @@ def first_step(history, config, name, severity, devices=1):
         if alarm is not None and alarm.severity == severity:
             return alarm.step
     return None
-
-
-def healthy(step, **changes):
-    """A record like those of the sample run."""
-    return {
-        'step': step,
-        'loss': 1.2,
-        'learning_rate': 0.5,
-        'feature_std': 0.072,
-        'rankme_projection': 25.0,
-        'online_target_cosine': 0.96,
-        'prediction_projection_cosine': 0.8,
-        'gradient_norm': 2.0,
-        'update_norm': 0.1,
-        'parameter_norm': 61.0,
-        'stats_spread': 0.0,
-        'input_wait_fraction': 0.01,
-        **changes,
-    }
-
-
-def sample_config(**changes):
-    return make_config(projector__output_size=128, **changes)
 
 
 def records(count=6, **changes):
@@ -271,67 +242,88 @@ def test_lines_are_whole_sentences():
     assert alarm.remedy in line
 
 
-def judge_all(workdir, history, start_step=0):
-    """Writes records and judges them, as a run does; returns the lines said."""
-    known = facts(sample_config())
-    metrics = MetricsLog(workdir, start_step=start_step, tensorboard=False)
-    log, lines = AlarmLog(workdir, known, start_step), []
-    for record in history:
-        metrics.write(record)
-        lines += log.judge(record)
-    return lines
+# A method that minimises the negative mean cosine, and one that contrasts with 1,000 others.
+COSINE, CONTRAST = LossScale(-1, 0, 1), LossScale(0, 6.9, math.inf)
 
 
-def story():
-    """Healthy, half collapsed, collapsed, and healthy again: three records each."""
-    shares = (0.8, 0.4, 0.1, 0.8)
-    return [
-        healthy(10 * (i + 1), feature_std=shares[i // 3] / 128**0.5) for i in range(3 * len(shares))
+@pytest.mark.parametrize(
+    ('scale', 'low', 'near_low', 'near_chance', 'chance'),
+    [
+        (BYOL_LOSS, 0.099, 0.101, 3.59, 3.61),
+        (COSINE, -0.976, -0.974, -0.11, -0.09),
+        (CONTRAST, 0.172, 0.173, 6.2, 6.22),
+    ],
+    ids=['byol', 'cosine', 'contrast'],
+)
+def test_the_loss_is_judged_by_the_scale_of_the_method(scale, low, near_low, near_chance, chance):
+    """2.5 % of the way from the lowest loss to chance is trivial, 90 % of it is chance."""
+    known = facts(sample_config())._replace(loss_scale=scale)
+
+    def found(**changes):
+        return {alarm.name: alarm for alarm in standing(records(4, **changes), known)}
+
+    assert found(loss=low, feature_std=0.005).keys() == {'collapse', 'trivial_loss'}
+    assert found(loss=near_low, feature_std=0.005).keys() == {'collapse'}
+    assert found(loss=low) == {}
+    assert found(loss=near_chance) == {}
+    (raised,) = found(loss=chance).values()
+    assert (raised.name, raised.severity) == ('learning_rate', ALARM)
+    assert f'(chance: {scale.chance:g})' in raised.evidence
+    trivial = found(loss=low, feature_std=0.005)['trivial_loss']
+    assert f'(lowest {scale.lowest:g}, chance {scale.chance:g})' in trivial.evidence
+
+
+@pytest.mark.parametrize('missing', sorted(healthy(1).keys() - {'step', 'loss'}))
+@pytest.mark.parametrize('broken', [False, True], ids=['healthy', 'broken'])
+def test_a_missing_metric_only_ends_the_rules_that_need_it(missing, broken):
+    """A method without a predictor, target or projection raises what its other metrics say."""
+    config = sample_config(optimizer__weight_decay=0.0, target__tau_base=0.5, batch_size=64)
+    config.accumulate_steps = 8
+    bad = {
+        'loss': 0.01,
+        'feature_std': 0.001,
+        'rankme_projection': 1.0,
+        'update_norm': 30.0,
+        'input_wait_fraction': 0.9,
+    }
+    history = [
+        {name: value for name, value in record.items() if name != missing}
+        for record in records(4, **(bad if broken else {}))
     ]
+    found = by_name(history, config)
+    always = {'weight_decay', 'target_follows', 'small_norm_batch'}
+    all_names = always | {'collapse', 'trivial_loss', 'learning_rate', 'input_bound'}
+    lost = {
+        'feature_std': {'trivial_loss'},
+        'online_target_cosine': {'target_follows'},
+        'parameter_norm': {'weight_decay', 'learning_rate'},
+        'update_norm': {'learning_rate'},
+        'stats_spread': {'small_norm_batch'},
+        'input_wait_fraction': {'input_bound'},
+    }.get(missing, set())
+    assert found.keys() == (all_names if broken else always) - lost
+    if broken:
+        # Without one of its two measures, collapse is judged by the other.
+        evidence = found['collapse'].evidence
+        assert ('feature std' in evidence) == (missing != 'feature_std')
+        assert ('RankMe' in evidence) == (missing != 'rankme_projection')
 
 
-def test_alarms_are_said_once(tmp_path):
-    """A line when an alarm is raised, when it gets worse and when it is over; none between."""
-    lines = judge_all(tmp_path, story())
-    assert [line.split(':')[0] for line in lines] == [
-        'WATCH at step 50',
-        'ALARM at step 80',
-        'Over at step 100',
+def test_records_of_a_loss_alone():
+    """Records of nothing but a loss: a loss of chance is an alarm, and nothing fails."""
+    config = sample_config()
+    bare = [{'step': 10 * n, 'loss': 3.9} for n in range(1, 5)]
+    assert by_name(bare, config).keys() == {'learning_rate'}
+    assert by_name([{**record, 'loss': 1.0} for record in bare], config) == {}
+    nan = non_finite(10, {'loss': math.nan}, facts(config), saved=0)
+    assert nan.evidence == 'loss not finite (loss nan); none was saved'
+
+
+def test_a_collapse_without_a_target_blames_no_target():
+    """A method that has no target network is not told to slow it down."""
+    history = [
+        {k: v for k, v in record.items() if k != 'online_target_cosine'}
+        for record in records(4, rankme_projection=2.0)
     ]
-    written = read_alarms(tmp_path)
-    assert [(a['step'], a['severity']) for a in written] == [
-        (50, 'watch'),
-        (80, 'alarm'),
-        (100, 'over'),
-    ]
-    assert {'step', 'name', 'severity', 'evidence', 'cause', 'remedy'} == set(written[0])
-    assert summary(tmp_path).startswith('collapse (alarm, step 80); ')
-
-
-@pytest.mark.parametrize('killed_at', [30, 60, 70, 90, 110])
-def test_a_resumed_run_writes_the_same_alarms(tmp_path, killed_at):
-    """Killed after any record and gone on from an earlier checkpoint, the files are the same."""
-    whole, again = tmp_path / 'whole', tmp_path / 'again'
-    whole.mkdir()
-    again.mkdir()
-    history = story()
-    judge_all(whole, history)
-    judge_all(again, [r for r in history if r['step'] <= killed_at])
-    checkpoint = killed_at - 20
-    before = AlarmLog(again, facts(sample_config()), checkpoint).still_raised()
-    standing_then = {50 <= checkpoint < 80: 'watch', 80 <= checkpoint < 100: 'alarm'}.get(True)
-    assert before.startswith(f'still raised from before: collapse ({standing_then})') or (
-        standing_then is None and before == ''
-    )
-    judge_all(again, [r for r in history if r['step'] > checkpoint], start_step=checkpoint)
-    assert read_alarms(again) == read_alarms(whole)
-
-
-def test_without_alarms_there_is_no_file(tmp_path):
-    """A healthy run leaves no alarms.jsonl, nor one whose alarms lie after its checkpoint."""
-    assert judge_all(tmp_path, records()) == []
-    assert not (tmp_path / 'alarms.jsonl').exists()
-    assert summary(tmp_path) == 'none'
-    (tmp_path / 'alarms.jsonl').write_text(json.dumps({'step': 99, 'name': 'x', 'severity': WATCH}))
-    AlarmLog(tmp_path, facts(sample_config()), start_step=60)
-    assert not (tmp_path / 'alarms.jsonl').exists()
+    alarm = by_name(history, sample_config(target__tau_base=0.5))['collapse']
+    assert 'target' not in alarm.cause + alarm.remedy

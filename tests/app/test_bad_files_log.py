@@ -19,7 +19,7 @@ from byol_jax.app.bad_files import BadFilesLog
 from byol_jax.app.data import build_data
 from byol_jax.app.hosts import check_same_everywhere, gather_texts
 from byol_jax.app.modes import MODES, Request
-from byol_jax.app.report.finish import draw_views
+from byol_jax.app.report.pictures import draw_views
 from byol_jax.app.setup import Run
 from byol_jax.app.workdir import check_workdir, claim_workdir
 from byol_jax.errors import BadPicture, UserError

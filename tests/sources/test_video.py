@@ -15,7 +15,7 @@ from conftest import ROOT, TINY, process_environment
 from PIL import Image
 
 from byol_jax.app.data import build_data
-from byol_jax.app.report.finish import draw_views
+from byol_jax.app.report.pictures import draw_views
 from byol_jax.errors import UserError
 from byol_jax.input.pipeline import batches
 from byol_jax.input.stream import PairMaker, draw_place

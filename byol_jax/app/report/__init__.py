@@ -1,1 +1,1 @@
-"""How a run explains itself: metrics, progress, pictures and report.html."""
+"""Pages: the report of a run, and runs side by side."""

@@ -1,19 +1,28 @@
-"""What runs say side by side, as tables for the terminal and the page: a column a run."""
+"""Runs as their workdirs tell of them, and side by side as tables; read only, never executed."""
 
 from __future__ import annotations
 
+import fcntl
+import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
-from byol_jax.app.report.alarm import ALARM
-from byol_jax.app.report.alarm_log import OVER
-from byol_jax.app.report.compare_run import SCALED_STD, RunRecord
-from byol_jax.app.report.config_diff import MISSING, differences
+from byol_jax.app.alarm_log import OVER, read_alarms
+from byol_jax.app.alarms import ALARM
+from byol_jax.app.metrics import read_metrics
+from byol_jax.app.plan import total_steps
+from byol_jax.app.workdir import MISSING, differences
+from byol_jax.errors import UserError, did_you_mean
 
-# Stands in a cell for what a run does not have.
+# Added to each record with a feature std: 1 for evenly spread projections, 0 for a collapse. Unlike
+# the feature std it can be compared between projections of different sizes P.
+SCALED_STD = 'feature_std x sqrt(P)'
+
+# In a cell: the run does not have it.
 NONE = '-'
 
-# What is looked at first; other metrics follow as the records have them.
+# The first rows; other metrics follow in the order of the records.
 _FIRST = (
     'loss',
     'feature_std',
@@ -32,23 +41,206 @@ _SHARES = ('online_probe_accuracy', 'input_wait_fraction')
 _SHARE_PREFIXES = ('knn_', 'recall_', 'linear', 'probe', 'ridge')
 
 
+class RunRecord(NamedTuple):
+    """What is known of a run.
+
+    Attributes:
+      name: short, and different for each run of a comparison.
+      workdir: as it was given.
+      state: for people: finished, under way or stopped, and at which step.
+      config: resolved, JSON values.
+      examples: of the training data; 0 if data.json is not there.
+      records: of metrics.jsonl, oldest first, with SCALED_STD.
+      alarms: lines of alarms.jsonl.
+      evaluation: of evaluation.json; {} if it is not there.
+      results: of results.json; {} if it is not there.
+      command: that started it; '' if it is not known.
+    """
+
+    name: str
+    workdir: Path
+    state: str
+    config: dict[str, Any]
+    examples: int
+    records: list[dict[str, Any]]
+    alarms: list[dict[str, Any]]
+    evaluation: dict[str, Any]
+    results: dict[str, Any]
+    command: str
+
+    @property
+    def step(self) -> int:
+        """The last one logged; 0 before the first."""
+        return self.records[-1]['step'] if self.records else 0
+
+
 class Row(NamedTuple):
-    """A heading, and a cell of each run."""
+    """A heading, and a cell for each run."""
 
     heading: str
     cells: tuple[str, ...]
 
 
 class Table(NamedTuple):
-    """Rows under a title; `note`, a sentence or '', says how to read them."""
+    """Rows under a title.
+
+    Attributes:
+      title: above them.
+      note: how to read them, a sentence or ''.
+      rows: may be empty if there is a note.
+    """
 
     title: str
     note: str
     rows: list[Row]
 
 
+def read_runs(workdirs: Sequence[Path]) -> list[RunRecord]:
+    """Reads runs to compare, and writes nothing.
+
+    Args:
+      workdirs: of two runs or more.
+
+    Raises:
+      UserError: there are fewer than two, one is given twice, is no run or is damaged.
+    """
+    for workdir in workdirs:
+        _check_is_run(workdir)
+    seen: dict[Path, Path] = {}
+    for workdir in workdirs:
+        same = seen.setdefault(workdir.resolve(), workdir)
+        if same is not workdir:
+            raise UserError(
+                f'--workdirs has {workdir} twice'
+                + (f', as {same} too' if same != workdir else '')
+                + ': give each run once.'
+            )
+    if len(workdirs) < 2:
+        given = f'only {workdirs[0]}' if workdirs else 'no run'
+        others = _runs_in(workdirs[0].resolve().parent) if workdirs else []
+        beside = [p.name for p in others if p.resolve() not in seen]
+        raise UserError(
+            f'--mode=compare puts two runs or more side by side; --workdirs names {given}.'
+            + (f' Beside it: {_some(beside)}.' if beside else '')
+            + ' Write --workdirs=A,B.'
+        )
+    return [
+        _read_run(workdir, name) for workdir, name in zip(workdirs, names(workdirs), strict=True)
+    ]
+
+
+def names(workdirs: Sequence[Path]) -> list[str]:
+    """The last parts of the paths: as few as make the names unique."""
+    parts = [workdir.resolve().parts for workdir in workdirs]
+    for count in range(1, max(map(len, parts)) + 1):
+        found = ['/'.join(p[-count:]) for p in parts]
+        if len(set(found)) == len(found):
+            break
+    return found
+
+
+def _check_is_run(workdir: Path) -> None:
+    if not workdir.is_dir():
+        near = [str(p) for p in _folders(workdir.parent)] + [str(p) for p in _runs_in(Path('runs'))]
+        what = 'is no folder' if workdir.exists() else 'does not exist'
+        raise UserError(f'--workdirs: {workdir} {what}.{did_you_mean(str(workdir), near)}')
+    if not (workdir / 'config.json').exists():
+        inside = [str(p) for p in _runs_in(workdir)]
+        raise UserError(
+            f'--workdirs: {workdir} holds no run: there is no config.json in it. '
+            + (
+                f'It has runs inside: {_some(inside)}; name these.'
+                if inside
+                else 'Give the folder that was the --workdir of a run (by default '
+                'runs/<config name>).'
+            )
+        )
+
+
+def _read_run(workdir: Path, name: str) -> RunRecord:
+    config = _read_json(workdir / 'config.json')
+    examples = _read_json(workdir / 'data.json').get('examples', 0)
+    try:
+        channels = config['projector']['output_size']
+        total = total_steps(
+            config['total_epochs'], config['total_steps'], config['batch_size'], examples
+        )
+    except (KeyError, TypeError) as error:
+        raise UserError(
+            f'{workdir / "config.json"} is not the config of a run of byol_jax: {error} is missing '
+            'or no value of its kind.'
+        ) from error
+    records = read_metrics(workdir)
+    for record in records:
+        if isinstance(record.get('feature_std'), int | float):
+            record[SCALED_STD] = record['feature_std'] * channels**0.5
+    command = workdir / 'command.txt'
+    return RunRecord(
+        name,
+        workdir,
+        _state(workdir, records[-1]['step'] if records else 0, total),
+        config,
+        examples,
+        records,
+        read_alarms(workdir),
+        _read_json(workdir / 'evaluation.json'),
+        _read_json(workdir / 'results.json'),
+        command.read_text().strip() if command.exists() else '',
+    )
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    """The object in a file; {} if it is not there."""
+    if not path.exists():
+        return {}
+    try:
+        content = json.loads(path.read_bytes())
+    except ValueError as error:
+        raise UserError(f'{path} is damaged: it is not JSON ({error}).') from error
+    if not isinstance(content, dict):
+        raise UserError(f'{path} is damaged: it is no JSON object.')
+    return content
+
+
+def _state(workdir: Path, step: int, total: int) -> str:
+    of = f'step {step:,}' if step else 'no step logged yet'
+    # Unknown if the length is in epochs and data.json is missing.
+    of += f' of {total:,}' if total else ''
+    if _is_training(workdir):
+        return f'under way: {of}'
+    if total and step >= total and (workdir / 'encoder' / 'encoder.json').exists():
+        return f'finished: {of}'
+    return f'stopped: {of}'
+
+
+def _is_training(workdir: Path) -> bool:
+    """Whether a process on this host holds the workdir's lock."""
+    path = workdir / '.lock'
+    if not path.exists():
+        return False
+    with path.open() as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+    return False
+
+
+def _folders(parent: Path) -> list[Path]:
+    return sorted(p for p in parent.iterdir() if p.is_dir()) if parent.is_dir() else []
+
+
+def _runs_in(parent: Path) -> list[Path]:
+    return [p for p in _folders(parent) if (p / 'config.json').exists()]
+
+
+def _some(names: Sequence[str]) -> str:
+    shown = ', '.join(names[:8])
+    return f'{shown} and {len(names) - 8} more' if len(names) > 8 else shown
+
+
 def tables(runs: Sequence[RunRecord]) -> list[Table]:
-    """All tables there is something to write in, in the order to read them in."""
+    """All tables with content, in the order to read them in."""
     made = [
         _overview(runs),
         _configs(runs),
@@ -62,19 +254,19 @@ def tables(runs: Sequence[RunRecord]) -> list[Table]:
 
 
 def metric_names(records: Iterable[Mapping[str, Any]]) -> list[str]:
-    """Metrics that any record has, in the order to show them in."""
+    """The metrics that any record has, in the order to show them in."""
     found = dict.fromkeys(name for record in records for name in record)
     first = [name for name in _FIRST if name in found]
     return first + [name for name in found if name not in (*first, 'step', 'epoch')]
 
 
 def per_epoch_differs(runs: Sequence[RunRecord]) -> bool:
-    """Whether a step is another part of an epoch in each run."""
+    """Whether the runs differ in the number of steps per epoch."""
     return len({(run.config['batch_size'], run.examples) for run in runs}) > 1
 
 
 def show(name: str, value: Any) -> str:
-    """The value of a metric, in few letters."""
+    """The value of a metric in few characters."""
     if value is None:
         return NONE
     if isinstance(value, bool) or not isinstance(value, int | float):
@@ -83,7 +275,7 @@ def show(name: str, value: Any) -> str:
         return f'{value:.1%}'
     if isinstance(value, int) or value == 0 or abs(value) >= 1000:
         return f'{value:,.0f}'
-    # Near 1 these differ in what four figures would round away.
+    # Near 1 four digits would hide the differences.
     return f'{value:.6f}' if name == 'tau' or name.endswith('cosine') else f'{value:#.4g}'
 
 
@@ -138,7 +330,10 @@ def _last_values(runs: Sequence[RunRecord]) -> Table:
 
 
 def _at_the_same_step(runs: Sequence[RunRecord]) -> Table:
-    """Nothing if all that have begun are equally far, or no two have a record that early."""
+    """Values at the last step (or epoch) that all have reached.
+
+    Empty if all runs with records are equally far, or fewer than two have a record that early.
+    """
     axis = 'epoch' if per_epoch_differs(runs) else 'step'
     last = [run.records[-1][axis] for run in runs if axis in (run.records or [{}])[-1]]
     if len(set(last)) < 2:
@@ -152,7 +347,7 @@ def _at_the_same_step(runs: Sequence[RunRecord]) -> Table:
         Row(name, tuple(show(name, record.get(name)) for record in records))
         for name in ('step', *metric_names(records))
     ]
-    note = 'As far as all that have begun have come: the last record of each up to there.'
+    note = 'The furthest that all runs with records have come: the last record of each up to there.'
     return Table(f'At {axis} {show("", common)}', note, rows)
 
 

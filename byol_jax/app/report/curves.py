@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import html
 import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from byol_jax.app.report.alarm import ALARM, Alarm, Facts, History
-from byol_jax.app.report.alarm_log import OVER
-from byol_jax.app.report.chart import Band, Level, Line, Point, line_chart, short_number, thin
+from markupsafe import Markup
 
-# How far a step moves the weights, of their length: made of two of the record's values.
+from byol_jax.app.alarm_log import OVER
+from byol_jax.app.alarms import ALARM, Alarm, Facts, History, LossScale
+from byol_jax.app.report.charts import Band, Level, Line, Point, line_chart, short_number, thin
+
+# How far a step moves the weights, relative to their length: of two values of the record.
 UPDATE_SHARE = 'update_norm / parameter_norm'
 
 _SIMSIAM = 'SimSiam, arXiv:2011.10566, Section 4.1'
@@ -24,7 +25,8 @@ class Curve(NamedTuple):
 
     Attributes:
       metric: its name in the records.
-      title: for people. note: what to read from it.
+      title: for people.
+      note: what to read from it.
       from_zero: its axis starts at 0.
     """
 
@@ -34,10 +36,33 @@ class Curve(NamedTuple):
     from_zero: bool = False
 
 
-# By subject. A curve is there if the records have its metric.
+class Figure(NamedTuple):
+    """A curve, drawn.
+
+    Attributes:
+      title: for people.
+      latest: the last value.
+      note: what to read from it.
+      chart: SVG.
+    """
+
+    title: str
+    latest: str
+    note: str
+    chart: Markup
+
+
+class Group(NamedTuple):
+    """The figures of one subject, under a title."""
+
+    title: str
+    figures: list[Figure]
+
+
+# By subject. A curve is drawn if the records have its metric.
 GROUPS: dict[str, tuple[Curve, ...]] = {
     'Learning': (
-        Curve('loss', 'Loss', '0 to 8; it falls in a collapse too', True),
+        Curve('loss', 'Loss', 'it falls in a collapse too'),
         Curve('knn_20', '20 nearest neighbours', 'accuracy on held-out pictures', True),
         Curve('knn_200', '200 nearest neighbours', 'accuracy on held-out pictures', True),
         Curve('online_probe_accuracy', 'Online probe', 'accuracy of a linear classifier', True),
@@ -46,14 +71,14 @@ GROUPS: dict[str, tuple[Curve, ...]] = {
         Curve('recall_5', 'Recall at 5', 'its other view is among the nearest five', True),
     ),
     'Features': (
-        Curve('feature_std', 'Feature std', 'of projections at unit length; 0 is collapse', True),
-        Curve('rankme_projection', 'RankMe, projection', 'directions that are used', True),
-        Curve('rankme_representation', 'RankMe, representation', 'directions that are used', True),
+        Curve('feature_std', 'Feature std', 'of unit-length projections; 0 is collapse', True),
+        Curve('rankme_projection', 'RankMe, projection', 'directions in use', True),
+        Curve('rankme_representation', 'RankMe, representation', 'directions in use', True),
         Curve('representation_std', 'Representation std', 'compare with its start', True),
         Curve('alignment', 'Alignment', 'distance of two views of a picture', True),
         Curve('uniformity', 'Uniformity', 'of different pictures; 0 is collapse'),
         Curve('online_target_cosine', 'Online and target', 'cosine of their projections'),
-        Curve('prediction_target_cosine', 'Prediction and target', 'cosine; 1 - loss / 4'),
+        Curve('prediction_target_cosine', 'Prediction and target', 'cosine, of different views'),
         Curve('prediction_projection_cosine', 'Prediction and projection', 'cosine'),
         Curve('lidar', 'LiDAR', 'directions that tell pictures apart, arXiv:2312.04000', True),
     ),
@@ -73,7 +98,7 @@ GROUPS: dict[str, tuple[Curve, ...]] = {
     ),
 }
 
-# What an alarm is about: the curves on which it is marked.
+# The curves on which an alarm is marked.
 _MARKED = {
     'collapse': ('feature_std', 'rankme_projection'),
     'trivial_loss': ('loss', 'feature_std'),
@@ -87,10 +112,10 @@ _MARKED = {
 
 
 def levels_of(facts: Facts) -> dict[str, tuple[Level, str]]:
-    """The healthy levels, by metric, each with its source."""
-    size = facts.projection_size
+    """The levels to compare with, by metric, each with its source."""
+    size, chance = facts.projection_size, facts.loss_scale.chance
     return {
-        'loss': (Level(4, 'chance: 4'), 'orthogonal prediction and target; paper, Equation 2'),
+        'loss': (Level(chance, f'chance: {chance:g}'), 'a prediction unrelated to its target'),
         'feature_std': (Level(size**-0.5, f'even spread: 1/sqrt({size})'), _SIMSIAM),
         'rankme_projection': (
             Level(min(5, size / 4), f'healthy: above {min(5, size / 4):g}'),
@@ -104,37 +129,46 @@ def levels_of(facts: Facts) -> dict[str, tuple[Level, str]]:
     }
 
 
-def curves_section(records: History, facts: Facts, alarms: Sequence[Alarm]) -> str:
-    """The curves as HTML, by subject; what is in the records and has no place comes last.
+def draw_curves(records: History, facts: Facts, alarms: Sequence[Alarm]) -> list[Group]:
+    """Every metric of the records over the steps, by subject.
+
+    Metrics that are not in GROUPS, such as a method's own, come last, under their names.
 
     Args:
-      records: of metrics.jsonl, oldest first; of a long run the extremes of stretches are drawn.
-      facts: of the run's config, for the healthy levels.
-      alarms: the lines of alarms.jsonl, marked from where one was raised to where it was over.
+      records: of metrics.jsonl, oldest first. Long ones are thinned; their extremes stay.
+      facts: of the run, for the levels.
+      alarms: the lines of alarms.jsonl; each alarm is shaded from raised to over.
     """
     if not records:
-        return '<h2>Curves</h2><p class="note">No step is logged yet.</p>'
+        return []
     known = {curve.metric for group in GROUPS.values() for curve in group}
     others = sorted({name for record in records for name in record} - known - {'step', 'epoch'})
     groups = GROUPS | {'Other': tuple(Curve(name, name, '') for name in others)}
     levels = levels_of(facts)
     span = (0.0, float(records[-1]['step']))
     bands = _bands(alarms, span[1])
-    parts = []
+    drawn = []
     for title, group in groups.items():
         figures = []
         for curve in group:
             points = _points(records, curve.metric)
-            if points:
-                level = levels.get(curve.metric)
-                figures.append(_figure(curve, points, level, bands.get(curve.metric, ()), span))
+            if not points:
+                continue
+            level = levels.get(curve.metric)
+            shown = _with_scale(curve, facts.loss_scale) if curve.metric == 'loss' else curve
+            figures.append(_figure(shown, points, level, bands.get(curve.metric, ()), span))
         if figures:
-            parts.append(f'<h3>{title}</h3><div class="curves">{"".join(figures)}</div>')
-    shaded = ' Shaded: while an alarm stood.' if bands else ''
-    return (
-        '<h2>Curves</h2><p class="note">Over the steps; the number is the latest. Dashed: what to '
-        f'compare with.{shaded}</p>{"".join(parts)}'
-    )
+            drawn.append(Group(title, figures))
+    return drawn
+
+
+def _with_scale(loss: Curve, scale: LossScale) -> Curve:
+    """The curve of the loss with what the method says of its values."""
+    if math.isfinite(scale.highest):
+        spanned = f'{scale.lowest:g} to {scale.highest:g}'
+    else:
+        spanned = f'{scale.lowest:g} and more'
+    return loss._replace(note=f'{spanned}; {loss.note}', from_zero=scale.lowest == 0)
 
 
 def _figure(
@@ -143,7 +177,7 @@ def _figure(
     level: tuple[Level, str] | None,
     bands: Sequence[Band],
     span: tuple[float, float],
-) -> str:
+) -> Figure:
     note = curve.note
     if level:
         note += f'{"; " if note else ""}dashed: {level[1]}'
@@ -156,11 +190,7 @@ def _figure(
         from_zero=curve.from_zero,
         words=f'{curve.title} over the steps',
     )
-    return (
-        f'<figure><figcaption><b>{html.escape(curve.title)}</b>'
-        f'<b class="latest">{short_number(points[-1][1])}</b>'
-        f'<span>{html.escape(note)}</span></figcaption>{chart}</figure>'
-    )
+    return Figure(curve.title, short_number(points[-1][1]), note, chart)
 
 
 def _points(records: History, metric: str) -> list[Point]:
@@ -174,9 +204,9 @@ def _points(records: History, metric: str) -> list[Point]:
 
 
 def _bands(alarms: Sequence[Alarm], last_step: float) -> dict[str, list[Band]]:
-    """Where alarms stood, by metric."""
+    """The bands to shade while alarms stood, by metric."""
     bands: dict[str, list[Band]] = {}
-    # An alarm that comes and goes with every record is one band, or a page of many thousands.
+    # An alarm that comes and goes with every record is one band, not thousands.
     near = last_step / 200
     for number, alarm in enumerate(alarms):
         if alarm.severity == OVER:

@@ -2,55 +2,127 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.metadata
+import json
 import platform
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import jax
 from PIL import Image
 
+from byol_jax.app.alarm_log import Verdict, read_alarms, summary, verdict
+from byol_jax.app.alarms import Alarm, History, facts_of
 from byol_jax.app.hosts import is_main, say
-from byol_jax.app.metrics import read_metrics
+from byol_jax.app.metrics import MetricsLog, read_metrics
 from byol_jax.app.progress import Stopwatch, duration
-from byol_jax.app.report.alarm import Alarm, History, facts_of
-from byol_jax.app.report.alarm_log import read_alarms, summary
-from byol_jax.app.report.curves import curves_section
-from byol_jax.app.report.page import (
-    again_section,
-    facts_section,
-    progress_section,
-    views_section,
-    write_page,
-)
-from byol_jax.app.report.pictures import data_uri
-from byol_jax.app.report.results import evaluation_section
-from byol_jax.app.report.verdict import verdict, verdict_box
+from byol_jax.app.report.curves import Group, draw_curves
+from byol_jax.app.report.illustrations import Illustrations, show_evaluations
+from byol_jax.app.report.page import data_uri, write_page
 from byol_jax.app.setup import Run
+from byol_jax.evaluation.protocol import Evaluation, describe
+from byol_jax.files import write_whole
 
-# While the run is under way it is written once a minute, or, where that takes more than 1 % of the
-# time (a metrics.jsonl of many thousand records), less often.
+# A run under way writes its report once a minute, or less often if that takes more than 1 % of the
+# time (a metrics.jsonl of many thousand records).
 _SECONDS = 60.0
 _SHARE = 0.01
 
+# Metrics that are shares of pictures, by how their names begin.
+_SHARES = ('knn_', 'linear', 'probe', 'ridge', 'recall_', 'online_probe_accuracy')
+
+# Metrics measured during training, by how their names begin. Each tuple has steps of its own.
+_DURING_TRAINING = (
+    (('knn_', 'recall_'), 'During training'),
+    (('online_probe_accuracy',), 'The online probe'),
+)
+
+
+class Result(NamedTuple):
+    """A row of the before/after table.
+
+    Attributes:
+      name: of the encoder.
+      accuracy: of the nearest neighbours, in [0, 1]; None: not measured.
+      feature_std: of the features at unit length.
+    """
+
+    name: str
+    accuracy: float | None
+    feature_std: float
+
+    @property
+    def accuracy_words(self) -> str:
+        return 'not measured' if self.accuracy is None else f'{self.accuracy:.1%}'
+
+
+class MetricTable(NamedTuple):
+    """Metrics of one evaluation, formatted; without rows the note says why."""
+
+    rows: Sequence[tuple[str, str]]
+    note: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Report:
+    """What templates/report.html shows. A section without content is left out.
+
+    Attributes:
+      title: the heading.
+      words: how far the run is.
+      step: made so far.
+      total_steps: of the whole run.
+      verdict: on the run.
+      results: encoders before and after training.
+      protocol: how these were measured.
+      evaluations: other measurements.
+      facts: of the run: label -> text.
+      curves: of the metrics; empty: nothing is logged yet.
+      shaded: whether an alarm is marked on a curve.
+      views: views.png as a data: address.
+      shown: what the encoder makes of pictures.
+      command: that started the run.
+      config: of the run, as text.
+    """
+
+    title: str = ''
+    words: str = ''
+    step: int = 0
+    total_steps: int = 0
+    verdict: Verdict | None = None
+    results: Sequence[Result] = ()
+    protocol: str = ''
+    evaluations: Sequence[MetricTable] = ()
+    facts: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    curves: Sequence[Group] | None = None
+    shaded: bool = False
+    views: str = ''
+    shown: Illustrations | None = None
+    command: str = ''
+    config: str = ''
+
 
 class RunReport:
-    """Writes the report; process 0 alone does. That it cannot be written is said, and no error.
+    """Writes the report; only process 0 does. A failure to write is said and ends nothing.
 
     All that changes is read from the workdir, so a run that goes on continues its report too.
     """
 
     def __init__(self, run: Run, workdir: Path, command: str):
-        """Args:
-        run: to report on. workdir: of the run.
-        command: that started it.
+        """Writes nothing yet.
+
+        Args:
+          run: to report on.
+          workdir: of the run.
+          command: that started it.
         """
         self._run, self._workdir, self._command = run, workdir, command
         self._facts = facts_of(run.config, run.plan)
-        self._config = run.config.plain
         self._views = ''
-        self._found: Sequence[str] = ()
+        self._shown: Illustrations | None = None
         self._started = time.perf_counter()
         self._due = 0.0
         self._failed = False
@@ -58,14 +130,15 @@ class RunReport:
     def begin(self, step: int) -> None:
         """Writes the page of a run that goes on from a step, before its next one is compiled."""
         self._write(step, f'Starting at step {step:,} of {self._run.plan.total_steps:,}.')
-        # The first record is worth a page of its own.
+        # The first record gets a page at once.
         self._due = 0.0
 
     def update(self, step: int, watch: Stopwatch) -> None:
-        """Writes the page if it is due; the time that takes is none of the steps'.
+        """Writes the page if it is due; the stopwatch leaves out the time that takes.
 
         Args:
-          step: made, its record in metrics.jsonl. watch: of the run.
+          step: the last one in metrics.jsonl.
+          watch: of the run.
         """
         now = time.perf_counter()
         if now < self._due or not is_main():
@@ -79,9 +152,9 @@ class RunReport:
         )
         watch.paused(time.perf_counter() - now)
 
-    def show(self, found: Sequence[str]) -> None:
-        """Has the pages from now on show what the encoder makes of pictures: HTML sections."""
-        self._found = found
+    def show(self, shown: Illustrations) -> None:
+        """Sets what the pages from now on show of the encoder."""
+        self._shown = shown
         self._due = 0.0
 
     def stopped(self, why: str) -> None:
@@ -90,30 +163,39 @@ class RunReport:
         self._write(records[-1]['step'] if records else 0, f'Stopped: {why}')
 
     def evaluating(self) -> None:
-        """Writes the page of a run that has made its last step, and is measured now."""
+        """Writes the page of a run that has made its last step, before it is evaluated."""
         self._write(self._run.plan.total_steps, 'All steps are done; the encoder is measured now.')
 
-    def finished(self, results: str, found: Sequence[str], bad_files: int) -> None:
+    def finished(
+        self, results: Sequence[Result], protocol: str, shown: Illustrations, bad_files: int
+    ) -> None:
         """Writes the page of a run that has ended.
 
         Args:
-          results: the section on what was measured. found: those on what the encoder makes of
-            pictures.
-          bad_files: how many there were.
+          results: encoders before and after training.
+          protocol: how these were measured.
+          shown: what they make of pictures.
+          bad_files: how many files could not be read.
         """
         total = self._run.plan.total_steps
         words = f'Finished: all {total:,} steps ({self._run.plan.epoch(total):.1f} epochs).'
-        self.show(found)
-        self._write(total, words, results, bad_files)
+        self.show(shown)
+        self._write(total, words, results, protocol, bad_files)
 
     def _write(
-        self, step: int, words: str, results: str = '', bad_files: int | None = None
+        self,
+        step: int,
+        words: str,
+        results: Sequence[Result] = (),
+        protocol: str = '',
+        bad_files: int | None = None,
     ) -> None:
         if not is_main():
             return
         began = time.perf_counter()
         try:
-            self._write_sections(step, words, results, bad_files)
+            report = self._report(step, words, results, protocol, bad_files)
+            write_page(self._workdir / 'report.html', 'report.html', report=report)
         except OSError as error:
             if not self._failed:
                 say(f'report.html could not be written, the run goes on without: {error}')
@@ -123,8 +205,15 @@ class RunReport:
         now = time.perf_counter()
         self._due = now + max(_SECONDS, (now - began) / _SHARE)
 
-    def _write_sections(self, step: int, words: str, results: str, bad_files: int | None) -> None:
-        workdir, facts = self._workdir, self._facts
+    def _report(
+        self,
+        step: int,
+        words: str,
+        results: Sequence[Result],
+        protocol: str,
+        bad_files: int | None,
+    ) -> Report:
+        workdir, config = self._workdir, self._run.config
         records = read_metrics(workdir)
         alarms = [Alarm(**line) for line in read_alarms(workdir)]
         if bad_files is None:
@@ -132,26 +221,28 @@ class RunReport:
         if not self._views:
             with Image.open(workdir / 'views.png') as picture:
                 self._views = data_uri(picture)
-        when = time.strftime('%Y-%m-%d %H:%M:%S')
         if not results:
             words += (
-                f' Written at {when}; reload this page for what came since. A run under way writes '
-                'it about once a minute. If the run was killed, the same command goes on.'
+                f' Written at {time.strftime("%Y-%m-%d %H:%M:%S")}; reload this page for what came '
+                'since. A run under way writes it about once a minute. If the run was killed, the '
+                'same command goes on.'
             )
-        write_page(
-            workdir / 'report.html',
-            f'BYOL: {self._run.config.name}',
-            [
-                progress_section(step, self._run.plan.total_steps, words),
-                verdict_box(verdict(records, alarms, facts)),
-                results,
-                evaluation_section(workdir, records),
-                facts_section(self._summary(bad_files, records)),
-                curves_section(records, facts, alarms),
-                views_section(self._views),
-                *self._found,
-                again_section(self._command, self._config),
-            ],
+        return Report(
+            title=f'BYOL: {config.name}',
+            words=words,
+            step=step,
+            total_steps=self._run.plan.total_steps,
+            verdict=verdict(records, alarms, self._facts),
+            results=results,
+            protocol=protocol,
+            evaluations=evaluation_tables(workdir, records),
+            facts=self._summary(bad_files, records),
+            curves=draw_curves(records, self._facts, alarms),
+            shaded=bool(alarms),
+            views=self._views,
+            shown=self._shown,
+            command=self._command,
+            config=json.dumps(config.plain, indent=2, sort_keys=True),
         )
 
     def _summary(self, bad_files: int, records: History) -> dict[str, str]:
@@ -174,6 +265,106 @@ class RunReport:
             'Devices': f'{jax.device_count()} x {jax.devices()[0].device_kind}',
             'Versions': f'Python {platform.python_version()}, {versions}',
         }
+
+
+def finish_report(
+    run: Run,
+    workdir: Path,
+    report: RunReport,
+    log: MetricsLog,
+    before: Evaluation,
+    after: Evaluation,
+    bad_files: int,
+) -> str:
+    """Writes the last report.html and results.json; returns the before/after table as text.
+
+    Args:
+      run: that has ended.
+      workdir: of the run.
+      report: of the run.
+      log: of the run, for the pictures.
+      before: of the encoder as it started.
+      after: of the trained encoder.
+      bad_files: how many files could not be read.
+    """
+    first = 'as loaded' if run.training.origin else 'randomly initialised'
+    last = f'trained {run.plan.total_steps:,} steps'
+    results = [
+        Result(first, before.accuracy, before.feature_std),
+        Result(last, after.accuracy, after.feature_std),
+    ]
+    protocol = f'{describe(after, run.config)} Both encoders are measured alike.'
+    shown = show_evaluations(
+        {first: before, last: after}, run, log, run.plan.total_steps, with_umap=True
+    )
+    report.finished(results, protocol, shown, bad_files)
+    write_results(workdir, results, protocol)
+    return f'{_results_text(results)}\n{protocol}'
+
+
+def write_results(workdir: Path, results: Sequence[Result], protocol: str) -> None:
+    """Writes the before/after table to `workdir/results.json`.
+
+    Args:
+      workdir: of the run.
+      results: the encoder before training comes first.
+      protocol: one sentence on how they were measured.
+    """
+    content = {'protocol': protocol, 'results': [result._asdict() for result in results]}
+    text = json.dumps(content, indent=2) + '\n'
+    write_whole(workdir / 'results.json', lambda partial: partial.write_text(text))
+
+
+def _results_text(results: Sequence[Result]) -> str:
+    """The before/after table for the terminal."""
+    width = max(len(r.name) for r in results)
+    lines = [f'{"encoder":<{width}}  nearest-neighbour accuracy  feature std']
+    for r in results:
+        lines.append(f'{r.name:<{width}}  {r.accuracy_words:>26}  {r.feature_std:>11.4f}')
+    return '\n'.join(lines)
+
+
+def evaluation_tables(workdir: Path, records: History) -> list[MetricTable]:
+    """The tables of evaluation.json and of the last evaluation during training, where they exist.
+
+    An evaluation.json that another program wrote is named in a note and does no harm.
+
+    Args:
+      workdir: of the run.
+      records: of metrics.jsonl, oldest first.
+    """
+    tables = []
+    path = workdir / 'evaluation.json'
+    if path.exists():
+        try:
+            tables.append(_of_file(json.loads(path.read_text())))
+        except (ValueError, TypeError, KeyError, AttributeError) as error:
+            note = (
+                'evaluation.json is not what --mode=evaluate writes: '
+                f'{type(error).__name__}: {error}'
+            )
+            tables.append(MetricTable((), note))
+    for begins, what in _DURING_TRAINING:
+        measured = [r for r in records if any(name.startswith(begins) for name in r)]
+        if measured:
+            last = measured[-1]
+            metrics = {name: value for name, value in last.items() if name.startswith(begins)}
+            tables.append(MetricTable(_rows(metrics), f'{what}, last at step {last["step"]:,}.'))
+    return tables
+
+
+def _of_file(evaluation: Mapping[str, Any]) -> MetricTable:
+    sha256 = str(evaluation.get('weights_sha256', ''))[:12]
+    of = f'evaluation.json: {evaluation["encoder"]}, step {evaluation["step"]:,}'
+    note = f'{of}{f", weights {sha256}..." if sha256 else ""}.'
+    return MetricTable(_rows(evaluation['metrics']), note)
+
+
+def _rows(metrics: Mapping[str, float]) -> list[tuple[str, str]]:
+    return [
+        (name, f'{value:.1%}' if name.startswith(_SHARES) else f'{value:.4g}')
+        for name, value in metrics.items()
+    ]
 
 
 def _speed(records: History) -> dict[str, str]:

@@ -1,4 +1,4 @@
-"""Charts as small SVG text: lines, healthy levels and bands, for report.html."""
+"""Line charts as SVG, with dashed levels and shaded bands, for the pages."""
 
 from __future__ import annotations
 
@@ -9,21 +9,22 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
+from markupsafe import Markup
 
 # A point of a line: x and y.
 Point = tuple[float, float]
 
-# Units of the drawing; about the pixels it is shown at, so letters of 11 stay 11 on a phone too.
+# Units of the drawing: about the pixels it is shown at, so text of 11 stays near 11 on a phone too.
 WIDTH, HEIGHT = 340, 190
 _LEFT, _RIGHT, _TOP, _BOTTOM = 54, 16, 12, 36
 _COLOURS = ('#2563a8', '#c8641b', '#2b8a57', '#8250b8')
 
 
 class Line(NamedTuple):
-    """Points to join, in the order of x.
+    """A line of a chart.
 
     Attributes:
-      points: to join.
+      points: to join, in the order of x.
       name: for the legend; '' for none.
       colour: for CSS; '' for one of the chart's own.
       dash: an SVG stroke-dasharray; '' for a solid line.
@@ -36,14 +37,21 @@ class Line(NamedTuple):
 
 
 class Level(NamedTuple):
-    """A dashed height with a few words on it."""
+    """A dashed horizontal line at a height, with a few words on it."""
 
     height: float
     words: str
 
 
 class Band(NamedTuple):
-    """A stretch of x to shade: `colour` for CSS, `words` for who points at it."""
+    """A range of x to shade.
+
+    Attributes:
+      start: its first x.
+      end: its last x.
+      colour: for CSS.
+      words: its tooltip.
+    """
 
     start: float
     end: float
@@ -52,10 +60,14 @@ class Band(NamedTuple):
 
 
 def thin(points: Sequence[Point], most: int = 400) -> list[Point]:
-    """At most `most` (4 and more) of the points: the ends, and the lowest and highest in between.
+    """Keeps at most `most` of the points, so that no spike is lost.
 
-    The points between the ends are cut into stretches of equal number, and of each the lowest and
-    the highest stay, so no spike is lost.
+    The first and the last stay. The points between are cut into stretches of equal length, and the
+    lowest and the highest of each stretch stay.
+
+    Args:
+      points: in the order of x.
+      most: at least 4.
     """
     if len(points) <= most:
         return list(points)
@@ -79,21 +91,21 @@ def line_chart(
     from_zero: bool = False,
     log: bool = False,
     words: str = '',
-) -> str:
+) -> Markup:
     """An SVG element of lines over a common x.
 
     Args:
-      lines: finite numbers; above 0 if `log`. One of a single point is drawn as a dot.
+      lines: of finite numbers, above 0 if `log`. A line of one point is drawn as a dot.
       x_label: under the axis.
       x_span: where x starts and ends; None: with the points.
       levels: drawn dashed, and always in the picture.
-      bands: stretches of x, shaded behind the lines.
-      from_zero: the axis starts at 0.
-      log: heights are logarithmic.
-      words: for those who cannot see it.
+      bands: shaded behind the lines.
+      from_zero: the axis of heights starts at 0.
+      log: the axis of heights is logarithmic.
+      words: for screen readers.
 
     Returns:
-      Text that starts with '<svg' and loads nothing.
+      An <svg> element that loads nothing.
     """
     points = [point for line in lines for point in line.points]
     xs = x_span or [x for x, _ in points] or [0.0]
@@ -152,7 +164,7 @@ def line_chart(
                 f'<text x="{WIDTH - _RIGHT - 4}" y="{_TOP + 12 + 14 * number}" text-anchor="end" '
                 f'style="fill:{colour};font-weight:600">{html.escape(line.name)}</text>'
             )
-    # Over the lines, or they could not be read.
+    # Drawn after the lines, so that no line hides the words.
     for level in levels:
         y = up(level.height)
         text = y - 4 if y > _TOP + 12 else y + 12
@@ -160,14 +172,14 @@ def line_chart(
             f'<text class="level" x="{WIDTH - _RIGHT - 2}" y="{text:.1f}" text-anchor="end">'
             f'{html.escape(level.words)}</text>'
         )
-    return (
+    return Markup(
         f'<svg class="chart" viewBox="0 0 {WIDTH} {HEIGHT}" role="img" '
         f'aria-label="{html.escape(words)}">{"".join(parts)}</svg>'
     )
 
 
 def short_number(value: float) -> str:
-    """A number in few letters: 1200000 -> '1.2M', 0.06883 -> '0.0688', 3e-7 -> '3e-07'."""
+    """A number in few characters: 1200000 -> '1.2M', 0.06883 -> '0.0688', 3e-7 -> '3e-07'."""
     size = abs(value)
     if size >= 1e6:
         return f'{value / 1e6:.4g}M'
@@ -180,11 +192,11 @@ _Ticks = list[tuple[float, str]]
 
 
 def _axis(low: float, high: float, tight: bool = False) -> tuple[_Ticks, tuple[float, float]]:
-    """Round numbers to write beside an axis, with their labels, and where it starts and ends."""
-    # Below what float64 can tell apart, or one value only.
+    """The ticks of an axis, round numbers with their labels, and where it starts and ends."""
+    # One value only, or values that differ by rounding errors.
     if high - low <= 1e-9 * max(abs(low), abs(high)):
         margin = 0.1 * abs(high) or 1.0
-        # What is 0 throughout is most often a count or a share, and never below.
+        # Values that are all 0 are most often counts or shares, never negative.
         low, high = (low - margin if high else 0.0), high + margin
     rough = (high - low) / 4
     power = 10.0 ** math.floor(math.log10(rough))

@@ -16,14 +16,10 @@ import pytest
 from conftest import ROOT
 from PIL import Image
 
-from byol_jax.app.report.compare import compare
-from byol_jax.app.report.compare_curves import mark
-from byol_jax.app.report.compare_page import write_page
-from byol_jax.app.report.compare_run import SCALED_STD, names, read_runs
-from byol_jax.app.report.compare_tables import show, tables
-from byol_jax.app.report.compare_text import text_of
-from byol_jax.app.workdir import resolve
+from byol_jax.app.report.compare import compare, mark, text_of, write_comparison
+from byol_jax.app.report.compare_tables import SCALED_STD, names, read_runs, show, tables
 from byol_jax.errors import UserError
+from byol_jax.settings import Settings
 from configs import default
 
 
@@ -37,7 +33,7 @@ def make_run(
     config.projector.output_size = projection
     config.update_from_flattened_dict({k.replace('__', '.'): v for k, v in keys.items()})
     workdir.mkdir(parents=True)
-    (workdir / 'config.json').write_text(json.dumps(resolve(config)))
+    (workdir / 'config.json').write_text(json.dumps(Settings.of(config).plain))
     (workdir / 'data.json').write_text(json.dumps({'examples': 80, 'held_out': 8}))
     records = [
         {
@@ -167,13 +163,13 @@ def test_evaluations_and_results(tmp_path):
 def test_what_training_writes_is_read(tmp_path):
     """The table and command of a run are found where training puts them."""
     from byol_jax.app import workdir as workdirs
-    from byol_jax.app.report.results_file import write_results
+    from byol_jax.app.report.run_report import Result, write_results
 
     config = default.get_config()
     a = tmp_path / 'a'
     data = {'examples': 5, 'held_out': 1}
     workdirs.claim_workdir(a, config, data, 'python main.py --config=x')
-    rows = [{'name': 'x', 'accuracy': share, 'feature_std': 0.1} for share in (0.5, 0.75)]
+    rows = [Result('x', share, 0.1) for share in (0.5, 0.75)]
     write_results(a, rows, 'By cosine.')
     b = make_run(tmp_path / 'b')
     assert read_runs([a, b])[0].command == 'python main.py --config=x'
@@ -244,7 +240,7 @@ def page(tmp_path_factory):
     (b / 'views.png').write_bytes(b'no picture')
     runs = read_runs([a, b, c])
     path = folder / 'page.html'
-    write_page(path, runs, tables(runs))
+    write_comparison(path, runs, tables(runs))
     return path.read_text()
 
 
@@ -265,7 +261,9 @@ def test_page_is_self_contained_and_sound(page):
 
 def test_page_has_a_chart_of_each_metric(page):
     """A chart a metric over steps, and one over epochs as the batch sizes differ, with a legend."""
-    figures = re.findall(r'<figure><figcaption>([\w ()]+)</figcaption>(.*?)</figure>', page)
+    figures = re.findall(
+        r'<figure><figcaption>([\w ()]+)</figcaption>(.*?)</figure>', page, re.DOTALL
+    )
     drawn = [name for name, body in figures if '<svg class="chart"' in body]
     assert drawn == ['loss', 'feature_std', SCALED_STD, 'lidar'] * 2
     by_step, by_epoch = figures[0][1], figures[4][1]

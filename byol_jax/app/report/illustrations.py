@@ -1,0 +1,255 @@
+"""What an encoder makes of pictures: the spectrum of its features, their map, and neighbours."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import NamedTuple
+
+import numpy as np
+from markupsafe import Markup
+from PIL import Image
+
+from byol_jax.app.metrics import MetricsLog
+from byol_jax.app.report.charts import Line, line_chart, thin
+from byol_jax.app.report.page import data_uri
+from byol_jax.app.report.pictures import (
+    Legend,
+    Row,
+    Thumbnail,
+    fit,
+    legend,
+    map_picture,
+    neighbours_picture,
+)
+from byol_jax.app.setup import Run
+from byol_jax.errors import BadPicture
+from byol_jax.evaluation.monitors import rank_of, singular_values
+from byol_jax.evaluation.plane import UMAP_FEWEST, UMAP_MISSING, pca, umap, umap_installed
+from byol_jax.evaluation.protocol import Evaluation, sampled
+from byol_jax.sources.base import Source
+
+_SHOWN_QUERIES, _SHOWN_NEIGHBOURS = 8, 6
+_THUMBNAIL = 96
+# Pictures on a map: few enough for a phone, and 90 KB in all.
+_ON_MAP = 256
+
+# Singular values below this share of the largest are noise of float32 features.
+_SMALLEST = 1e-8
+
+
+class Spectrum(NamedTuple):
+    """A chart of singular values.
+
+    Attributes:
+      chart: SVG.
+      ranks: RankMe of each encoder, in words.
+    """
+
+    chart: Markup
+    ranks: str
+
+
+class Map(NamedTuple):
+    """Pictures laid out by their features.
+
+    Attributes:
+      name: one word, for programs.
+      title: how they were laid out.
+      note: what to know.
+      picture: the sheet.
+      uri: the sheet for a page.
+    """
+
+    name: str
+    title: str
+    note: str
+    picture: Image.Image
+    uri: str
+
+
+class ShownThumbnail(NamedTuple):
+    """A `Thumbnail` for a page: its picture as a data: address."""
+
+    uri: str
+    caption: str
+    same: bool | None
+
+
+class Illustrations(NamedTuple):
+    """What the report shows of encoders.
+
+    Attributes:
+      pictures: how many features the spectrum is of.
+      spectrum: of all encoders; None: not shown.
+      maps: of the last encoder.
+      legend: label and colour of the borders of the maps; none without labels.
+      missing: a line on a map that could not be made, or ''.
+      neighbours: queries with the pictures nearest to them, by the last encoder.
+    """
+
+    pictures: int = 0
+    spectrum: Spectrum | None = None
+    maps: Sequence[Map] = ()
+    legend: Sequence[tuple[str, str]] = ()
+    missing: str = ''
+    neighbours: Sequence[tuple[ShownThumbnail, Sequence[ShownThumbnail]]] = ()
+
+    @property
+    def labelled(self) -> bool:
+        """Whether the neighbours are compared by label."""
+        return any(each.same is not None for _, found in self.neighbours for each in found)
+
+
+def show_evaluations(
+    evaluations: Mapping[str, Evaluation],
+    run: Run,
+    log: MetricsLog,
+    step: int,
+    with_umap: bool,
+) -> Illustrations:
+    """Draws spectrum, maps and nearest neighbours; the pictures go to the log too.
+
+    Args:
+      evaluations: of encoders, by name. The spectrum shows all, the others the last one.
+      run: theirs.
+      log: for the pictures.
+      step: of the last encoder.
+      with_umap: a map by UMAP too, which may take a minute.
+    """
+    last = [*evaluations.values()][-1]
+    key = run.config.data.pair_keys[0]
+    rows = _neighbours(last, key)
+    maps, colours, missing = _maps(last, key, with_umap)
+    log.picture('neighbours', neighbours_picture(rows, _THUMBNAIL), step)
+    for each in maps:
+        log.picture(f'map/{each.name}', each.picture, step)
+    return Illustrations(
+        pictures=len(last.features),
+        spectrum=draw_spectrum(
+            {name: singular_values(each.features) for name, each in evaluations.items()}
+        ),
+        maps=maps,
+        legend=colours.names if colours else (),
+        missing=missing,
+        neighbours=for_page(rows),
+    )
+
+
+def draw_spectrum(spectra: Mapping[str, np.ndarray]) -> Spectrum:
+    """Singular values over the largest one, on a logarithmic axis, and RankMe.
+
+    Args:
+      spectra: float64 [K], falling, of each encoder by name.
+    """
+    lines, ranks = [], []
+    for name, sigma in spectra.items():
+        shares = sigma / sigma[0] if sigma[0] > 0 else sigma
+        points = [(float(n), float(s)) for n, s in enumerate(shares, 1) if s >= _SMALLEST]
+        lines.append(Line(thin(points), name))
+        ranks.append(f'{name}: RankMe {rank_of(sigma):.1f} of {len(sigma)}')
+    chart = line_chart(
+        lines,
+        x_label='number of the direction',
+        log=True,
+        words='Singular values of the features, before and after',
+    )
+    return Spectrum(chart, '; '.join(ranks))
+
+
+def for_page(rows: Sequence[Row]) -> list[tuple[ShownThumbnail, list[ShownThumbnail]]]:
+    """Rows of neighbours with their pictures as data: addresses."""
+
+    def shown(thumbnail: Thumbnail) -> ShownThumbnail:
+        return ShownThumbnail(data_uri(thumbnail.picture), thumbnail.caption, thumbnail.same)
+
+    return [(shown(query), [shown(each) for each in found]) for query, found in rows]
+
+
+def _maps(
+    evaluation: Evaluation, key: str, with_umap: bool
+) -> tuple[list[Map], Legend | None, str]:
+    """The maps of the gallery, their colours if there are labels, and what could not be made."""
+    gallery, features = evaluation.gallery, evaluation.features
+    positions = sampled(len(gallery))
+    shown = np.linspace(0, len(positions) - 1, min(len(positions), _ON_MAP)).astype(int)
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        thumbnails = list(pool.map(lambda i: _thumbnail(gallery, int(i), key), positions[shown]))
+    labels = gallery.labels_of(positions[shown]) if gallery.label_names else None
+    colours = None if labels is None else legend(labels, gallery.label_names)
+
+    def draw(name: str, title: str, note: str, places: np.ndarray) -> Map:
+        borders = colours.of_example if colours else None
+        sheet = map_picture(thumbnails, places[shown], borders)
+        words = (
+            f'{len(shown):,} of the {len(features):,} training pictures laid out{note} Each '
+            'picture is put into the free cell nearest to its place; axes are stretched.'
+        )
+        return Map(name, title, words, sheet, data_uri(sheet))
+
+    plane = pca(features)
+    maps = [
+        draw(
+            'pca',
+            'By PCA',
+            f'. The axes show {plane.shares[0]:.0%} and {plane.shares[1]:.0%} of the variance '
+            'of the features at unit length.',
+            plane.places,
+        )
+    ]
+    if not with_umap:
+        return maps, colours, ''
+    if not umap_installed():
+        return maps, colours, UMAP_MISSING
+    if len(features) < UMAP_FEWEST:
+        return maps, colours, f'No map by UMAP: it needs at least {UMAP_FEWEST} pictures.'
+    note = '; near ones are alike (cosine), far ones need not differ more.'
+    maps.append(draw('umap', 'By UMAP', note, umap(features)))
+    return maps, colours, ''
+
+
+def _neighbours(evaluation: Evaluation, key: str) -> list[Row]:
+    """A few queries, each with the pictures of the gallery nearest to it."""
+    rows: list[Row] = []
+    nearest = evaluation.neighbours
+    for query in _spread(evaluation.queries):
+        found = [
+            Thumbnail(
+                _thumbnail(evaluation.gallery, int(index), key),
+                f'{cosine:.2f}',
+                _same_label(evaluation, query, int(index)),
+            )
+            for index, cosine in zip(
+                nearest.indices[query, :_SHOWN_NEIGHBOURS],
+                nearest.cosines[query, :_SHOWN_NEIGHBOURS],
+                strict=True,
+            )
+        ]
+        picture = _thumbnail(evaluation.queries, query, key)
+        rows.append((Thumbnail(picture, evaluation.queries.name(query)), found))
+    return rows
+
+
+def _spread(queries: Source) -> list[int]:
+    """A few queries: the middle one of each of the first labels, or evenly spaced ones."""
+    if queries.labels is None:
+        return list(np.unique(np.linspace(0, len(queries) - 1, _SHOWN_QUERIES).astype(int)))
+    members = [np.flatnonzero(queries.labels == label) for label in np.unique(queries.labels)]
+    return [int(m[len(m) // 2]) for m in members[:_SHOWN_QUERIES]]
+
+
+def _same_label(evaluation: Evaluation, query: int, index: int) -> bool | None:
+    gallery, queries = evaluation.gallery.labels, evaluation.queries.labels
+    if gallery is None or queries is None:
+        return None
+    return bool(gallery[index] == queries[query])
+
+
+def _thumbnail(source: Source, index: int, key: str) -> Image.Image:
+    try:
+        picture = source.load(index, key)
+    except BadPicture:
+        # The file became unreadable since it was encoded; the report goes on without it.
+        return Image.new('RGB', (_THUMBNAIL, _THUMBNAIL), 'lightgrey')
+    return fit(picture, _THUMBNAIL)

@@ -1,0 +1,188 @@
+"""alarms.jsonl and the verdict: what is said when, and what a resumed run writes."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from records import FACTS, LATE, alarm, facts, healthy, record, sample_config
+
+from byol_jax.app.alarm_log import (
+    COLLAPSED,
+    EARLY,
+    HEALTHY,
+    STOPPED,
+    WATCHED,
+    AlarmLog,
+    read_alarms,
+    summary,
+    verdict,
+)
+from byol_jax.app.alarms import WATCH, LossScale
+from byol_jax.app.metrics import MetricsLog
+from byol_jax.app.report.page import render
+from byol_jax.app.report.run_report import Report
+
+# A run of the default config whose features have 128 channels, as those of `healthy`.
+STORY_FACTS = facts(sample_config())
+
+
+def judge_all(workdir, history, start_step=0):
+    """Writes records and judges them, as a run does; returns the lines said."""
+    metrics = MetricsLog(workdir, start_step=start_step, tensorboard=False)
+    log, lines = AlarmLog(workdir, STORY_FACTS, start_step), []
+    for each in history:
+        metrics.write(each)
+        lines += log.judge(each)
+    return lines
+
+
+def story():
+    """Healthy, half collapsed, collapsed, and healthy again: three records each."""
+    shares = (0.8, 0.4, 0.1, 0.8)
+    return [
+        healthy(10 * (i + 1), feature_std=shares[i // 3] / 128**0.5) for i in range(3 * len(shares))
+    ]
+
+
+def test_alarms_are_said_once(tmp_path):
+    """A line when an alarm is raised, when it gets worse and when it is over; none between."""
+    lines = judge_all(tmp_path, story())
+    assert [line.split(':')[0] for line in lines] == [
+        'WATCH at step 50',
+        'ALARM at step 80',
+        'Over at step 100',
+    ]
+    written = read_alarms(tmp_path)
+    assert [(a['step'], a['severity']) for a in written] == [
+        (50, 'watch'),
+        (80, 'alarm'),
+        (100, 'over'),
+    ]
+    assert {'step', 'name', 'severity', 'evidence', 'cause', 'remedy'} == set(written[0])
+    assert summary(tmp_path).startswith('collapse (alarm, step 80); ')
+
+
+@pytest.mark.parametrize('killed_at', [30, 60, 70, 90, 110])
+def test_a_resumed_run_writes_the_same_alarms(tmp_path, killed_at):
+    """Killed after any record and gone on from an earlier checkpoint, the files are the same."""
+    whole, again = tmp_path / 'whole', tmp_path / 'again'
+    whole.mkdir()
+    again.mkdir()
+    history = story()
+    judge_all(whole, history)
+    judge_all(again, [r for r in history if r['step'] <= killed_at])
+    checkpoint = killed_at - 20
+    before = AlarmLog(again, STORY_FACTS, checkpoint).still_raised()
+    standing_then = {50 <= checkpoint < 80: 'watch', 80 <= checkpoint < 100: 'alarm'}.get(True)
+    assert before.startswith(f'still raised from before: collapse ({standing_then})') or (
+        standing_then is None and before == ''
+    )
+    judge_all(again, [r for r in history if r['step'] > checkpoint], start_step=checkpoint)
+    assert read_alarms(again) == read_alarms(whole)
+
+
+def test_without_alarms_there_is_no_file(tmp_path):
+    """A healthy run leaves no alarms.jsonl, nor one whose alarms lie after its checkpoint."""
+    assert judge_all(tmp_path, [healthy(10 * n) for n in range(1, 7)]) == []
+    assert not (tmp_path / 'alarms.jsonl').exists()
+    assert summary(tmp_path) == 'none'
+    (tmp_path / 'alarms.jsonl').write_text(json.dumps({'step': 99, 'name': 'x', 'severity': WATCH}))
+    AlarmLog(tmp_path, STORY_FACTS, start_step=60)
+    assert not (tmp_path / 'alarms.jsonl').exists()
+
+
+@pytest.mark.parametrize(
+    ('records', 'alarms', 'state'),
+    [
+        ([], [], EARLY),
+        ([record(5), record(10)], [], EARLY),
+        ([record(100)], [], EARLY),
+        ([record(s) for s in LATE], [], HEALTHY),
+        ([record(s) for s in LATE], [alarm('input_bound', 'watch')], WATCHED),
+        ([record(s) for s in LATE], [alarm('learning_rate', 'alarm')], WATCHED),
+        ([record(s) for s in LATE], [alarm('collapse', 'watch')], WATCHED),
+        ([record(s) for s in LATE], [alarm('collapse', 'alarm')], COLLAPSED),
+        ([record(s) for s in LATE], [alarm('trivial_loss', 'alarm')], COLLAPSED),
+        (
+            [record(s) for s in LATE],
+            [alarm('collapse', 'alarm'), alarm('collapse', 'watch', 120)],
+            WATCHED,
+        ),
+        (
+            [record(s) for s in LATE],
+            [alarm('collapse', 'alarm'), alarm('collapse', 'over', 120)],
+            HEALTHY,
+        ),
+        (
+            [record(s) for s in LATE],
+            [alarm('collapse', 'alarm'), alarm('non_finite', 'alarm', 130)],
+            STOPPED,
+        ),
+        ([record(10)], [alarm('non_finite', 'alarm', 12)], STOPPED),
+        ([record(s, share=0.6) for s in LATE], [], WATCHED),
+        ([record(s, share=0.6) for s in (20, 30)], [], HEALTHY),
+    ],
+    ids=[
+        'nothing-logged',
+        'before-step-20',
+        'one-record',
+        'no-alarm',
+        'a-watch',
+        'an-alarm-but-no-collapse',
+        'collapse-as-a-watch',
+        'collapse',
+        'trivial-loss',
+        'collapse-became-a-watch',
+        'collapse-is-over',
+        'not-finite',
+        'not-finite-early',
+        'low-std-without-alarm',
+        'low-std-in-the-warm-up',
+    ],
+)
+def test_verdict(records, alarms, state):
+    """Each verdict follows from the alarms that stand and the last records, and gives reasons."""
+    found = verdict(records, alarms, FACTS)
+    assert found.state == state
+    assert bool(found.reasons) == (state in (WATCHED, COLLAPSED, STOPPED))
+    text = render('report.html', report=Report(verdict=found))
+    assert state in text
+    for reason in found.reasons:
+        assert 'What to do' in text
+        assert reason.name in text
+    if records:
+        assert f'At step {records[-1]["step"]}' in text
+
+
+def test_verdict_names_evidence_and_remedy():
+    """The box has an alarm's words, escaped, the worst first, and what is over."""
+    alarms = [
+        alarm('input_bound', 'watch', 100),
+        alarm('weight_decay', 'watch', 100),
+        alarm('collapse', 'alarm', 150),
+        alarm('weight_decay', 'over', 160),
+    ]
+    found = verdict([record(s) for s in LATE], alarms, FACTS)
+    assert [reason.name for reason in found.reasons] == ['collapse', 'input_bound']
+    text = render('report.html', report=Report(verdict=found))
+    assert 'seen &amp; measured' in text
+    assert 'do &lt;this&gt;' in text
+    assert 'is over: weight_decay' in text
+    assert 'since step 150' in text
+
+
+def test_verdict_measures_now():
+    """An alarm that was raised long ago gives its reason as of the last record, and since when."""
+    late = [record(step, input_wait_fraction=0.5) for step in LATE]
+    (reason,) = verdict(late, [alarm('input_bound', 'watch', 40)], FACTS).reasons
+    assert 'no batch for 50% of the time' in reason.evidence
+    assert (reason.step, reason.severity) == (40, 'watch')
+
+
+def test_verdict_of_another_method():
+    """The scale of the loss is the method's, and monitors that it lacks are left out."""
+    bare = [{'step': step, 'loss': -0.5} for step in LATE]
+    found = verdict(bare, [], FACTS._replace(loss_scale=LossScale(-1, 0, 1)))
+    assert found.state == HEALTHY
+    assert found.measured == 'At step 190: loss -0.5 (lowest -1, chance 0).'
