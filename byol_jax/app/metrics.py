@@ -1,4 +1,4 @@
-"""metrics.jsonl and its writers: the same scalars everywhere, one record a logged step."""
+"""metrics.jsonl and its writers: the same scalars everywhere, one record for each logged step."""
 
 from __future__ import annotations
 
@@ -7,16 +7,16 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
+import numpy as np
 from PIL import Image
 
-from byol_jax.app.tensorboard import TensorBoardWriter
 from byol_jax.app.weights_and_biases import WandbWriter
 from byol_jax.errors import UserError
 from byol_jax.files import write_whole
 
 
 class Writer(Protocol):
-    """Where scalars and pictures go beside metrics.jsonl."""
+    """Where scalars and pictures go in addition to metrics.jsonl."""
 
     def write(self, record: Mapping[str, Any]) -> None:
         """Takes a record, as `MetricsLog.write` does."""
@@ -39,12 +39,14 @@ class MetricsLog:
         tensorboard: bool,
         wandb_config: Mapping[str, Any] | None = None,
     ):
-        """Args:
-        workdir: must exist.
-        start_step: the step the run goes on from; later records, written by a run that was
-          killed before its next checkpoint, are taken out so that no step is there twice.
-        tensorboard: write events to `workdir/tensorboard` too.
-        wandb_config: write to Weights & Biases too, with this resolved config; None: do not.
+        """Opens the log of a run that starts or goes on.
+
+        Args:
+          workdir: must exist.
+          start_step: the step the run goes on from. Later records, which a killed run wrote after
+            its last checkpoint, are removed, so that no step is there twice.
+          tensorboard: write events to `workdir/tensorboard` too.
+          wandb_config: the resolved config, to write to Weights & Biases too; None: do not.
         """
         self._path = workdir / 'metrics.jsonl'
         kept = [r for r in read_metrics(workdir) if r['step'] <= start_step]
@@ -57,7 +59,7 @@ class MetricsLog:
             self._writers.append(WandbWriter(workdir, start_step, kept, wandb_config))
 
     def write(self, record: Mapping[str, Any]) -> None:
-        """Writes one record; it must have a 'step'. Values are numbers."""
+        """Writes one record: numbers by name, with a 'step'."""
         with self._path.open('a') as file:
             file.write(json.dumps(dict(record)) + '\n')
         for writer in self._writers:
@@ -75,8 +77,44 @@ class MetricsLog:
             writer.picture(name, image, step)
 
     def close(self) -> None:
+        """Returns when all is on disk."""
         for writer in self._writers:
             writer.close()
+
+
+class TensorBoardWriter:
+    """Writes scalars and pictures as TensorBoard events to `workdir/tensorboard`."""
+
+    def __init__(self, workdir: Path, start_step: int):
+        """Opens a new file of events.
+
+        Args:
+          workdir: must exist.
+          start_step: the step the run goes on from.
+        """
+        # Imported here: reading metrics needs none of it.
+        import tensorboardX
+
+        # purge_step hides what an earlier, killed run logged beyond this step.
+        self._events = tensorboardX.SummaryWriter(
+            str(workdir / 'tensorboard'), purge_step=start_step + 1
+        )
+
+    def write(self, record: Mapping[str, Any]) -> None:
+        """Takes a record, as `MetricsLog.write` does."""
+        for name, value in record.items():
+            if name != 'step':
+                self._events.add_scalar(name, value, record['step'])
+        self._events.flush()
+
+    def picture(self, name: str, image: Image.Image, step: int) -> None:
+        """Takes a picture, as `MetricsLog.picture` does."""
+        self._events.add_image(name, np.asarray(image.convert('RGB')), step, dataformats='HWC')
+        self._events.flush()
+
+    def close(self) -> None:
+        """Returns when all is on disk."""
+        self._events.close()
 
 
 def read_metrics(workdir: Path) -> list[dict[str, Any]]:
@@ -88,6 +126,9 @@ def read_records(path: Path) -> list[dict[str, Any]]:
     """The lines of a file of JSON objects that each have a step; none if it is not there.
 
     A last line cut off by a kill, or still being written, is left out.
+
+    Args:
+      path: of the file.
 
     Raises:
       UserError: any other line is no such object.

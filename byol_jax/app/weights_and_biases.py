@@ -1,4 +1,4 @@
-"""Weights & Biases, if asked for: by itself it writes to disk and sends nothing."""
+"""Weights & Biases, if asked for. By default it is offline: it writes to disk, sends nothing."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _PICTURE = re.compile(r'(\d+)_(.+)\.png')
 def check_wandb() -> None:
     """Raises UserError if the package is not installed; imports nothing."""
     spec = importlib.util.find_spec('wandb')
-    # Without an origin it is no more than a folder of that name, such as W&B leaves behind.
+    # No origin: a folder named wandb, such as W&B leaves behind, and no package.
     if spec is None or spec.origin is None:
         raise UserError(
             'log.wandb=True needs the package wandb, which is not installed. Run '
@@ -38,10 +38,10 @@ class WandbWriter:
     It is offline unless the environment variable WANDB_MODE says otherwise. The id of the run is
     kept in `workdir/wandb/byol_jax`, so every start of the run has the same one.
 
-    W&B takes steps in ascending order only, cannot take any back, and what it has not yet put on
-    disk is lost with a killed process. So each start hands over all of the run that W&B does not
-    hold already: online that is what came in since the process died, and offline, where W&B
-    begins a new folder, all of it: the newest folder (`workdir/wandb/latest-run`) is the whole run.
+    W&B takes steps in ascending order only, cannot remove any, and loses what it has not yet
+    written when a process is killed. So each start hands over the part of the run that W&B does not
+    have. Online, that is what its server did not receive. Offline, W&B begins a new folder, which
+    gets all of the run: the newest folder (`workdir/wandb/latest-run`) is complete.
     """
 
     def __init__(
@@ -51,11 +51,13 @@ class WandbWriter:
         history: Sequence[Mapping[str, Any]],
         config: Mapping[str, Any],
     ):
-        """Args:
-        workdir: must exist.
-        start_step: the step the run goes on from.
-        history: the records up to it, oldest first.
-        config: resolved, JSON values.
+        """Starts W&B, and hands over what it lacks of the run.
+
+        Args:
+          workdir: must exist.
+          start_step: the step the run goes on from.
+          history: the records up to it, oldest first.
+          config: resolved, JSON values.
 
         Raises:
           UserError: the package is not installed, or WANDB_MODE=online and W&B refuses.
@@ -76,7 +78,7 @@ class WandbWriter:
                 project=os.environ.get('WANDB_PROJECT', _PROJECT),
                 name=os.environ.get('WANDB_NAME', workdir.resolve().name),
                 config=dict(config),
-                # The run says itself what there is to say, and its output is not W&B's to catch.
+                # W&B neither prints nor captures the output of the run.
                 settings=wandb.Settings(console='off', silent=True),
             )
         except (wandb.Error, ValueError) as error:
@@ -84,25 +86,28 @@ class WandbWriter:
                 f'Weights & Biases cannot start: {error} Unset WANDB_MODE to write to '
                 f'{workdir / "wandb"} alone, or leave log.wandb out.'
             ) from error
-        # W&B holds what is before this step; nothing in a new folder.
+        # W&B has all steps before this one; a new folder has none.
         self._held = self._last = self._run.step
         self._hand_over(history, start_step)
 
     def write(self, record: Mapping[str, Any]) -> None:
+        """Takes a record, as `MetricsLog.write` does."""
         step = record['step']
         self._log({name: value for name, value in record.items() if name != 'step'}, step)
 
     def picture(self, name: str, image: Image.Image, step: int) -> None:
+        """Takes a picture, as `MetricsLog.picture` does; it is kept for a later start."""
         path = self._pictures / f'{step}_{quote(name, safe="")}.png'
         write_whole(path, lambda partial: image.save(partial, 'PNG'))
         self._log({name: self._wandb.Image(str(path))}, step)
 
     def close(self) -> None:
+        """Returns when all is on disk, or sent."""
         self._run.finish()
 
     def _log(self, values: dict[str, Any], step: int) -> None:
         if step >= self._held:
-            # A picture may take its time; one of an earlier step would be dropped.
+            # A picture may come after a later record: W&B would drop its earlier step.
             self._last = max(self._last, step)
             self._run.log(values, step=self._last)
 
@@ -113,7 +118,7 @@ class WandbWriter:
             if match and int(match[1]) <= start_step:
                 pictures.setdefault(int(match[1]), []).append((unquote(match[2]), path))
             else:
-                # Of steps that come again, or cut off by a kill.
+                # Of a step that the run will repeat, or cut off by a kill.
                 path.unlink()
         records = {record['step']: record for record in history}
         for step in sorted(records.keys() | pictures.keys()):
@@ -124,7 +129,7 @@ class WandbWriter:
 
 
 def _run_id(path: Path) -> str:
-    """The id kept in a file, which is made with a new one if it is not there."""
+    """The id kept in a file; a new one is made if there is no file."""
     if path.exists():
         return path.read_text().strip()
     run_id = uuid.uuid4().hex[:12]
