@@ -189,7 +189,7 @@ def write_comparison(path: Path, runs: Sequence[RunRecord], tables: Sequence[Tab
     write_page(
         path,
         'compare.html',
-        title=f'{len(runs)} BYOL runs side by side',
+        title=f'{len(runs)} runs side by side',
         generator=_GENERATOR,
         runs=shown,
         tables=tables,

@@ -228,7 +228,7 @@ class RunReport:
                 'same command goes on.'
             )
         return Report(
-            title=f'BYOL: {config.name}',
+            title=f'{config.name}: training report',
             words=words,
             step=step,
             total_steps=self._run.plan.total_steps,
@@ -252,6 +252,7 @@ class RunReport:
         )
         small = len(run.data.small)
         return {
+            'Method': run.config.method.name,
             'Encoder': f'{run.config.encoder.name}, tapped at {run.config.encoder.hidden_layer}',
             **({'Start': run.training.origin} if run.training.origin else {}),
             'Training examples': f'{plan.examples:,} ({len(run.data.held_out):,} held out)',

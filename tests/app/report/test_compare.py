@@ -332,7 +332,7 @@ def test_written_and_replaced(tmp_path, capsys, monkeypatch):
     compare('a, b', None)
     assert 'written: compare.html' in capsys.readouterr().out
     compare('b,a', None)
-    assert '<h1>2 BYOL runs' in (tmp_path / 'compare.html').read_text()
+    assert '<h1>2 runs side by side' in (tmp_path / 'compare.html').read_text()
     compare('a,b', tmp_path / 'new' / 'page.HTML')
     own = tmp_path / 'own.html'
     own.write_text('my own')
