@@ -9,13 +9,17 @@ from pathlib import Path
 from typing import Any
 
 from byol_jax import settings
+from byol_jax.app.progress_bars import progress_shown
 from byol_jax.errors import UserError
 from byol_jax.settings import Settings
+from byol_jax.sources.base import Progress
 from byol_jax.sources.data import Data, matched, open_data
 
 
 def build_data(config: Any) -> Data:
     """Opens what a config trains on and, if it names one, a separate test set.
+
+    Shows how far that is, and what sources log, on stderr.
 
     Args:
       config: `Settings`, or what they are made from.
@@ -24,13 +28,17 @@ def build_data(config: Any) -> Data:
       UserError: the data is not there or does not fit the config. Nothing else is ever used in
         its place.
     """
-    config = Settings.of(config)
-    data = open_data(config.data, seed=config.seed)
+    with progress_shown() as progress:
+        return _build(Settings.of(config), progress)
+
+
+def _build(config: Settings, progress: Progress) -> Data:
+    data = open_data(config.data, seed=config.seed, progress=progress)
     if not config.evaluate.has_test_set:
         return data
     other = settings_of_test_set(config.data, config.evaluate)
     try:
-        test = open_data(other, seed=config.seed)
+        test = open_data(other, seed=config.seed, progress=progress)
     except UserError as error:
         raise of_test_set(error) from error
     tiles = bool(config.data.tile_size)

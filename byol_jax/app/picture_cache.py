@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import os
-import time
 from typing import Any
 
 from byol_jax.app.hosts import say
-from byol_jax.app.progress import cache_line
+from byol_jax.app.progress_bars import progress_shown
 from byol_jax.sources.data import Data
-
-_SECONDS = 5.0
 
 
 def fill_cache(data: Data, config: Any) -> None:
@@ -24,17 +21,17 @@ def fill_cache(data: Data, config: Any) -> None:
     if data.cache is None:
         return
     workers = config.data.workers or os.cpu_count() or 1
-    started = said = time.monotonic()
     filled, waited = None, False
-    for filled in data.cache.fill(tuple(config.data.pair_keys), workers):
-        now = time.monotonic()
-        if filled.waiting:
-            if not waited:
+    with progress_shown() as progress:
+        for filled in data.cache.fill(tuple(config.data.pair_keys), workers):
+            if not filled.waiting:
+                progress('pictures decoded for data.cache', filled.done, filled.total)
+            elif not waited:
                 say(f'waiting for another process that writes to {data.cache.folder} ...')
-            waited, started = True, now
-        elif filled.done == filled.total or now - said >= _SECONDS:
-            if filled.total:
-                say(cache_line(filled, now - started))
-            said = now
-    bad = f'; {filled.bad:,} cannot be read and are not in it' if filled and filled.bad else ''
-    say(f'decoded pictures are read from {data.cache.folder}{bad}')
+                waited = True
+    new = bad = ''
+    if filled and filled.total:
+        new = f'; new: {filled.done - filled.bad:,} ({filled.written / 1e6:,.0f} MB)'
+    if filled and filled.bad:
+        bad = f'; {filled.bad:,} cannot be read and are not in it'
+    say(f'decoded pictures are read from {data.cache.folder}{new}{bad}')

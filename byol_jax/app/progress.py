@@ -6,9 +6,6 @@ import time
 from collections.abc import Mapping
 
 from byol_jax.app.plan import Plan
-from byol_jax.sources.cache import Filled
-
-_BAR = 20
 
 
 class Stopwatch:
@@ -68,19 +65,6 @@ def progress_line(plan: Plan, step: int, record: Mapping[str, float], seconds_le
         f'  input wait {record["input_wait_fraction"]:.0%}'
         f'  {duration(seconds_left)} left'
     )
-
-
-def cache_line(filled: Filled, seconds: float) -> str:
-    """One line on how far the cache of decoded pictures is built, `seconds` after it began."""
-    bar = '#' * (_BAR * filled.done // filled.total)
-    megabytes = filled.written / 1e6
-    line = (
-        f'decoded pictures [{bar:<{_BAR}}] {filled.done:>{len(str(filled.total))}}/{filled.total}'
-        f'  {megabytes:,.0f} MB'
-    )
-    if filled.done == filled.total:
-        return f'{line}  {duration(seconds)}'
-    return f'{line}  {duration(seconds / filled.done * (filled.total - filled.done))} left'
 
 
 def duration(seconds: float) -> str:

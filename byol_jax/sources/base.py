@@ -1,4 +1,12 @@
-"""The contract of a source, and the wrappers that every source can be put in."""
+"""The contract of a source, and the wrappers that every source can be put in.
+
+A source of your own is a class with three methods (docs/data.md, "A source of your own"):
+
+    class Mine(Source):
+        def __len__(self): ...
+        def load(self, index, key): ...
+        def name(self, index): ...
+"""
 
 from __future__ import annotations
 
@@ -6,24 +14,35 @@ import abc
 import functools
 import os
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from threading import Lock
 
 import numpy as np
+
+# Sources call it while they do something that may take long: what is done, such as 'sizes read',
+# how many, and of how many (0: not known).
+Progress = Callable[[str, int, int], None]
+
+
+def no_progress(what: str, done: int, total: int) -> None:
+    """A `Progress` that shows nothing."""
 
 
 class Source(abc.ABC):
     """Pictures with random access by index.
 
+    `__len__`, `load` and `name` must be written; all else has a default that fits most sources.
+
     Attributes:
       keys: names of the pictures each example has, such as ('image',) or ('hr', 'lr').
-      labels: int [N], or None for unlabelled pictures.
+      labels: int [N], indices into `label_names`; None for unlabelled pictures. Training never uses
+        them.
       label_names: the name of each label.
-      groups: int [N] where examples belong together, such as the frames of a clip, and only whole
-        groups may be held out; else None.
-      labels_at_hand: whether `labels` costs nothing; else it reads every example.
+      groups: int [N] if examples belong together, such as the frames of a clip: a group is held out
+        as a whole. None: every example by itself.
+      labels_at_hand: whether `labels` is known without reading the examples.
       own_files: whether `file` is the path of a file that holds this picture and no other.
-      unused: lines for a person that name what else there is and is not used, most often none.
+      unused: lines for a person about data that is there and not used; usually none.
     """
 
     keys: tuple[str, ...] = ('image',)
@@ -40,41 +59,54 @@ class Source(abc.ABC):
 
     @abc.abstractmethod
     def load(self, index: int, key: str) -> np.ndarray:
-        """Picture `key` of example `index`: uint8 [H, W, 3], RGB. Called from many threads.
+        """Reads one picture. Must give the same pixels every time. Called from many threads.
+
+        Args:
+          index: of the example, 0 to `len(self) - 1`.
+          key: which of its pictures, one of `keys`.
+
+        Returns:
+          uint8 [H, W, 3], RGB, of any height and width.
 
         Raises:
-          BadPicture: this picture cannot be read now. Nothing remembers it: every call tries.
+          BadPicture: this picture cannot be read. Training then shows another one in its place.
         """
 
     @abc.abstractmethod
     def name(self, index: int) -> str:
-        """What a person would call example `index`: a file name, say."""
+        """What a person would call example `index`, such as a file name. Must not change."""
 
     def names(self, indices: np.ndarray) -> Iterator[str]:
-        """`name` of some examples, int [any number]: of a million, in a second."""
+        """Names of many examples; override it if a million of them would take long.
+
+        Args:
+          indices: int [any number].
+
+        Returns:
+          The `name` of each.
+        """
         return map(self.name, indices.tolist())
 
     def file(self, index: int, key: str) -> str:
-        """The file (or record) that holds a picture, as `BadPicture.file` names it.
+        """The file or record that holds a picture, as `BadPicture.file` names it.
 
-        Examples cut from one file have it in common.
+        Bad files are counted by it, so examples that are cut from one file have the same.
         """
         return self.name(index)
 
     def load_in_epoch(self, epoch: int, index: int, key: str) -> np.ndarray:
-        """As `load`, for training in an epoch (from 0), of which what is shown may be a function.
-
-        By default all epochs show the same.
-        """
+        """As `load`, for training; the picture may depend on the epoch too, which counts from 0."""
         return self.load(index, key)
 
     def stamp(self, index: int, key: str) -> tuple[str, str] | None:
-        """(which picture this is, what changes when its pixels may have), for a cache on disk.
+        """What a cache on disk (data.cache) must know of a picture.
 
-        None: nothing is known of that, so the picture must not be kept.
+        Returns:
+          Which picture it is, and its version, which changes whenever its pixels may have changed.
+          None: the picture cannot be cached.
 
         Raises:
-          OSError: its file is not there, or cannot be asked.
+          OSError: its file is not there, or cannot be accessed.
         """
         if not self.own_files:
             return None
@@ -83,39 +115,43 @@ class Source(abc.ABC):
         return path, f'{found.st_size} {found.st_mtime_ns}'
 
     def labels_of(self, indices: np.ndarray) -> np.ndarray | None:
-        """Labels of some examples: int [len(indices)], or None."""
+        """Labels of some examples: int [len(indices)], or None without labels."""
         return None if self.labels is None else self.labels[indices]
 
     def shown_labels(self, indices: np.ndarray) -> np.ndarray:
         """Labels of examples whose pictures have just been loaded: int [len(indices)], -1 for none.
 
-        For training, which asks for those of each batch: where labels are not at hand, loading a
-        picture remembers its label.
+        Training asks for those of each batch. A source that reads its labels with its pictures
+        remembers them in `load`.
         """
         labels = self.labels_of(indices)
         return np.full(len(indices), -1) if labels is None else labels
 
     def size(self, index: int, key: str) -> tuple[int, int]:
-        """(height, width) of a picture; sources that know it without decoding override this.
+        """Size of a picture; override it if it is known without decoding.
+
+        Returns:
+          (height, width).
 
         Raises:
-          BadPicture: it cannot be read.
+          BadPicture: the picture cannot be read.
         """
         height, width = self.load(index, key).shape[:2]
         return height, width
 
     def partners(self, index: int) -> np.ndarray:
-        """Other examples that may feed view 2 in place of example `index`: int [any number].
+        """Other examples that view 2 may be made from instead of example `index`.
 
-        Without any, both views come from the same example.
+        Returns:
+          int [any number]. If there are none, both views are made from the same example.
         """
         return np.zeros(0, np.int64)
 
 
 class Wrapped(Source):
-    """All examples of another source, in its order; a subclass changes some of what it says.
+    """All examples of another source, in its order; subclasses override some of its methods.
 
-    `load_in_epoch` and `size` come from the subclass's own `load`, as of any source.
+    `load`, and with it `load_in_epoch` and `size`, is for the subclass to write.
     """
 
     def __init__(self, source: Source):
@@ -131,7 +167,7 @@ class Wrapped(Source):
 
     @functools.cached_property
     def labels(self) -> np.ndarray | None:  # type: ignore[override]
-        """Read when first asked for, since some sources must read every example for it."""
+        """Read when first used, since some sources must read every example for it."""
         return self.source.labels
 
     def labels_of(self, indices: np.ndarray) -> np.ndarray | None:
@@ -207,16 +243,22 @@ class Subset(Wrapped):
 
     @functools.cached_property
     def _places(self) -> np.ndarray:
-        """Where each example of the other source is in this one: int [its length], -1 for none."""
+        """The index here of each example of the other source: int [its length], -1 for none."""
         places = np.full(len(self.source), -1, np.int64)
         places[self.indices] = np.arange(len(self.indices))
         return places
 
 
 class Cached(Wrapped):
-    """Keeps the decoded pictures used last in memory, up to a number of bytes."""
+    """Another source, with the pictures used last kept decoded in memory."""
 
     def __init__(self, source: Source, max_bytes: int):
+        """Loads nothing yet.
+
+        Args:
+          source: whose pictures are kept.
+          max_bytes: of the pictures that are kept, at most.
+        """
         super().__init__(source)
         self._max_bytes = max_bytes
         self._bytes = 0
@@ -241,7 +283,7 @@ class Cached(Wrapped):
 
     def size(self, index: int, key: str) -> tuple[int, int]:
         if type(self.source).size is Source.size:
-            # Known by decoding only: let that fill the cache.
+            # The source must decode for it, so the picture is kept.
             height, width = self.load(index, key).shape[:2]
             return height, width
         return self.source.size(index, key)

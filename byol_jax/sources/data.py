@@ -14,7 +14,7 @@ from byol_jax.errors import UserError, did_you_mean
 from byol_jax.names import Registry
 from byol_jax.sources.array import Array
 from byol_jax.sources.bad_files import SHOWN, BadFile, name_some, printable
-from byol_jax.sources.base import Cached, Source, Subset
+from byol_jax.sources.base import Cached, Progress, Source, Subset, no_progress
 from byol_jax.sources.cache import DiskCached
 from byol_jax.sources.folder import Div2k, FilePairs, Folder, prepared_by_tfds
 from byol_jax.sources.sample import SamplePhotographs
@@ -41,10 +41,11 @@ class Data(NamedTuple):
     held_out: never trained on; may be empty.
     bad: pictures of which no tiles could be cut because their size cannot be read.
     small: (name, height, width) of pictures smaller than a tile; they are in neither part.
-    array: whose pictures both parts are, where they are one array, which no names identify.
-    unused: lines that name what else is in the data and is not used, such as lists of labels.
-    cache: the decoded pictures on disk that both parts are read from, if there is such a cache.
-    test: of a separate test set, if the config names one; all of it is `train`, with labels
+    array: the source of both parts, if it is an `Array`: its pictures have no names to tell two
+      arrays apart.
+    unused: lines about data that is there and not used, such as lists of labels.
+    cache: the decoded pictures on disk that both parts are read from, if there is a cache.
+    test: a separate test set, if the config names one: all of it is its `train`, with labels
       numbered as here.
     """
 
@@ -74,7 +75,7 @@ class Data(NamedTuple):
                 source.labels_of(np.unique(spaced))
 
     def left_out(self) -> list[str]:
-        """Lines for a person that name what is not used, or in neither part; most often none."""
+        """Lines for a person about what is not used, or in neither part; usually none."""
         lines = []
         if self.bad:
             lines.append(
@@ -93,27 +94,31 @@ class Data(NamedTuple):
         return [*lines, *self.unused]
 
 
-def open_data(data: settings.Data, *, seed: int = 0) -> Data:
+def open_data(data: settings.Data, *, seed: int = 0, progress: Progress = no_progress) -> Data:
     """Opens a source, cuts tiles and splits off the held-out part.
 
     Args:
       data: names the source and says what is made of it.
       seed: of the run, by which the grid of tiles is shifted (data.tile_shift).
+      progress: told how far slow work is: listing files, reading sizes, checking videos.
 
     Raises:
       UserError: the data is not there or does not fit the settings. Nothing else is ever used in
         its place.
     """
-    return split_source(open_source(data), data, seed=seed)
+    return split_source(open_source(data, progress), data, seed=seed, progress=progress)
 
 
-def split_source(source: Source, data: settings.Data, *, seed: int = 0) -> Data:
+def split_source(
+    source: Source, data: settings.Data, *, seed: int = 0, progress: Progress = no_progress
+) -> Data:
     """As `open_data`, of a source that is open.
 
     Args:
       source: the pictures.
       data: says what is made of it.
       seed: see `open_data`.
+      progress: see `open_data`.
 
     Raises:
       UserError: the source does not fit the settings.
@@ -129,7 +134,7 @@ def split_source(source: Source, data: settings.Data, *, seed: int = 0) -> Data:
     memory = int(data.cache_gib * 2**30) if data.tile_size else 0
     cache = None
     if data.cache:
-        # The limit is one on files.
+        # The limit is for files.
         limit = data.max_megapixels if source.own_files else math.inf
         source = cache = DiskCached(source, data.cache, memory, limit)
     elif data.tile_size:
@@ -137,7 +142,7 @@ def split_source(source: Source, data: settings.Data, *, seed: int = 0) -> Data:
     if data.tile_size:
         # DIV2K's tiles are counted in high-resolution pixels, whichever view those feed.
         counted = 'hr' if 'hr' in source.keys else source.keys[0]
-        tiles = Tiles(source, data.tile_size, data.tile_stride, counted)
+        tiles = Tiles(source, data.tile_size, data.tile_stride, counted, progress)
         part = (data.held_out_fraction, data.held_out_seed)
         train, held_out = tiles.split(*part)
         training: Source = Subset(tiles, train)
@@ -156,12 +161,13 @@ def split_source(source: Source, data: settings.Data, *, seed: int = 0) -> Data:
     return Data(training, tested, array=array, unused=unused, cache=cache)
 
 
-def open_source(data: settings.Data) -> Source:
+def open_source(data: settings.Data, progress: Progress = no_progress) -> Source:
     """The source that `data.source` names, whole.
 
     Args:
       data: names the source. One of the user's own is called with data.kwargs, and with data.path
         as `path` if that is given.
+      progress: see `open_data`.
 
     Raises:
       UserError: there is no such source, or it cannot be opened.
@@ -172,7 +178,7 @@ def open_source(data: settings.Data) -> Source:
                 f"data.kwargs={dict(data.kwargs)} are for a source of your own; '{data.source}' "
                 'takes the other keys of data.'
             )
-        return SOURCES.find(data.source)(data)
+        return SOURCES.find(data.source)(data, progress)
     path = {} if data.path is None else {'path': data.path}
     source = SOURCES.build(data.source, {**path, **data.kwargs})
     if not isinstance(source, Source):
@@ -183,22 +189,22 @@ def open_source(data: settings.Data) -> Source:
     return source
 
 
-def _open_sample(data: settings.Data) -> Source:
+def _open_sample(data: settings.Data, progress: Progress) -> Source:
     return SamplePhotographs()
 
 
-def _open_folder(data: settings.Data) -> Source:
+def _open_folder(data: settings.Data, progress: Progress) -> Source:
     if not data.path:
         raise UserError(
             "data.source='folder' needs the folder: --config.data.path=DIR with JPEG, PNG, "
             'WebP or BMP files, in class folders or not.'
         )
     if any('*' in key for key in data.pair_keys):
-        return FilePairs(data.path, data.pair_keys, data.max_megapixels, data.index)
-    return Folder(data.path, data.max_megapixels, index=data.index)
+        return FilePairs(data.path, data.pair_keys, data.max_megapixels, data.index, progress)
+    return Folder(data.path, data.max_megapixels, index=data.index, progress=progress)
 
 
-def _open_video(data: settings.Data) -> Source:
+def _open_video(data: settings.Data, progress: Progress) -> Source:
     if not data.path:
         raise UserError(
             "data.source='video' needs the folder: --config.data.path=DIR with video files, or "
@@ -209,10 +215,12 @@ def _open_video(data: settings.Data) -> Source:
             f"data.tile_size={data.tile_size} cuts still pictures; with data.source='video' "
             'it must be 0.'
         )
-    return Video(data.path, data.max_frame_gap, data.max_megapixels, data.workers, data.index)
+    return Video(
+        data.path, data.max_frame_gap, data.max_megapixels, data.workers, data.index, progress
+    )
 
 
-def _open_tfds(data: settings.Data) -> Source:
+def _open_tfds(data: settings.Data, progress: Progress) -> Source:
     is_div2k = data.name.split('/')[0].split(':')[0] == 'div2k'
     if is_div2k and data.path and not prepared_by_tfds(data.path):
         return Div2k(data.path, data.split, data.pair_keys, data.max_megapixels)
@@ -235,7 +243,7 @@ def _open_tfds(data: settings.Data) -> Source:
         raise
 
 
-def _open_array(data: settings.Data) -> Source:
+def _open_array(data: settings.Data, progress: Progress) -> Source:
     if not data.path:
         raise UserError(
             "data.source='array' needs the file: --config.data.path=FILE.npz with an array "
@@ -282,7 +290,8 @@ def matched(test: Source, train: Source, *, tiles: bool) -> Source:
     """The test set with its labels numbered as the training set's, by their names.
 
     Args:
-      test, train: the whole sets.
+      test: the whole test set.
+      train: the whole training set.
       tiles: a tile's label is its picture, which is in one set only: the test set then has none.
 
     Raises:
@@ -324,8 +333,9 @@ class Relabelled(Subset):
 
     def __init__(self, source: Source, names: Sequence[str], numbers: np.ndarray | None):
         """Args:
-        source: the examples. names: of the new labels.
-        numbers: the new label for each of the source's, int [its number]; None for no labels.
+        source: the examples.
+        names: of the new labels.
+        numbers: the new label of each old one, int [old labels]; None for no labels.
         """
         super().__init__(source, np.arange(len(source)))
         self._names, self._numbers = names, numbers

@@ -1,9 +1,15 @@
-"""The files below a folder: listed, kept in little memory, and in an index file."""
+"""The files below a folder: listed, held in little memory, and kept in an index file.
+
+The index file saves listing a large folder at every start. It is used as long as no folder has
+changed. It begins with a line that names the format, then the sha256 of all the rest: the length of
+a JSON header, the header, and the arrays of a `Listing`.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import operator
 import os
 import sys
@@ -17,17 +23,20 @@ import numpy as np
 
 from byol_jax.errors import UserError
 from byol_jax.files import write_whole
+from byol_jax.sources.base import Progress, no_progress
 
-# Any string comes back as it was, also one with the lone surrogates that stand for the bytes of a
-# file's name that is no text; and the bytes sort as the strings do.
+_log = logging.getLogger(__name__)
+
+# Keeps any string, also one with the lone surrogates by which Python shows file names that are not
+# text; and the bytes sort as the strings do.
 CODEC = ('utf-8', 'surrogatepass')
 
-# Strings encoded at once: what is in memory twice.
+# Strings that are encoded at once, and so are in memory twice.
 _CHUNK = 4096
 
 
 class Names(Sequence[str]):
-    """A sequence of strings that takes their UTF-8 bytes and 8 more for each, not some 80 more.
+    """A sequence of strings that takes 8 bytes beside the UTF-8 of each; Python's str takes 80.
 
     Attributes:
       block: the bytes of all strings, one after the other.
@@ -37,12 +46,12 @@ class Names(Sequence[str]):
     def __init__(self, block: bytes, starts: np.ndarray):
         self.block = block
         self.starts = np.ascontiguousarray(starts, np.int64)
-        # Its items are Python's numbers, at a third of what NumPy's cost.
+        # A memoryview gives Python's numbers, in a third of the time that NumPy's take.
         self._starts = self.starts.data
 
     @classmethod
     def of(cls, strings: Iterable[str]) -> Names:
-        """Takes the strings one by one; they need not be in memory together."""
+        """Makes a sequence of strings, which need not be in memory together."""
         blocks: list[bytes] = []
         lengths: list[np.ndarray] = []
         strings = iter(strings)
@@ -80,25 +89,25 @@ class Names(Sequence[str]):
             start = end
 
     def some(self, indices: Iterable[int]) -> Iterator[str]:
-        """Those at `indices`, which count from 0, faster than one by one."""
+        """The strings at `indices`, which count from 0, faster than one by one."""
         block, starts = self.block, self._starts
         for index in indices:
             yield block[starts[index] : starts[index + 1]].decode(*CODEC)
 
     def take(self, indices: Iterable[int]) -> Names:
-        """Those at `indices`, which count from 0, in that order."""
+        """A sequence of the strings at `indices`, which count from 0."""
         return Names.of(self.some(indices))
 
 
 class Listing(NamedTuple):
-    """What lies below a folder. Paths are relative to it, with '/'; its own is ''.
+    """What lies below a folder, the root. Paths are relative to it, with '/'; its own is ''.
 
     Attributes:
-      files: with one of the extensions asked for, sorted.
+      files: those with one of the extensions asked for, sorted.
       folders: those that were searched, in the order of the search.
-      times: int64 [folders, 2], mtime and ctime of each before it was listed, nanoseconds.
-      links: (path, where it really leads) of every link to a folder.
-      loose: links that led to no folder then, but would be searched if they came to.
+      times: int64 [folders, 2], mtime and ctime of each folder before it was listed, nanoseconds.
+      links: (path, target) of every link to a folder.
+      loose: links that led to no folder then; if they lead to one later, it must be searched.
       others: how many files have another extension or a hidden name.
     """
 
@@ -111,13 +120,13 @@ class Listing(NamedTuple):
 
 
 class _Found(NamedTuple):
-    """The names in one folder: of files, with NUL between two, and of folders."""
+    """The names in one folder: its files, joined by NUL, and its folders."""
 
     files: bytes
     folders: list[str]
 
 
-def list_tree(root: Path, extensions: tuple[str, ...]) -> Listing:
+def list_tree(root: Path, extensions: tuple[str, ...], progress: Progress = no_progress) -> Listing:
     """Lists the files below `root` whose names, in lower case, end in one of `extensions`.
 
     Hidden files and folders are left out. Links to folders are followed, but no folder is searched
@@ -126,17 +135,18 @@ def list_tree(root: Path, extensions: tuple[str, ...]) -> Listing:
     Args:
       root: an existing folder.
       extensions: such as '.jpg'.
+      progress: told how many files are listed, after every folder.
 
     Raises:
-      UserError: a folder cannot be listed. Its pictures would be missing without a word.
+      UserError: a folder cannot be listed: its pictures would be missing.
     """
     found: dict[str, _Found] = {}
     times: list[tuple[int, int]] = []
     links: list[tuple[str, str]] = []
     loose: list[str] = []
     seen: set[str] = set()
-    others = 0
-    # A folder, and where it really is; the last is searched first.
+    others = listed_files = 0
+    # Folders to search, each with the path it really has; the last is searched first.
     waiting = [('', os.path.realpath(root))]
     while waiting:
         folder, real = waiting.pop()
@@ -148,7 +158,7 @@ def list_tree(root: Path, extensions: tuple[str, ...]) -> Listing:
         files: list[str] = []
         subfolders: list[tuple[str, str]] = []
         try:
-            # Before the list: what comes in while it is made changes them.
+            # Asked before listing: a file that is added while listing then shows as a change.
             status = os.stat(path)
             with os.scandir(path) as entries:
                 for entry in entries:
@@ -170,9 +180,11 @@ def list_tree(root: Path, extensions: tuple[str, ...]) -> Listing:
                             loose.append(prefix + name)
         except OSError as error:
             raise UserError(f'{path} cannot be listed: {error.strerror}.') from error
+        listed_files += len(files)
+        progress('files listed', listed_files, 0)
         times.append((status.st_mtime_ns, status.st_ctime_ns))
         subfolders.sort()
-        # Not as strings, of which a million are a hundred megabytes.
+        # In one string: a million names as strings of their own take 100 MB.
         row = '\0'.join(files).encode(*CODEC)
         found[folder] = _Found(row, [name for name, _ in subfolders])
         waiting += [(prefix + name, target) for name, target in reversed(subfolders)]
@@ -186,15 +198,14 @@ def _is_folder(entry: os.DirEntry[str]) -> bool:
     try:
         return entry.is_dir()
     except OSError:
-        # A link that cannot be followed: a file that cannot be read.
+        # A link that cannot be followed counts as a file; reading it tells what is wrong.
         return False
 
 
 def _in_order(found: dict[str, _Found]) -> Iterator[str]:
-    """The paths of all files, sorted; what is passed leaves `found`.
+    """The paths of all files, sorted; takes from `found` what it has passed.
 
-    A path is compared by what follows the folders it shares with another, where a folder's name
-    ends in '/': sorting the names in each folder so sorts the paths.
+    If folders' names end in '/', paths are sorted when the names in each folder are.
     """
     stack = [('', _entries(found.pop('')))]
     while stack:
@@ -211,12 +222,13 @@ def _in_order(found: dict[str, _Found]) -> Iterator[str]:
 
 
 def _entries(found: _Found) -> Iterator[str]:
-    """The names in one folder in the order of their paths; folders end in '/'."""
+    """The names in one folder, sorted; those of folders end in '/'."""
     files = found.files.decode(*CODEC).split('\0') if found.files else []
     return iter(sorted([*files, *(name + '/' for name in found.folders)]))
 
 
-# data.index: the user's cache folder, for folders of so many files that listing them takes a while.
+# data.index='auto' keeps index files in the user's cache folder, for folders that are large enough
+# for listing to take a while.
 AUTO = 'auto'
 KEPT_FROM = 10_000
 
@@ -224,72 +236,79 @@ _FORMAT = b'byol_jax list of files, '
 _MAGIC = _FORMAT + b'version 1\n'
 _DIGEST = hashlib.sha256().digest_size
 
-# A folder that changed less than this before it was listed may change again without its time
-# telling: FAT counts in steps of 2 seconds, other file systems in finer ones.
+# If a folder changed less than this before it was listed, another change may leave its time the
+# same: FAT counts time in steps of 2 seconds, other file systems in finer ones.
 _TICK_NS = 2 * 10**9
 
 
 class _Unusable(Exception):
-    """Why an index file cannot be used, in words that follow its name."""
+    """Why an index file cannot be used: a phrase that follows its name."""
 
 
-def listed(root: Path, extensions: tuple[str, ...], index: str) -> Listing:
-    """`list_tree`, from an index file if there is one that still holds; else one is written.
+def listed(
+    root: Path, extensions: tuple[str, ...], index: str, progress: Progress = no_progress
+) -> Listing:
+    """As `list_tree`, but from an index file if one is up to date; else one is written.
 
-    It holds as long as no folder's times (mtime, ctime) are others than when it was listed, and
-    every link leads where it led. Whatever keeps it from being read or written is said on stderr
-    and nothing worse: the files are listed anew.
+    An index file is up to date if every folder has the times (mtime, ctime) it had when it was
+    listed, and every link the same target. If the file cannot be read or written, that is logged
+    and the files are listed.
 
     Args:
       root: an existing folder.
-      extensions: as `list_tree`.
+      extensions: as for `list_tree`.
       index: data.index: '' for none; AUTO; or the file.
+      progress: as for `list_tree`.
 
     Raises:
-      UserError: as `list_tree`, or the index file is to lie in a folder that it lists.
+      UserError: as `list_tree`; or the index file is to lie in a folder that it lists.
     """
     if not index:
-        return list_tree(root, extensions)
+        return list_tree(root, extensions, progress)
     about = {
         'root': os.path.realpath(root),
         'extensions': list(extensions),
-        # The same bytes are other strings to a process with another one.
+        # It decides which strings the bytes of file names become.
         'encoding': sys.getfilesystemencoding(),
     }
     path = _place(index, about)
     if path is None:
-        return list_tree(root, extensions)
+        return list_tree(root, extensions, progress)
     may_write = True
     try:
         listing = _read(path, root, about)
     except FileNotFoundError:
         pass
     except _Unusable as error:
-        # A file of the user's that was never an index stays what it is.
+        # A file that the user named and that was never an index is not overwritten.
         may_write = index == AUTO or _was_index(path)
         stays = '' if may_write else ', and it stays as it is'
-        _say(f'the index {path} {error}: the files are listed anew{stays}')
+        _log.warning(f'the index {path} {error}: the files are listed anew{stays}')
     except OSError as error:
-        # Where 'auto' cannot write either, that is said, if the folder is large enough to matter.
+        # With 'auto', a message follows when writing fails too, if the folder is large.
         may_write = index == AUTO
         if not may_write:
-            _say(f'the index {path} cannot be read ({error.strerror}): the files are listed anew')
+            _log.warning(
+                f'the index {path} cannot be read ({error.strerror}): the files are listed anew'
+            )
     else:
-        # Said, so that whoever misses a file knows where to look.
-        _say(f'{len(listing.files):,} files of {root}, as listed in {path}: no folder has changed')
+        # Helps whoever misses a file.
+        _log.info(
+            f'{len(listing.files):,} files of {root}, as listed in {path}: no folder has changed'
+        )
         return listing
     started = time.time_ns()
-    listing = list_tree(root, extensions)
+    listing = list_tree(root, extensions, progress)
     if may_write and len(listing.files) >= (KEPT_FROM if index == AUTO else 1):
         _keep(path, root, about, listing, started)
     return listing
 
 
 def _place(index: str, about: dict[str, Any]) -> Path | None:
-    """Where the index file is; None where there can be none.
+    """Where the index file is to be; None if 'auto' has no place for it.
 
     Raises:
-      UserError: in a folder that it lists, and so changes when it is written.
+      UserError: it is in a folder that it lists: writing it would change that folder.
     """
     if index != AUTO:
         path = Path(index).expanduser()
@@ -307,7 +326,7 @@ def _place(index: str, about: dict[str, Any]) -> Path | None:
 
 
 def _within(path: Path, root: str) -> bool:
-    """Whether a file lies in a folder that is listed with `root`, as far as no link leads there."""
+    """Whether a file lies in a folder that is listed with `root`, without following links."""
     steps = os.path.relpath(os.path.realpath(path.parent), root).split(os.sep)
     return steps == ['.'] or not any(step.startswith('.') for step in steps)
 
@@ -316,7 +335,7 @@ def _read(path: Path, root: Path, about: dict[str, Any]) -> Listing:
     """The listing in an index file.
 
     Raises:
-      _Unusable: it is damaged, is of something else, or does not hold any more.
+      _Unusable: it is damaged, out of date, or of another folder.
       OSError: it cannot be read.
     """
     content = memoryview(path.read_bytes())
@@ -352,7 +371,7 @@ def _read(path: Path, root: Path, about: dict[str, Any]) -> Listing:
 
 
 def _changed(listing: Listing, root: Path) -> str | None:
-    """A folder or link that is not as it was when it was listed, if there is one."""
+    """The first folder or link that has changed since it was listed, or None."""
     for folder, times in zip(listing.folders, listing.times.tolist(), strict=True):
         path = os.path.join(root, folder) if folder else str(root)
         try:
@@ -371,18 +390,22 @@ def _changed(listing: Listing, root: Path) -> str | None:
 
 
 def _keep(path: Path, root: Path, about: dict[str, Any], listing: Listing, started: int) -> None:
-    """Writes an index file, or says why not.
+    """Writes an index file, or logs why not.
 
     Args:
-      started: when the search began, nanoseconds.
+      path: of the index file.
+      root: the folder.
+      about: what the index is of.
+      listing: what it keeps.
+      started: when listing began, nanoseconds.
     """
     if (listing.times <= 0).any():
-        _say(f'no index of {root} is kept: its file system keeps no times of folders')
+        _log.warning(f'no index of {root} is kept: its file system keeps no times of folders')
         return
     latest = int(listing.times[:, 0].argmax())
     if listing.times[latest, 0] > started - _TICK_NS:
         folder = os.path.join(root, listing.folders[latest])
-        _say(f'no index of {root} is kept this time: {folder} has only just changed')
+        _log.info(f'no index of {root} is kept this time: {folder} has only just changed')
         return
     arrays = (
         listing.files.block,
@@ -411,20 +434,16 @@ def _keep(path: Path, root: Path, about: dict[str, Any], listing: Listing, start
 
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        # Other processes, on other hosts too, may be writing theirs.
+        # Other processes, also on other hosts, may write the same file.
         write_whole(path, write, f'{os.uname().nodename}.{os.getpid()}')
     except OSError as error:
-        _say(
+        _log.warning(
             f'the index {path} of {root} cannot be written ({error.strerror}): every start lists '
             "the files anew. data.index=FILE keeps it elsewhere, data.index='' keeps none."
         )
 
 
 def _was_index(path: Path) -> bool:
-    """Whether a file begins as an index file does, as far as it goes."""
+    """Whether a file begins as an index file does; it may be cut short."""
     with path.open('rb') as file:
         return _FORMAT.startswith(file.read(len(_FORMAT)))
-
-
-def _say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)

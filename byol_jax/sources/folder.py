@@ -4,25 +4,70 @@ from __future__ import annotations
 
 import re
 from bisect import bisect_left
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 
 from byol_jax.errors import UserError, did_you_mean
-from byol_jax.sources.base import Source
+from byol_jax.sources.base import Progress, Source, no_progress
 from byol_jax.sources.decode import EXTENSIONS, read_file, read_size
 from byol_jax.sources.file_list import Names, listed
 
+# Files that a message names.
+_SHOWN = 5
 
-class Folder(Source):
+
+class ImageFiles(Source):
+    """Examples whose pictures are image files below one folder.
+
+    Attributes:
+      root: the folder.
+      max_megapixels: larger pictures are refused.
+    """
+
+    own_files = True
+
+    def __init__(self, root: Path, files: Mapping[str, Names], max_megapixels: float):
+        """Args:
+        root: the folder.
+        files: by key, the file of each example, relative to `root` with '/'.
+        max_megapixels: larger pictures are refused.
+        """
+        self.root = root
+        self.max_megapixels = max_megapixels
+        self.keys = tuple(files)
+        self._files = files
+        self._first = files[self.keys[0]]
+        # What every path begins with, as pathlib writes it; a Path for each would be slow.
+        self._prefix = str(root / '_')[:-1]
+
+    def __len__(self) -> int:
+        return len(self._first)
+
+    def load(self, index: int, key: str) -> np.ndarray:
+        return read_file(self.root / self._files[key][index], self.max_megapixels)
+
+    def name(self, index: int) -> str:
+        """The file of the first key, relative to `root`."""
+        return self._first[index]
+
+    def names(self, indices: np.ndarray) -> Iterator[str]:
+        return self._first.some(indices.tolist())
+
+    def file(self, index: int, key: str) -> str:
+        return self._prefix + self._files[key][index]
+
+    def size(self, index: int, key: str) -> tuple[int, int]:
+        return read_size(self.root / self._files[key][index], self.max_megapixels)
+
+
+class Folder(ImageFiles):
     """Every image below a folder, sorted by path.
 
     Labels are the names of the folders right below `root` if every image lies in one of at least
     two of them, as in `train/cat/1.jpg`; else there are none.
     """
-
-    own_files = True
 
     def __init__(
         self,
@@ -30,52 +75,238 @@ class Folder(Source):
         max_megapixels: float = 200,
         given_as: str = 'data.path',
         index: str = '',
+        progress: Progress = no_progress,
     ):
         """Lists the files; decodes none.
 
         Args:
-          root: the folder. max_megapixels: larger pictures are refused.
+          root: the folder.
+          max_megapixels: larger pictures are refused.
           given_as: what the user named the folder with, for messages.
-          index: the file the list is kept in: '' for none, 'auto' for one in the user's cache.
+          index: the file the list is kept in (data.index): '' for none, 'auto' for one in the
+            user's cache.
+          progress: told how many files are listed.
 
         Raises:
           UserError: the folder does not exist, is no folder, holds no image, or cannot be listed
             with all that is in it.
         """
-        self.root = Path(root).expanduser()
-        self.max_megapixels = max_megapixels
-        # What every path begins with, as pathlib writes it.
-        self._prefix = str(self.root / '_')[:-1]
-        self._files = list_files(self.root, given_as, index=index)
-        self.labels, self.label_names = class_labels(self._files)
+        root = Path(root).expanduser()
+        files = list_files(root, given_as, index=index, progress=progress)
+        super().__init__(root, {'image': files}, max_megapixels)
+        self.labels, self.label_names = class_labels(files)
 
-    def __len__(self) -> int:
-        return len(self._files)
 
-    def load(self, index: int, key: str) -> np.ndarray:
-        return read_file(self.root / self._files[index], self.max_megapixels)
+class FilePairs(ImageFiles):
+    """Two pictures an example, from the files of a folder whose names follow two patterns.
+
+    A pattern is a path relative to the folder, without its extension, and holds one `*`, which
+    stands for anything: `*_left` and `*_right` pair `street/7_left.png` with `street/7_right.jpg`,
+    and `left/*` and `right/*` pair `left/7.png` with `right/7.png`. The patterns are the keys of
+    the pictures. Files that follow neither are left out. Labels are those of `Folder`, by the
+    files of the first pattern.
+    """
+
+    def __init__(
+        self,
+        root: str | Path,
+        patterns: tuple[str, ...],
+        max_megapixels: float = 200,
+        index: str = '',
+        progress: Progress = no_progress,
+    ):
+        """Lists the files; decodes none.
+
+        Args:
+          root: the folder.
+          patterns: as above.
+          max_megapixels: larger pictures are refused.
+          index: as for `Folder`.
+          progress: as for `Folder`.
+
+        Raises:
+          UserError: the folder does not exist or holds no image, a pattern does not hold one `*`
+            or is followed by no file, or a file has no partner, or two.
+        """
+        root = Path(root).expanduser()
+        keys = tuple(dict.fromkeys(patterns))
+        for pattern in keys:
+            if pattern.count('*') != 1:
+                raise UserError(
+                    f'data.pair_keys={patterns}: a pattern of file names must hold one *, such as '
+                    f"'*_left'; '{pattern}' holds {pattern.count('*')}."
+                )
+        files = list_files(root, 'data.path', index=index, progress=progress)
+        found = {pattern: _matching(root, pattern, files) for pattern in keys}
+        first = found[keys[0]]
+        for pattern, other in found.items():
+            _check_partners(root, files, first, other, pattern)
+            _check_partners(root, files, other, first, keys[0])
+        # In the order of the first pattern's files.
+        chosen = {key: files.take(found[key][name] for name in first) for key in keys}
+        super().__init__(root, chosen, max_megapixels)
+        self.labels, self.label_names = class_labels(chosen[keys[0]])
+
+
+def _matching(root: Path, pattern: str, files: Names) -> dict[str, int]:
+    """The places of the files that follow a pattern, by what its * stands for in each."""
+    before, after = pattern.split('*')
+    found: dict[str, int] = {}
+    for place, file in enumerate(files):
+        name = file[: file.rindex('.')]
+        if not (name.startswith(before) and name.endswith(after)):
+            continue
+        between = name[len(before) : len(name) - len(after)]
+        if between in found:
+            raise UserError(
+                f'{files[found[between]]} and {file} in {root} are the same picture to '
+                f"the pattern '{pattern}'. Take one of them out."
+            )
+        if between:
+            found[between] = place
+    if not found:
+        raise UserError(
+            f"No image in {root} follows the pattern '{pattern}' of data.pair_keys; its "
+            f'{len(files):,} images are {", ".join(files[:_SHOWN])}'
+            f'{", ..." if len(files) > _SHOWN else ""}. A pattern is written without the extension.'
+        )
+    return found
+
+
+def _check_partners(
+    root: Path, files: Names, some: dict[str, int], others: dict[str, int], pattern: str
+) -> None:
+    alone = [place for name, place in some.items() if name not in others]
+    if alone:
+        shown = ', '.join(files[place] for place in alone[:_SHOWN])
+        raise UserError(
+            f"{len(alone):,} of {len(some):,} images in {root} have no partner '{pattern}'"
+            f': {shown}{", ..." if len(alone) > _SHOWN else ""}. Add the partners, or take '
+            'these files out.'
+        )
+
+
+_DIV2K_SUBSETS = {'train': 'train', 'validation': 'valid', 'valid': 'valid'}
+
+
+class Div2k(ImageFiles):
+    """DIV2K as unpacked from its own archives: high-resolution pictures, bicubically reduced ones.
+
+    Below `root` lie `DIV2K_train_HR/0001.png` and, for 'lr', `DIV2K_train_LR_bicubic/X2/0001x2.png`
+    (`valid` for the validation split). `root` may also be the HR folder itself.
+    """
+
+    def __init__(
+        self, root: str | Path, split: str, keys: tuple[str, ...], max_megapixels: float = 200
+    ):
+        """Lists the pictures and checks that each has what `keys` asks for; decodes none.
+
+        Args:
+          root: the folder.
+          split: 'train' or 'validation'.
+          keys: the pictures that are used: 'hr', 'lr' or both.
+          max_megapixels: larger pictures are refused.
+
+        Raises:
+          UserError: a folder or a picture's partner is missing.
+        """
+        root = existing_folder(Path(root).expanduser())
+        if split not in _DIV2K_SUBSETS:
+            raise UserError(f"data.split='{split}': DIV2K's folders have 'train' and 'validation'.")
+        subset = _DIV2K_SUBSETS[split]
+        if root.name == f'DIV2K_{subset}_HR':
+            root = root.parent
+        folder = root / f'DIV2K_{subset}_HR'
+        if not folder.is_dir():
+            raise UserError(
+                f'data.path={root} holds no folder {folder.name}. It holds: '
+                f'{", ".join(sorted(p.name for p in root.iterdir())[:8]) or "nothing"}. A folder '
+                'that TFDS has prepared DIV2K in would hold div2k.'
+            )
+        names = sorted(path.name for path in folder.glob('[0-9]*.png'))
+        if not names:
+            raise UserError(f'{folder} holds no picture such as 0001.png.')
+        files = {'hr': Names.of(f'{folder.name}/{name}' for name in names)}
+        if 'lr' in keys:
+            files['lr'] = Names.of(_reduced(root, subset, names))
+        super().__init__(root, files, max_megapixels)
+        # What there is; `files` holds what is used.
+        self.keys = ('hr', 'lr')
 
     def name(self, index: int) -> str:
-        return self._files[index]
+        """The picture's own name, such as 0001.png."""
+        return Path(super().name(index)).name
 
     def names(self, indices: np.ndarray) -> Iterator[str]:
-        return self._files.some(indices.tolist())
+        return map(self.name, indices.tolist())
 
-    def file(self, index: int, key: str) -> str:
-        return self._prefix + self._files[index]
 
-    def size(self, index: int, key: str) -> tuple[int, int]:
-        return read_size(self.root / self._files[index], self.max_megapixels)
+def prepared_by_tfds(root: str | Path) -> bool:
+    """Whether a folder holds DIV2K as TFDS prepares it, and not as its own archives unpack."""
+    root = Path(root).expanduser()
+    return (root / 'div2k').is_dir() and not any(root.glob('DIV2K_*_HR'))
+
+
+def _reduced(root: Path, subset: str, names: Sequence[str]) -> list[str]:
+    """The low-resolution file of each high-resolution one, of the smallest factor there is."""
+    folders = sorted((root / f'DIV2K_{subset}_LR_bicubic').glob('X[0-9]'))
+    if not folders:
+        raise UserError(
+            f"data.pair_keys asks for 'lr', but {root} holds no folder "
+            f'DIV2K_{subset}_LR_bicubic/X2.'
+        )
+    factor = re.sub('[^0-9]', '', folders[0].name)
+    files = [folders[0] / f'{Path(name).stem}x{factor}.png' for name in names]
+    missing = [file.name for file in files if not file.is_file()]
+    if missing:
+        raise UserError(
+            f'{folders[0]} lacks {len(missing)} of {len(files)} pictures, {missing[0]} first.'
+        )
+    return [file.relative_to(root).as_posix() for file in files]
 
 
 def existing_folder(root: Path, key: str = 'data.path') -> Path:
-    """Returns `root`, or raises UserError with the nearest folder there is beside it."""
+    """Returns `root`; raises UserError, with the nearest folder beside it, if it is no folder."""
     if root.is_dir():
         return root
     if root.exists():
         raise UserError(f'{key}={root} is a file, not a folder.')
     beside = [p.name for p in root.parent.iterdir() if p.is_dir()] if root.parent.is_dir() else []
     raise UserError(f'{key}={root} does not exist.{did_you_mean(root.name, beside)}')
+
+
+def list_files(
+    root: Path,
+    given_as: str,
+    extensions: tuple[str, ...] = EXTENSIONS,
+    kind: str = 'image',
+    index: str = '',
+    progress: Progress = no_progress,
+) -> Names:
+    """Lists all files below a folder with one of some extensions, without hidden ones.
+
+    Args:
+      root: the folder.
+      given_as: what the user named the folder with, for messages.
+      extensions: in lower case, such as '.jpg'.
+      kind: what messages call the files.
+      index: the file the list is kept in (data.index): '' for none, 'auto' for one in the user's
+        cache.
+      progress: told how many files are listed.
+
+    Returns:
+      Paths relative to `root` with '/', sorted.
+
+    Raises:
+      UserError: the folder does not exist, holds no such file, or cannot be listed.
+    """
+    listing = listed(existing_folder(root, given_as), extensions, index, progress)
+    if not listing.files:
+        raise UserError(
+            f'{given_as}={root} holds no {kind}: of its {listing.others} file(s), none ends in '
+            f'{", ".join(extensions)}.'
+        )
+    return listing.files
 
 
 def class_labels(files: Sequence[str]) -> tuple[np.ndarray | None, tuple[str, ...]]:
@@ -85,8 +316,8 @@ def class_labels(files: Sequence[str]) -> tuple[np.ndarray | None, tuple[str, ..
       files: paths relative to the root, with '/', sorted.
 
     Returns:
-      A label for each file, int [N], and their names; None and none unless every file lies in one
-      of at least two folders.
+      A label for each file, int [N], and the labels' names; None and none unless every file lies
+      in one of at least two folders.
     """
     tops: list[str] = []
     ends = [0]
@@ -98,7 +329,8 @@ def class_labels(files: Sequence[str]) -> tuple[np.ndarray | None, tuple[str, ..
         ends.append(_end(files, ends[-1], top))
     if len(tops) < 2:
         return None, ()
-    # The paths of 'a.b' come before those of 'a', the name after it.
+    # Paths are sorted with their '/': those in 'a.b' come before those in 'a', but 'a' is the
+    # smaller name.
     order = sorted(range(len(tops)), key=tops.__getitem__)
     label = np.empty(len(tops), np.int64)
     label[order] = np.arange(len(tops))
@@ -106,224 +338,12 @@ def class_labels(files: Sequence[str]) -> tuple[np.ndarray | None, tuple[str, ..
 
 
 def _end(files: Sequence[str], start: int, top: str) -> int:
-    """Where the files in folder `top`, the first of which is at `start`, end.
+    """Where the files in folder `top` end, the first of which is at `start`.
 
-    Looks at few of them: of a million strings each would have to be made.
+    A binary search: `files` makes each string when it is asked for, which is slow for a million.
     """
     step = 1
     while start + step < len(files) and files[start + step].startswith(top + '/'):
         step *= 2
-    # '0' is what comes after '/'.
+    # '0' is the character after '/'.
     return bisect_left(files, top + '0', start + step // 2, min(start + step, len(files)))
-
-
-def list_files(
-    root: Path,
-    given_as: str,
-    extensions: tuple[str, ...] = EXTENSIONS,
-    kind: str = 'image',
-    index: str = '',
-) -> Names:
-    """Paths of all files below `root` with one of `extensions`, relative with '/', sorted.
-
-    Hidden files and folders are left out.
-
-    Args:
-      root, extensions, index: as `index.listed`.
-      given_as: what the user named the folder with. kind: what to call the files.
-
-    Raises:
-      UserError: the folder does not exist, holds no such file, or cannot be listed.
-    """
-    listing = listed(existing_folder(root, given_as), extensions, index)
-    if not listing.files:
-        raise UserError(
-            f'{given_as}={root} holds no {kind}: of its {listing.others} file(s), none ends in '
-            f'{", ".join(extensions)}.'
-        )
-    return listing.files
-
-
-_SHOWN = 5
-
-
-class FilePairs(Source):
-    """Two pictures an example, from the files of a folder whose names follow two patterns.
-
-    A pattern is a path relative to the folder, without its extension, and holds one `*`, which
-    stands for anything: `*_left` and `*_right` pair `street/7_left.png` with `street/7_right.jpg`,
-    and `left/*` and `right/*` pair `left/7.png` with `right/7.png`. The patterns are the keys of
-    the pictures. Files that follow neither are left out. Labels are those of `Folder`, by the
-    files of the first pattern.
-    """
-
-    own_files = True
-
-    def __init__(
-        self,
-        root: str | Path,
-        patterns: tuple[str, ...],
-        max_megapixels: float = 200,
-        index: str = '',
-    ):
-        """Lists the files; decodes none.
-
-        Args:
-          root: the folder. patterns: as above. max_megapixels: larger pictures are refused.
-          index: as `Folder`.
-
-        Raises:
-          UserError: the folder does not exist or holds no image, a pattern does not hold one `*`
-            or is followed by no file, or a file has no partner, or two.
-        """
-        self.root = Path(root).expanduser()
-        self.max_megapixels = max_megapixels
-        self.keys = tuple(dict.fromkeys(patterns))
-        for pattern in self.keys:
-            if pattern.count('*') != 1:
-                raise UserError(
-                    f'data.pair_keys={patterns}: a pattern of file names must hold one *, such as '
-                    f"'*_left'; '{pattern}' holds {pattern.count('*')}."
-                )
-        files = list_files(self.root, 'data.path', index=index)
-        found = {pattern: self._matching(pattern, files) for pattern in self.keys}
-        first = found[self.keys[0]]
-        for pattern, other in found.items():
-            self._check_partners(files, first, other, pattern)
-            self._check_partners(files, other, first, self.keys[0])
-        # In the order of the first pattern's files.
-        self._files = {key: files.take(found[key][name] for name in first) for key in self.keys}
-        self.labels, self.label_names = class_labels(self._files[self.keys[0]])
-
-    def _matching(self, pattern: str, files: Names) -> dict[str, int]:
-        """The places of the files that follow a pattern, by what its * stands for in each."""
-        before, after = pattern.split('*')
-        found: dict[str, int] = {}
-        for place, file in enumerate(files):
-            name = file[: file.rindex('.')]
-            if not (name.startswith(before) and name.endswith(after)):
-                continue
-            between = name[len(before) : len(name) - len(after)]
-            if between in found:
-                raise UserError(
-                    f'{files[found[between]]} and {file} in {self.root} are the same picture to '
-                    f"the pattern '{pattern}'. Take one of them out."
-                )
-            if between:
-                found[between] = place
-        if not found:
-            raise UserError(
-                f"No image in {self.root} follows the pattern '{pattern}' of data.pair_keys; its "
-                f'{len(files):,} images are {", ".join(files[:_SHOWN])}'
-                f'{", ..." if len(files) > _SHOWN else ""}. A pattern '
-                'says nothing of the extension.'
-            )
-        return found
-
-    def _check_partners(
-        self, files: Names, some: dict[str, int], others: dict[str, int], pattern: str
-    ) -> None:
-        alone = [place for name, place in some.items() if name not in others]
-        if alone:
-            shown = ', '.join(files[place] for place in alone[:_SHOWN])
-            raise UserError(
-                f"{len(alone):,} of {len(some):,} images in {self.root} have no partner '{pattern}'"
-                f': {shown}{", ..." if len(alone) > _SHOWN else ""}. Add the partners, or take '
-                'these files out.'
-            )
-
-    def __len__(self) -> int:
-        return len(self._files[self.keys[0]])
-
-    def load(self, index: int, key: str) -> np.ndarray:
-        return read_file(self.root / self._files[key][index], self.max_megapixels)
-
-    def name(self, index: int) -> str:
-        return self._files[self.keys[0]][index]
-
-    def file(self, index: int, key: str) -> str:
-        return str(self.root / self._files[key][index])
-
-    def size(self, index: int, key: str) -> tuple[int, int]:
-        return read_size(self.root / self._files[key][index], self.max_megapixels)
-
-
-_SUBSETS = {'train': 'train', 'validation': 'valid', 'valid': 'valid'}
-
-
-class Div2k(Source):
-    """DIV2K as unpacked from its own archives, with the pictures 'hr' and 'lr' of each example.
-
-    Below `root` lie `DIV2K_train_HR/0001.png` and, for 'lr', `DIV2K_train_LR_bicubic/X2/0001x2.png`
-    (`valid` for the validation split). `root` may also be the HR folder itself.
-    """
-
-    keys = ('hr', 'lr')
-    own_files = True
-
-    def __init__(
-        self, root: str | Path, split: str, keys: tuple[str, ...], max_megapixels: float = 200
-    ):
-        """Lists the pictures and checks that each has what `keys` asks for; decodes none.
-
-        Raises:
-          UserError: a folder or a picture's partner is missing.
-        """
-        root = existing_folder(Path(root).expanduser())
-        if split not in _SUBSETS:
-            raise UserError(f"data.split='{split}': DIV2K's folders have 'train' and 'validation'.")
-        subset = _SUBSETS[split]
-        if root.name == f'DIV2K_{subset}_HR':
-            root = root.parent
-        self.max_megapixels = max_megapixels
-        hr = root / f'DIV2K_{subset}_HR'
-        if not hr.is_dir():
-            raise UserError(
-                f'data.path={root} holds no folder DIV2K_{subset}_HR. It holds: '
-                f'{", ".join(sorted(p.name for p in root.iterdir())[:8]) or "nothing"}. A folder '
-                'that TFDS has prepared DIV2K in would hold div2k.'
-            )
-        self._files = {'hr': sorted(hr.glob('[0-9]*.png'))}
-        if not self._files['hr']:
-            raise UserError(f'{hr} holds no picture such as 0001.png.')
-        if 'lr' in keys:
-            self._files['lr'] = _partners(root, subset, self._files['hr'])
-
-    def __len__(self) -> int:
-        return len(self._files['hr'])
-
-    def load(self, index: int, key: str) -> np.ndarray:
-        return read_file(self._files[key][index], self.max_megapixels)
-
-    def name(self, index: int) -> str:
-        return self._files['hr'][index].name
-
-    def file(self, index: int, key: str) -> str:
-        return str(self._files[key][index])
-
-    def size(self, index: int, key: str) -> tuple[int, int]:
-        return read_size(self._files[key][index], self.max_megapixels)
-
-
-def prepared_by_tfds(root: str | Path) -> bool:
-    """Whether a folder holds DIV2K as TFDS prepares it, and not as its own archives unpack."""
-    root = Path(root).expanduser()
-    return (root / 'div2k').is_dir() and not any(root.glob('DIV2K_*_HR'))
-
-
-def _partners(root: Path, subset: str, hr: list[Path]) -> list[Path]:
-    """The low-resolution file of each high-resolution one, of the least reduction there is."""
-    folders = sorted((root / f'DIV2K_{subset}_LR_bicubic').glob('X[0-9]'))
-    if not folders:
-        raise UserError(
-            f"data.pair_keys asks for 'lr', but {root} holds no folder "
-            f'DIV2K_{subset}_LR_bicubic/X2.'
-        )
-    factor = re.sub('[^0-9]', '', folders[0].name)
-    files = [folders[0] / f'{path.stem}x{factor}.png' for path in hr]
-    missing = [file.name for file in files if not file.is_file()]
-    if missing:
-        raise UserError(
-            f'{folders[0]} lacks {len(missing)} of {len(files)} pictures, {missing[0]} first.'
-        )
-    return files

@@ -10,7 +10,7 @@ import numpy as np
 
 from byol_jax.errors import BadPicture, UserError
 from byol_jax.sources.bad_files import BadFile, bad_file, name_some
-from byol_jax.sources.base import Source, Subset
+from byol_jax.sources.base import Progress, Source, Subset, no_progress
 
 
 class Tiles(Source):
@@ -30,7 +30,14 @@ class Tiles(Source):
       small: (name, height, width) of the pictures left out because no tile fits in, pixels.
     """
 
-    def __init__(self, source: Source, tile_size: int, stride: int = 0, key: str | None = None):
+    def __init__(
+        self,
+        source: Source,
+        tile_size: int,
+        stride: int = 0,
+        key: str | None = None,
+        progress: Progress = no_progress,
+    ):
         """Reads sizes from the pictures' headers.
 
         Args:
@@ -38,6 +45,7 @@ class Tiles(Source):
           tile_size: side, pixels of picture `key`.
           stride: pixels from a tile to the next; 0 for `tile_size`.
           key: the picture in whose pixels sizes are counted; by default the first key.
+          progress: told of how many pictures the size is read.
 
         Raises:
           UserError: all pictures are left out.
@@ -47,7 +55,7 @@ class Tiles(Source):
         self.tile_size = tile_size
         self.counted = key or source.keys[0]
         stride = stride or tile_size
-        sizes = self._sizes()
+        sizes = self._sizes(progress)
         self.sides = np.zeros((len(source), 2), np.int32)
         self.sides[list(sizes)] = list(sizes.values())
         boxes = [
@@ -62,7 +70,7 @@ class Tiles(Source):
         self.labels = self.boxes[:, 0].astype(np.int64)
         self.label_names = [source.name(i) for i in range(len(source))]
 
-    def _sizes(self) -> dict[int, tuple[int, int]]:
+    def _sizes(self, progress: Progress) -> dict[int, tuple[int, int]]:
         """(height, width) of each picture that tiles can be cut from; sets `bad` and `small`."""
         self.bad: list[BadFile] = []
         self.small: list[tuple[str, int, int]] = []
@@ -73,6 +81,8 @@ class Tiles(Source):
             except BadPicture as error:
                 self.bad.append(bad_file(error))
                 continue
+            finally:
+                progress('sizes read', picture + 1, len(self.source))
             if min(size) < self.tile_size:
                 self.small.append((self.source.name(picture), *size))
             else:

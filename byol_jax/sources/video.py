@@ -5,8 +5,6 @@ from __future__ import annotations
 import itertools
 import os
 import re
-import sys
-import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -15,16 +13,13 @@ from typing import NamedTuple
 import numpy as np
 
 from byol_jax.errors import UserError
-from byol_jax.sources.base import Source
+from byol_jax.sources.base import Progress, Source, no_progress
 from byol_jax.sources.decode import EXTENSIONS, read_file
 from byol_jax.sources.file_list import Names
 from byol_jax.sources.folder import class_labels, list_files
 from byol_jax.sources.video_file import VIDEO_EXTENSIONS, Readers, VideoFile
 
 _NUMBERED = re.compile(r'(.*?)([0-9]+)', re.DOTALL)
-
-# Seconds between two lines about the reading of many videos.
-_PATIENCE = 30
 
 
 class Clip(NamedTuple):
@@ -57,6 +52,7 @@ class Video(Source):
         max_megapixels: float = 200,
         workers: int = 0,
         index: str = '',
+        progress: Progress = no_progress,
     ):
         """Lists the clips and decodes every video file once (see `VideoFile`); images wait.
 
@@ -65,7 +61,8 @@ class Video(Source):
           max_frame_gap: how many frames of its clip the partner of a frame may be away, at most.
           max_megapixels: larger frames are refused.
           workers: video files read at once; 0: one per CPU core. At most twice as many stay open.
-          index: as `Folder`.
+          index: as for `Folder`.
+          progress: told how many files are listed, and how many videos are decoded once.
 
         Raises:
           UserError: the folder does not exist or holds no clip, a video file is damaged, two
@@ -81,9 +78,10 @@ class Video(Source):
         # Twice: a file should stay open from the first frame of a pair to the second.
         self._readers = Readers(2 * workers)
         both = (*EXTENSIONS, *VIDEO_EXTENSIONS)
-        files = list_files(self.root, 'data.path', both, 'image or video', index)
+        files = list_files(self.root, 'data.path', both, 'image or video', index, progress)
         videos = [file for file in files if file.lower().endswith(VIDEO_EXTENSIONS)]
-        videos_read = _read_all([self.root / file for file in videos], max_megapixels, workers)
+        paths = [self.root / file for file in videos]
+        videos_read = _read_all(paths, max_megapixels, workers, progress)
         clips = [Clip(file, video) for file, video in zip(videos, videos_read, strict=True)]
         images = (file for file in files if not file.lower().endswith(VIDEO_EXTENSIONS))
         clips += frame_clips(Names.of(images))
@@ -174,22 +172,17 @@ def _numbered(file: str) -> tuple[str, int | None]:
     return (match[1], int(match[2])) if match else (stem, None)
 
 
-def _read_all(paths: list[Path], max_megapixels: float, workers: int) -> list[VideoFile]:
-    """Opens video files, many at once; says how far it is where that takes long."""
+def _read_all(
+    paths: list[Path], max_megapixels: float, workers: int, progress: Progress
+) -> list[VideoFile]:
+    """Opens video files, many at once."""
     read: list[VideoFile] = []
-    told = time.monotonic()
     pool = ThreadPoolExecutor(workers)
     try:
         for video in pool.map(lambda path: VideoFile(path, max_megapixels), paths):
             read.append(video)
-            if time.monotonic() - told > _PATIENCE:
-                told = time.monotonic()
-                print(
-                    f'{len(read):,} of {len(paths):,} videos decoded once, to count their frames',
-                    file=sys.stderr,
-                    flush=True,
-                )
+            progress('videos decoded once, to check them', len(read), len(paths))
     finally:
-        # After an error the files that wait are of no interest.
+        # After an error the files that wait are not needed.
         pool.shutdown(cancel_futures=True)
     return read

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import json
+import logging
 import os
 from pathlib import Path
 
@@ -20,7 +22,7 @@ from byol_jax.sources.base import Source, Subset
 from byol_jax.sources.data import Data
 from byol_jax.sources.decode import EXTENSIONS
 from byol_jax.sources.file_list import Names
-from byol_jax.sources.folder import Folder, class_labels, list_files
+from byol_jax.sources.folder import Folder, ImageFiles, class_labels, list_files
 from configs import default
 
 # Long before now, nanoseconds: 2020.
@@ -86,13 +88,31 @@ def animals(tmp_path):
 
 
 @pytest.fixture
-def kept(animals, tmp_path, capsys):
+def kept(animals, tmp_path, messages):
     """(folder, its index file): written by a first start, which had nothing to say."""
     file = tmp_path / 'animals.index'
     Folder(animals, index=str(file))
     assert file.exists()
-    assert capsys.readouterr().err == ''
+    assert not messages()
     return animals, file
+
+
+@pytest.fixture
+def messages():
+    """Reads, and forgets, what the sources have logged."""
+    logger, handler = logging.getLogger('byol_jax.sources'), logging.StreamHandler(io.StringIO())
+    level = logger.level
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
+
+    def read() -> str:
+        text = handler.stream.getvalue()
+        handler.setStream(io.StringIO())
+        return text
+
+    yield read
+    logger.removeHandler(handler)
+    logger.setLevel(level)
 
 
 def forbid_listing(monkeypatch) -> None:
@@ -269,7 +289,7 @@ def stray(root):
     ],
 )
 @pytest.mark.parametrize('hidden', [False, True], ids=['', 'times set back'])
-def test_what_changes_is_listed_anew(kept, capsys, monkeypatch, change, hidden):
+def test_what_changes_is_listed_anew(kept, messages, monkeypatch, change, hidden):
     """No change of names is missed, also where a copying program sets the folders' times back.
 
     The index is out of date once: the next start uses the new one.
@@ -280,14 +300,14 @@ def test_what_changes_is_listed_anew(kept, capsys, monkeypatch, change, hidden):
         age(root)
     source = Folder(root, index=str(file))
     assert_lists(source, root)
-    assert f'the index {file} is out of date ({root}' in capsys.readouterr().err
+    assert f'the index {file} is out of date ({root}' in messages()
     age(root)
     Folder(root, index=str(file))
-    capsys.readouterr()
+    messages()
     expected = list(list_files(root, 'data.path'))
     forbid_listing(monkeypatch)
     assert list(list_files(root, 'data.path', index=str(file))) == expected
-    assert f'{len(expected)} files of {root}, as listed in {file}' in capsys.readouterr().err
+    assert f'{len(expected)} files of {root}, as listed in {file}' in messages()
 
 
 def test_other_contents_are_no_change(kept, monkeypatch):
@@ -299,7 +319,7 @@ def test_other_contents_are_no_change(kept, monkeypatch):
 
 
 @pytest.mark.parametrize('change', ['elsewhere', 'appears', 'goes', 'out of a loop'])
-def test_links_are_followed_anew(tmp_path, capsys, change):
+def test_links_are_followed_anew(tmp_path, messages, change):
     """What a link outside the folder leads to may change without any of its folders changing."""
     root = touch(tmp_path / 'root', '1.jpg')
     touch(tmp_path / 'disk1', 'a.jpg')
@@ -318,7 +338,7 @@ def test_links_are_followed_anew(tmp_path, capsys, change):
     if change != 'goes':
         middle.symlink_to(tmp_path / 'disk2')
     assert_lists(Folder(root, index=str(file)), root)
-    assert 'disk has changed' in capsys.readouterr().err
+    assert 'disk has changed' in messages()
 
 
 def damaged_contents(content: bytes) -> list[bytes]:
@@ -333,7 +353,7 @@ def damaged_contents(content: bytes) -> list[bytes]:
     return cut + flipped
 
 
-def test_a_damaged_index_is_made_anew(kept, capsys, monkeypatch):
+def test_a_damaged_index_is_made_anew(kept, messages, monkeypatch):
     """Cut off or changed anywhere, the user's cache file is said to be damaged and replaced."""
     root, _ = kept
     monkeypatch.setenv('XDG_CACHE_HOME', str(root.parent / 'cache'))
@@ -346,57 +366,57 @@ def test_a_damaged_index_is_made_anew(kept, capsys, monkeypatch):
     for content in contents:
         file.write_bytes(content)
         assert_lists(Folder(root, index='auto'), root)
-        said = capsys.readouterr().err
+        said = messages()
         assert f'the index {file} is ' in said
         assert 'listed anew' in said
         assert file.read_bytes() == good
 
 
 @pytest.mark.parametrize('cut', [0, 10, 40, -1])
-def test_a_damaged_index_of_ones_own_is_made_anew(kept, capsys, cut):
+def test_a_damaged_index_of_ones_own_is_made_anew(kept, messages, cut):
     """A file that was named in data.index and still begins as an index does is replaced too."""
     root, file = kept
     good = file.read_bytes()
     file.write_bytes(good[:cut])
     assert_lists(Folder(root, index=str(file)), root)
-    assert 'is damaged' in capsys.readouterr().err
+    assert 'is damaged' in messages()
     assert file.read_bytes() == good
 
 
-def test_another_version_is_made_anew(kept, capsys):
+def test_another_version_is_made_anew(kept, messages):
     """An index of a later or earlier format is named as such and replaced."""
     root, file = kept
     good = file.read_bytes()
     file.write_bytes(good.replace(b'version 1\n', b'version 9\n', 1))
     assert_lists(Folder(root, index=str(file)), root)
-    assert 'is of another version' in capsys.readouterr().err
+    assert 'is of another version' in messages()
     assert file.read_bytes() == good
 
 
-def test_the_index_of_another_folder_is_not_used(kept, capsys):
+def test_the_index_of_another_folder_is_not_used(kept, messages):
     """Two folders with one data.index: each is listed as it is."""
     root, file = kept
     other = age(touch(root.parent / 'other', 'x.jpg'))
     assert_lists(Folder(other, index=str(file)), other)
-    assert f'is of other files, in {root}' in capsys.readouterr().err
+    assert f'is of other files, in {root}' in messages()
     assert_lists(Folder(root, index=str(file)), root)
 
 
-def test_other_extensions_have_another_index(kept, capsys):
+def test_other_extensions_have_another_index(kept, messages):
     """An index of the images is none of the videos and images."""
     root, file = kept
     names = list_files(root, 'data.path', ('.txt',), 'text', str(file))
     assert list(names) == ['dog/notes.txt']
-    assert 'is of other files' in capsys.readouterr().err
+    assert 'is of other files' in messages()
 
 
-def test_a_file_that_is_no_index_stays(kept, capsys):
+def test_a_file_that_is_no_index_stays(kept, messages):
     """data.index=holiday.jpg by mistake: the photograph is not overwritten, and the run goes on."""
     root, _ = kept
     photograph = root.parent / 'holiday.jpg'
     photograph.write_bytes(b'\xff\xd8 a photograph')
     assert_lists(Folder(root, index=str(photograph)), root)
-    assert f'{photograph} is damaged or something else' in (said := capsys.readouterr().err)
+    assert f'{photograph} is damaged or something else' in (said := messages())
     assert 'stays as it is' in said
     assert photograph.read_bytes() == b'\xff\xd8 a photograph'
 
@@ -410,49 +430,49 @@ def test_an_index_in_its_own_folder_is_refused(kept):
     assert len(Folder(root, index=str(root / '.trash/x.index'))) == 5
 
 
-def test_a_folder_that_changed_just_now_gets_no_index(tmp_path, capsys):
+def test_a_folder_that_changed_just_now_gets_no_index(tmp_path, messages):
     """Its time might not tell of a change that comes right after; it is said."""
     root = touch(tmp_path / 'new', 'cat/1.jpg')
     assert len(Folder(root, index=str(tmp_path / 'i'))) == 1
-    assert f'no index of {root} is kept this time' in capsys.readouterr().err
+    assert f'no index of {root} is kept this time' in messages()
     assert not (tmp_path / 'i').exists()
 
 
-def test_folders_without_times_get_no_index(animals, tmp_path, capsys):
+def test_folders_without_times_get_no_index(animals, tmp_path, messages):
     """A file system that gives every folder one time would never show a change."""
     os.utime(animals / 'cat', ns=(0, 0))
     assert_lists(Folder(animals, index=str(tmp_path / 'i')), animals)
-    assert 'its file system keeps no times of folders' in capsys.readouterr().err
+    assert 'its file system keeps no times of folders' in messages()
     assert not (tmp_path / 'i').exists()
 
 
-def test_a_full_disk_costs_the_index_alone(animals, tmp_path, capsys):
+def test_a_full_disk_costs_the_index_alone(animals, tmp_path, messages):
     """The files are listed, the reason is said, and no half file is left."""
     file = tmp_path / 'i'
     partial = tmp_path / f'i.{os.uname().nodename}.{os.getpid()}.partial'
     partial.symlink_to('/dev/full')
     assert_lists(Folder(animals, index=str(file)), animals)
-    said = capsys.readouterr().err
+    said = messages()
     assert f'the index {file} of {animals} cannot be written (No space left on device)' in said
     assert not file.exists()
     assert not partial.is_symlink()
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason='root may write everywhere')
-def test_a_place_without_permission_costs_the_index_alone(animals, tmp_path, capsys):
+def test_a_place_without_permission_costs_the_index_alone(animals, tmp_path, messages):
     """Where nothing may be written the files are listed, and it is said how to be rid of that."""
     closed = tmp_path / 'closed'
     closed.mkdir(mode=0o500)
     assert_lists(Folder(animals, index=str(closed / 'i')), animals)
-    said = capsys.readouterr().err
+    said = messages()
     assert '(Permission denied): every start lists the files anew. data.index=FILE' in said
 
 
-def test_an_index_that_cannot_be_read_costs_the_index_alone(animals, tmp_path, capsys):
+def test_an_index_that_cannot_be_read_costs_the_index_alone(animals, tmp_path, messages):
     """A path that leads nowhere, through a file, is said; the files are listed."""
     (tmp_path / 'file').touch()
     assert_lists(Folder(animals, index=str(tmp_path / 'file' / 'i')), animals)
-    assert 'cannot be read (Not a directory)' in capsys.readouterr().err
+    assert 'cannot be read (Not a directory)' in messages()
 
 
 def test_auto_is_a_file_in_the_cache_for_large_folders(animals, tmp_path, monkeypatch):
@@ -471,7 +491,7 @@ def test_auto_is_a_file_in_the_cache_for_large_folders(animals, tmp_path, monkey
 
 
 @pytest.mark.parametrize('home', ['/dev/null', ''])
-def test_auto_without_a_home(animals, monkeypatch, capsys, home):
+def test_auto_without_a_home(animals, monkeypatch, messages, home):
     """Where there is no home folder, or none to write in, the files are listed each time.
 
     What a small folder would have no use for anyway is not mentioned.
@@ -479,14 +499,14 @@ def test_auto_without_a_home(animals, monkeypatch, capsys, home):
     monkeypatch.delenv('XDG_CACHE_HOME', raising=False)
     monkeypatch.setenv('HOME', home)
     assert_lists(Folder(animals, index='auto'), animals)
-    assert capsys.readouterr().err == ''
+    assert not messages()
     monkeypatch.setattr(file_list, 'KEPT_FROM', 1)
     for _ in range(2):
         assert_lists(Folder(animals, index='auto'), animals)
-        assert ('cannot be written (Not a directory)' in capsys.readouterr().err) == bool(home)
+        assert ('cannot be written (Not a directory)' in messages()) == bool(home)
 
 
-def test_a_folder_that_holds_the_cache(tmp_path, monkeypatch, capsys):
+def test_a_folder_that_holds_the_cache(tmp_path, monkeypatch, messages):
     """A cache that lies among the pictures gets no index; ~/.cache below ~ is hidden and does."""
     root = age(touch(tmp_path / 'home', 'a/1.jpg'))
     monkeypatch.setattr(file_list, 'KEPT_FROM', 1)
@@ -562,7 +582,7 @@ def test_the_fingerprint_is_that_of_the_names(animals, tmp_path):
 def test_a_cache_keeps_the_fingerprint_and_its_speed(animals, tmp_path, monkeypatch):
     """With data.cache it is the same, and no name is asked for alone."""
     expected = fingerprint(build_data(make_config(animals)))
-    monkeypatch.delattr(Folder, 'name')
+    monkeypatch.delattr(ImageFiles, 'name')
     monkeypatch.setattr(Folder, '__abstractmethods__', frozenset())
     data = build_data(make_config(animals, cache=str(tmp_path / 'cache')))
     assert data.cache is not None

@@ -170,7 +170,7 @@ def test_two_files_for_one_picture_are_named(stereo):
     ('patterns', 'message'),
     [
         (('*_links', '*_right'), r"No image .*'\*_links'.* 10 images are garden/7_left\.png"),
-        (('*_left.png', '*_right.png'), 'says nothing of the extension'),
+        (('*_left.png', '*_right.png'), 'is written without the extension'),
         (('*_left*', '*_right'), r"must hold one \*.*'\*_left\*' holds 2"),
         (('*_left', 'image'), r"'image' holds 0"),
     ],

@@ -466,11 +466,12 @@ def test_what_does_not_go_with_clips(tmp_path, data, message):
         build_data(make_config(tmp_path, **data))
 
 
-def test_progress_of_a_long_reading(mixed, monkeypatch, capsys):
-    """Where decoding all videos once takes long, it is said how far it is."""
-    monkeypatch.setattr('byol_jax.sources.video._PATIENCE', -1)
-    Video(mixed, 1)
-    assert '3 of 3 videos decoded once' in capsys.readouterr().err
+def test_progress_is_told(mixed):
+    """Files that are listed and videos that are decoded once are counted."""
+    told = []
+    Video(mixed, 1, progress=lambda *args: told.append(args))
+    assert told[0][0] == 'files listed'
+    assert [args[1:] for args in told if args[0].startswith('videos')] == [(1, 3), (2, 3), (3, 3)]
 
 
 def test_config_for_clips(tmp_path):
