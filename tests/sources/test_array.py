@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 
 from byol_jax.app.data import build_data
-from byol_jax.app.plan import check_ranges
 from byol_jax.app.workdir import claim_workdir, fingerprint
 from byol_jax.errors import UserError
 from byol_jax.input.pipeline import batches
+from byol_jax.settings import Settings
 from byol_jax.sources.array import Array
 from configs import default
 
@@ -175,7 +175,7 @@ def test_where_views_are_made_is_checked():
     assert config.views.on == 'cpu'
     for place in ('cpu', 'accelerator'):
         config.views.on = place
-        check_ranges(config)
+        Settings.of(config)
     config.views.on = 'acelerator'
     with pytest.raises(UserError, match=r"views.on='acelerator'.*Did you mean 'accelerator'\?"):
-        check_ranges(config)
+        Settings.of(config)

@@ -25,8 +25,9 @@ from test_pipeline import assert_same, collect
 from test_sources import write
 
 from byol_jax.app.data import build_data
-from byol_jax.app.workdir import check_workdir, resolve
+from byol_jax.app.workdir import check_workdir
 from byol_jax.errors import UserError
+from byol_jax.settings import Settings
 from byol_jax.sources import cache as cache_module
 from byol_jax.sources.cache import DiskCached
 from byol_jax.sources.folder import Folder
@@ -390,7 +391,7 @@ def test_a_run_may_go_on_with_another_cache(pictures):
     """data.cache may differ when a run goes on; data.tile_shift, which changes batches, may not."""
     run = pictures.parent / 'run'
     run.mkdir()
-    (run / 'config.json').write_text(json.dumps(resolve(make_config(pictures))))
+    (run / 'config.json').write_text(json.dumps(Settings.of(make_config(pictures)).plain))
     check_workdir(run, make_config(pictures, cache='elsewhere'))
     with pytest.raises(UserError, match=r'data\.tile_shift: False there, True now'):
         check_workdir(run, make_config(pictures, tile_shift=True))

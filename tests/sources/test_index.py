@@ -14,8 +14,9 @@ import pytest
 from test_video import write_frames
 
 from byol_jax.app.data import build_data
-from byol_jax.app.workdir import check_workdir, fingerprint, resolve
+from byol_jax.app.workdir import check_workdir, fingerprint
 from byol_jax.errors import UserError
+from byol_jax.settings import Settings
 from byol_jax.sources import file_list
 from byol_jax.sources.bad_files import BadFile, BadFiles
 from byol_jax.sources.base import Source, Subset
@@ -557,7 +558,7 @@ def test_every_source_of_files_uses_the_index(tmp_path, monkeypatch, data):
 def test_a_run_goes_on_with_another_index(tmp_path):
     """Where the list is kept changes nothing about a run."""
     config = default.get_config()
-    (tmp_path / 'config.json').write_text(json.dumps(resolve(config)))
+    (tmp_path / 'config.json').write_text(json.dumps(Settings.of(config).plain))
     config.data.index = '/elsewhere/x.index'
     check_workdir(tmp_path, config)
     config.data.path = '/elsewhere'

@@ -183,5 +183,5 @@ def test_patterns_that_cannot_be_used(stereo, patterns, message):
 
 def test_two_patterns_are_needed(stereo):
     """One pattern alone is no pair."""
-    with pytest.raises(UserError, match='two pictures'):
+    with pytest.raises(UserError, match='must be 2 values'):
         build_data(make_config(stereo, pair_keys=('*_left',)))

@@ -18,7 +18,8 @@ from PIL import Image
 
 from byol_jax.app.data import build_data
 from byol_jax.errors import BadPicture, UserError
-from byol_jax.sources import build, tfds
+from byol_jax.sources import data as data_module
+from byol_jax.sources import tfds
 from byol_jax.sources.base import Cached, Source, Subset
 from byol_jax.sources.decode import decode, read_file, read_size
 from byol_jax.sources.folder import Div2k, Folder
@@ -922,7 +923,7 @@ def test_unknown_pair_key_suggests_the_nearest():
 @pytest.mark.parametrize('pair_keys', [('image',), ('image', 'image', 'image')])
 def test_pair_keys_are_two(pair_keys):
     """Other than two pair_keys is an error that says what they are for."""
-    with pytest.raises(UserError, match='two pictures'):
+    with pytest.raises(UserError, match='must be 2 values'):
         build_data(make_config(source='sample', pair_keys=pair_keys))
 
 
@@ -992,7 +993,7 @@ def test_div2k_without_network_names_three_ways_out(monkeypatch, arg):
 
     monkeypatch.setattr(tfds, 'Tfds', offline)
     for other in ('SamplePhotographs', 'Folder', 'Div2k'):
-        monkeypatch.setattr(build, other, never)
+        monkeypatch.setattr(data_module, other, never)
     with pytest.raises(UserError) as caught:
         build_data(div2k.get_config(arg))
     message = str(caught.value)

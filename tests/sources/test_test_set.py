@@ -164,6 +164,6 @@ def test_a_split_of_tfds(train):
 def test_an_empty_split(train):
     """A test set of no pictures is an error, not a table of nothing."""
     source = Folder(train)
-    source._files = source._files.take([])
+    source._first = source._first.take([])
     with pytest.raises(UserError, match='holds no picture'):
         matched(source, Folder(train), tiles=False)
