@@ -131,14 +131,14 @@ def get_config() -> ml_collections.ConfigDict:
     evaluate = config.evaluate = ml_collections.ConfigDict()
     evaluate.every_epochs = 10.0  # measure the encoder so often, at a logged step; 0: never
     evaluate.online_probe = True  # train a linear classifier beside the encoder, if labels exist
-    evaluate.protocols = (  # what --mode=evaluate measures; docs/evaluation.md
+    evaluate.protocols = (  # what --mode=evaluate measures, in this order; docs/evaluation.md
+        'spectrum',
         'knn',
-        'linear',
-        'probe',
-        'ridge',
         'kmeans',
         'retrieval',
-        'spectrum',
+        'ridge',
+        'probe',
+        'linear',
     )
     evaluate.data_path = config_dict.placeholder(str)  # a test set: another folder, .npz, data_dir
     evaluate.data_split = config_dict.placeholder(str)  # a test set: another split, for TFDS

@@ -19,7 +19,8 @@ from byol_jax.app.data import build_data
 from byol_jax.app.hosts import say
 from byol_jax.app.workdir import fingerprint
 from byol_jax.errors import UserError
-from byol_jax.evaluation.suite import Measured, measure_encoder
+from byol_jax.evaluation.protocols import build_protocols, measure_encoder
+from byol_jax.evaluation.subject import Subject, subject_of
 from byol_jax.files import check_place, write_whole
 from byol_jax.interop.encoder import Encoder
 from byol_jax.interop.export import load_encoder
@@ -31,9 +32,6 @@ FORMAT = 'byol_jax evaluation 1'
 
 # Fewer queries than this give a rough figure only.
 _ROUGH = 100
-
-# Metrics that are not printed as percentages, with their format.
-_PLAIN = {'feature_std': '.4f', 'rankme': '.1f', 'kmeans_nmi': '.3f'}
 
 _ELSEWHERE = 'Add --output=FILE.json, or another --workdir=DIR.'
 
@@ -54,6 +52,7 @@ def evaluate_encoder(
       UserError: the encoder or the data cannot be used, or the file cannot be written there.
     """
     start = time.perf_counter()
+    protocols = build_protocols(config.evaluate)
     folder = encoder_folder or workdir / 'encoder'
     path = _place(workdir, encoder_folder, output)
     encoder = load_encoder(folder)
@@ -66,13 +65,19 @@ def evaluate_encoder(
         say(line)
     # Before the pictures are encoded, so that a folder that cannot be written fails at once.
     path.parent.mkdir(parents=True, exist_ok=True)
-    measured = measure_encoder(encoder, data, config, say)
+    encoding = time.perf_counter()
+    subject = subject_of(encoder, data, config, say=say)
+    seconds = time.perf_counter() - encoding
+    say(f'{_encoded(subject)}: {seconds:.1f} s')
+    measured = measure_encoder(subject, protocols)
     evaluation = {
         **_about(encoder, str(folder)),
-        'data': _about_data(measured, config),
-        'metrics': measured.metrics,
+        'data': _about_data(subject, config, data),
+        'metrics': {name: metric.value for name, metric in measured.metrics.items()},
+        'explained': {name: metric.explained for name, metric in measured.metrics.items()},
+        'shown': {name: metric.shown for name, metric in measured.metrics.items()},
         'not_measured': measured.unmeasured,
-        'notes': _notes(measured) + _other_split(folder, data),
+        'notes': _notes(subject) + _other_split(folder, data),
         'protocols': measured.protocols,
         'bad_files': [file._asdict() for file in measured.bad],
         'options': {
@@ -83,7 +88,7 @@ def evaluate_encoder(
         },
         'command': command,
         'seconds': {
-            'features': round(measured.seconds, 3),
+            'features': round(seconds, 3),
             'all': round(time.perf_counter() - start, 3),
         },
     }
@@ -149,22 +154,28 @@ def _about(encoder: Encoder, folder: str) -> dict[str, Any]:
     }
 
 
-def _about_data(measured: Measured, config: Settings) -> dict[str, Any]:
-    subject, data = measured.subject, config.data
-    gallery, queries = subject.parts.gallery, subject.parts.queries
+def _encoded(subject: Subject) -> str:
+    """What there are features of, for the terminal."""
+    tested = f' and {len(subject.queries):,} {subject.queries_are}' if subject.queries else ''
+    size = subject.gallery.features.shape[1]
+    return f'features of {len(subject.gallery):,} training{tested} pictures, {size:,} values each'
+
+
+def _about_data(subject: Subject, config: Settings, data: Data) -> dict[str, Any]:
+    options, labels = config.data, subject.gallery.labels
     return {
-        'source': data.source,
-        'path': data.path,
-        'name': data.name,
-        'split': data.split if data.source == 'tfds' else None,
-        'tile_size': data.tile_size,
+        'source': options.source,
+        'path': options.path,
+        'name': options.name,
+        'split': options.split if options.source == 'tfds' else None,
+        'tile_size': options.tile_size,
         'test_path': config.evaluate.data_path,
         'test_split': config.evaluate.data_split,
-        'held_out_fraction': None if config.evaluate.has_test_set else data.held_out_fraction,
-        'training': len(gallery),
-        'queries': len(queries),
+        'held_out_fraction': options.held_out_fraction if data.test is None else None,
+        'training': len(subject.gallery),
+        'queries': len(subject.queries or ()),
         'queries_are': subject.queries_are,
-        'labels': 0 if gallery.labels is None else len(np.unique(gallery.labels)),
+        'labels': 0 if labels is None else len(np.unique(labels)),
     }
 
 
@@ -189,13 +200,15 @@ def _other_split(folder: Path, data: Data) -> list[str]:
     ]
 
 
-def _notes(measured: Measured) -> list[str]:
-    """Notes on how far the numbers can be trusted."""
-    gallery, queries = measured.subject.parts.gallery, measured.subject.parts.queries
+def _notes(subject: Subject) -> list[str]:
+    """What a reader of the numbers should know."""
+    gallery, queries = subject.gallery, subject.queries
+    if queries is None:
+        return []
     notes = []
-    if 0 < len(queries) < _ROUGH:
+    if len(queries) < _ROUGH:
         notes.append(f'{len(queries):,} pictures to test on give a rough figure only.')
-    if gallery.labels is not None and queries.labels is not None and len(queries):
+    if gallery.labels is not None and queries.labels is not None:
         unseen = int(np.sum(~np.isin(queries.labels, gallery.labels)))
         if unseen:
             notes.append(
@@ -221,44 +234,9 @@ def evaluation_text(evaluation: Mapping[str, Any]) -> str:
         f'{data["training"]:,} training{tested} pictures{labels}'
     ]
     for name, value in metrics.items():
-        shown = f'{value:{_PLAIN[name]}}' if name in _PLAIN else f'{value:.1%}'
-        lines.append(f'  {name:<{width}}  {shown:>8}  {_explained(name, evaluation)}')
+        shown = f'{value:{evaluation["shown"][name]}}'
+        line = f'  {name:<{width}}  {shown:>8}  {evaluation["explained"][name]}'
+        lines.append(line.rstrip())
     for name, why in evaluation['not_measured'].items():
         lines.append(f'  {name:<{width}}  {"-":>8}  not measured: {why}')
-    for note in evaluation['notes']:
-        lines.append(note)
-    return '\n'.join(lines)
-
-
-def _explained(name: str, evaluation: Mapping[str, Any]) -> str:
-    """What a metric is, in a few words."""
-    protocols = evaluation['protocols']
-    if name.startswith('knn_'):
-        temperature = protocols['knn']['temperature']
-        return f'accuracy, vote of the {name[4:]} nearest training pictures, T={temperature:g}'
-    if name.startswith('recall_'):
-        about = protocols['retrieval']
-        k, pool = int(name[7:]), about['pool']
-        chance = f'{about["chance"][name]:.1%}'
-        found = 'nearest' if k == 1 else f'among the {k} nearest'
-        return f'other view {found}, in a pool of {pool:,} {about["of"]} pictures; chance {chance}'
-    protocol, _, top5 = name.partition('_top5')
-    accuracy = 'top-5 accuracy' if top5 or name.endswith('_top5') else 'accuracy'
-    if protocol == 'linear':
-        about = protocols['linear']
-        return f'{accuracy}, SGD on random crops, learning rate {about["learning_rate"]:g} chosen'
-    if protocol in ('probe', 'ridge'):
-        penalty = protocols[protocol]['penalty']
-        method = 'logistic regression' if protocol == 'probe' else 'ridge regression'
-        return f'{accuracy}, {method} on centre crops, penalty {penalty:g} chosen'
-    if name == 'kmeans_nmi':
-        about = protocols['kmeans']
-        return (
-            f'mutual information of {about["clusters"]:,} clusters of the {about["pictures"]:,} '
-            f'{about["of"]} pictures with their labels, 0 to 1'
-        )
-    about = protocols['spectrum']
-    if name == 'feature_std':
-        return f'at unit length; at most {about["feature_size"] ** -0.5:.4f}, 0 is collapse'
-    most = min(about['rankme_pictures'], about['feature_size'])
-    return f'directions in use, of at most {most:,}'
+    return '\n'.join([*lines, *evaluation['notes']])

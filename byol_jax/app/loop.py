@@ -31,7 +31,7 @@ from byol_jax.app.hosts import (
 from byol_jax.app.metrics import MetricsLog
 from byol_jax.app.monitors import Monitors, NonFinite, check_finite
 from byol_jax.app.networks import online_encoder
-from byol_jax.app.periodic import Periodic
+from byol_jax.app.periodic import Periodic, neighbours_of
 from byol_jax.app.picture_cache import fill_cache
 from byol_jax.app.progress import Stopwatch, duration, progress_line
 from byol_jax.app.report.illustrations import show_evaluations
@@ -42,7 +42,6 @@ from byol_jax.app.signals import Interrupted, stop_signals
 from byol_jax.app.weights_and_biases import check_wandb
 from byol_jax.app.workdir import claim_workdir, fingerprint
 from byol_jax.errors import UserError
-from byol_jax.evaluation.protocol import evaluate
 from byol_jax.input.feed import open_feed
 from byol_jax.interop.export import save_encoder
 from byol_jax.settings import Settings
@@ -289,8 +288,9 @@ def _finish(
     save_encoder(trained, workdir / 'encoder')
     say('comparing the encoder before and after training ...')
     try:
-        before = evaluate(online_encoder(run.config, run.training.initial), run.data, run.config)
-        after = evaluate(trained, run.data, run.config)
+        untrained = online_encoder(run.config, run.training.initial)
+        before = neighbours_of(untrained, run.data, run.config)
+        after = neighbours_of(trained, run.data, run.config)
         # Those of held-out pictures are found only here.
         bad_log.bad_files.add(before.bad + after.bad)
         bad_log.close()

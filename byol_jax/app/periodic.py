@@ -15,9 +15,8 @@ from byol_jax.app.progress import Stopwatch, duration
 from byol_jax.app.setup import Run
 from byol_jax.errors import UserError
 from byol_jax.evaluation.features import Encode
-from byol_jax.evaluation.measures import RECALL_AT
 from byol_jax.evaluation.neighbours import recall
-from byol_jax.evaluation.protocol import Evaluation, evaluate
+from byol_jax.evaluation.table import Evaluation, evaluate
 from byol_jax.evaluation.views import encode_pairs
 from byol_jax.sources.data import Data
 from byol_jax.training.state import TrainState
@@ -25,6 +24,8 @@ from byol_jax.training.state import TrainState
 # Pictures among whose views the other view of each is sought, at most. It sets the level of
 # chance, so it is the same for data sets of any size.
 POOL = 1000
+# Ranks at which the other view may be found.
+RECALL_AT = (1, 5)
 
 
 class Periodic:
@@ -64,7 +65,7 @@ class Periodic:
         said: list[str] = []
         # One of them must not take the other with it.
         try:
-            self.found = evaluate(encode, data, config)
+            self.found = neighbours_of(encode, data, config)
             found |= accuracy_of(self.found, config)
         except UserError as error:
             said.append(f'no neighbours. {error}')
@@ -78,6 +79,17 @@ class Periodic:
         words = '; '.join(filter(None, [figures, *said]))
         say(f'evaluated at step {step} in {duration(seconds)}: {words or "too few pictures"}')
         return found
+
+
+def neighbours_of(encode: Encode, data: Data, config: Any) -> Evaluation:
+    """The protocol of the table at the end, with the options of a config."""
+    return evaluate(
+        encode,
+        data,
+        config.evaluate,
+        key=config.data.pair_keys[0],
+        image_size=config.views.image_size,
+    )
 
 
 def due(plan: Plan, step: int) -> bool:

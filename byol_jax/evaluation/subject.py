@@ -1,122 +1,353 @@
-"""An encoder and the data it is measured on, with the features that all protocols share."""
+"""What an encoder is measured on: features of a gallery and of queries, and their labels."""
 
 from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable, Mapping
-from types import MappingProxyType
-from typing import Any, NamedTuple
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import numpy as np
 
-from byol_jax.evaluation.features import Encode, Labelled
+from byol_jax.errors import UserError
+from byol_jax.evaluation.features import Encode, Encoded, Labelled, Progress, encode_source
+from byol_jax.evaluation.linear import Epoch
 from byol_jax.evaluation.probes import held_out_rows
-from byol_jax.evaluation.protocol import Parts
-from byol_jax.sources.base import Source
+from byol_jax.evaluation.views import Pairs, augmented, encode_pairs
+from byol_jax.settings import Evaluate, Settings
+from byol_jax.sources.bad_files import BadFile
+from byol_jax.sources.base import Source, Subset
 from byol_jax.sources.data import Data
 
+# Takes a line for the user.
 Say = Callable[[str], None]
+# What is counted, in a word or two -> what to call as it goes on.
+Counter = Callable[[str], Progress]
 
 
 class Unmeasured(Exception):
     """Why the data do not allow a measure, in words that follow its name."""
 
 
-class Found(NamedTuple):
-    """What a protocol found.
+@dataclasses.dataclass(frozen=True)
+class FeatureSet:
+    """Features of some pictures, and what is known of them.
 
     Attributes:
-      metrics: by name; accuracies, recalls and mutual information in [0, 1].
-      details: the options and counts behind them, as JSON has them.
-      unmeasured: why there is no number, by the name of the metric.
+      features: float [N, D], of any length.
+      labels: int [N], in [0, C), or None.
+      label_names: the name of each label; () where they have none.
+      groups: int [N] where pictures belong together, such as the frames of a clip; else None.
     """
 
-    metrics: Mapping[str, float]
-    details: Mapping[str, Any]
-    unmeasured: Mapping[str, str] = MappingProxyType({})
+    features: np.ndarray
+    labels: np.ndarray | None = None
+    label_names: Sequence[str] = ()
+    groups: np.ndarray | None = None
+
+    def __len__(self) -> int:
+        return len(self.features)
+
+
+class Pictures(NamedTuple):
+    """The pictures behind the features, for protocols that need other views of them.
+
+    Attributes:
+      gallery: row by row those of the gallery's features.
+      queries: row by row those of the queries' features.
+      pairs: a number of pictures -> features of both training views of at most so many, of the
+        queries, or of the gallery where there are no queries.
+      crops: rows of the gallery, int [M] -> random crops and flips of these, anew in every epoch.
+      bad: files that could not be read; their pictures are in neither set.
+    """
+
+    gallery: Source
+    queries: Source
+    pairs: Callable[[int], Pairs]
+    crops: Callable[[np.ndarray], Epoch]
+    bad: Sequence[BadFile]
+
+
+def _silent(line: str) -> None:
+    del line
+
+
+def _uncounted(what: str) -> Progress:
+    del what
+    return lambda done, total: None
 
 
 @dataclasses.dataclass(frozen=True)
 class Subject:
-    """What all protocols share.
+    """An encoder's features, and all that the protocols share.
+
+    Made of arrays alone it does for every protocol but those that need new views of the pictures.
 
     Attributes:
-      encode: uint8 [B, S, S, 3] -> float32 [B, D].
-      data, config: as given.
-      parts: pictures and their features, of centre crops.
-      say: takes a line for the user.
+      gallery: the training pictures: neighbours are sought among them, probes are fitted to them.
+      queries: the pictures to test on, or None.
+      queries_are: what a person would call them: 'held-out' or 'test' pictures.
+      seed: of every random choice.
+      say: takes a line for the user; by default nothing is said.
+      count: called with what is counted; gives what to call as long work goes on.
+      encode: the encoder, where it is at hand: uint8 [B, S, S, 3] -> float32 [B, D].
+      pictures: those behind the features, where they are at hand.
     """
 
-    encode: Encode
-    data: Data
-    config: Any
-    parts: Parts
-    say: Say
+    gallery: FeatureSet
+    queries: FeatureSet | None = None
+    queries_are: str = 'test'
+    seed: int = 0
+    say: Say = _silent
+    count: Counter = _uncounted
+    encode: Encode | None = None
+    pictures: Pictures | None = None
 
     @property
-    def queries_are(self) -> str:
-        """What the queries are called: 'held-out' or 'test' pictures."""
-        return (
-            'test'
-            if self.config.evaluate.data_path or self.config.evaluate.data_split
-            else 'held-out'
-        )
-
-    @property
-    def shown(self) -> tuple[str, Source, np.ndarray]:
-        """What measures without training take: the queries, or else the training pictures."""
-        if len(self.parts.queries):
-            return self.queries_are, self.parts.queries, self.parts.asked
-        return 'training', self.parts.gallery, self.parts.searched
+    def shown(self) -> tuple[str, FeatureSet]:
+        """What measures without training take, and its name: the queries, or else the gallery."""
+        if self.queries is None:
+            return 'training', self.gallery
+        return self.queries_are, self.queries
 
     @functools.cached_property
     def labelled(self) -> tuple[Labelled, Labelled]:
-        """(training, query) features with labels.
+        """Gallery and queries with labels, for what is trained on the one and tested on the other.
 
         Raises:
           Unmeasured: the data have no labels, one label only, or nothing to test on.
         """
-        gallery, queries, searched, asked, _ = self.parts
-        if gallery.labels is None:
+        if self.gallery.labels is None:
             raise Unmeasured('the data have no labels (class folders, TFDS labels, or tiles)')
-        if not len(queries):
+        if self.queries is None:
             raise Unmeasured(
                 'there is nothing to test on: hold out a part (data.held_out_fraction) or name a '
                 'test set (evaluate.data_path, evaluate.data_split)'
             )
-        if queries.labels is None:
-            why = ''
-            if self.config.data.tile_size:
-                why = ": a tile's label is its picture, which is in one set only"
-            raise Unmeasured(f'the test set has no labels{why}')
-        check_several(gallery)
-        return Labelled(searched, gallery.labels), Labelled(asked, queries.labels)
+        if self.queries.labels is None:
+            raise Unmeasured(
+                "the test set has no labels (a tile's label is its picture, which is in one set "
+                'only)'
+            )
+        check_several(self.gallery)
+        return (
+            Labelled(self.gallery.features, self.gallery.labels),
+            Labelled(self.queries.features, self.queries.labels),
+        )
 
     @functools.cached_property
     def choosing(self) -> np.ndarray:
-        """The training pictures that choose learning rates and penalties: bool [gallery].
+        """The gallery's pictures that choose learning rates and penalties: bool [gallery].
 
         Of pictures that belong together, such as the frames of a clip, all or none.
+
+        Raises:
+          Unmeasured: as `labelled`, or no label has two pictures.
         """
         labels = self.labelled[0].labels
-        groups = self.parts.gallery.groups
+        groups = self.gallery.groups
         groups = np.arange(len(labels)) if groups is None else groups
         _, first, group = np.unique(groups, return_index=True, return_inverse=True)
         try:
-            return held_out_rows(labels[first], seed=self.config.seed)[group]
+            return held_out_rows(labels[first], seed=self.seed)[group]
         except ValueError as error:
             raise Unmeasured(f'of the training pictures, {error}') from error
 
     @property
     def classes(self) -> int:
-        return len(self.parts.gallery.label_names)
+        """C: labels are in [0, C)."""
+        if self.gallery.label_names:
+            return len(self.gallery.label_names)
+        return 1 + max(int(each.labels.max()) for each in self.labelled)
+
+    @property
+    def at_hand(self) -> Pictures:
+        """The pictures behind the features.
+
+        Raises:
+          Unmeasured: only their features are at hand.
+        """
+        if self.pictures is None:
+            raise Unmeasured('it needs the pictures, and only their features are at hand')
+        return self.pictures
 
 
-def check_several(source: Source) -> None:
-    """Raises Unmeasured if all pictures of a labelled source have the same label."""
-    labels = source.labels
+def check_several(pictures: FeatureSet) -> None:
+    """Raises Unmeasured if all pictures of a labelled set have the same label."""
+    labels = pictures.labels
     assert labels is not None
     if labels.min() == labels.max():
-        name = source.label_names[int(labels[0])]
+        label = int(labels[0])
+        name = pictures.label_names[label] if pictures.label_names else label
         raise Unmeasured(f"all pictures have the one label '{name}'")
+
+
+def compared(data: Data) -> tuple[Source, Source]:
+    """(gallery, queries): the training part and the held-out part, which may be empty.
+
+    Where there is a separate test set, all of the data and all of the test set.
+    """
+    if data.test is not None:
+        return data.everything, data.test.train
+    return data.train, data.held_out
+
+
+def queries_are(data: Data) -> str:
+    """What the queries are called: 'test' or 'held-out' pictures."""
+    return 'held-out' if data.test is None else 'test'
+
+
+def subject_of(
+    encode: Encode,
+    data: Data,
+    config: Settings,
+    *,
+    say: Say = _silent,
+    count: Counter = _uncounted,
+) -> Subject:
+    """Encodes the pictures once, for all protocols.
+
+    Args:
+      encode: uint8 [B, S, S, 3] -> float32 [B, D].
+      data: see `compared`.
+      config: whose seed, views, data.pair_keys and evaluate are used.
+      say: takes a line for the user.
+      count: see `Subject`.
+
+    Raises:
+      UserError: no picture of the gallery, or none of the queries, can be read, or the features
+        are not finite.
+    """
+    options = config.evaluate
+    parts = encode_parts(
+        encode,
+        *compared(data),
+        options,
+        key=config.data.pair_keys[0],
+        image_size=config.views.image_size,
+        count=count,
+    )
+    for source, features in ((parts.gallery, parts.searched), (parts.queries, parts.asked)):
+        _check_finite(source, features)
+    # All pictures, not those encoded already: of a clip another frame may be wanted.
+    gallery, queries = compared(data)
+    pool = queries if len(queries) else gallery
+
+    def crops(rows: np.ndarray) -> Epoch:
+        labels = parts.gallery.labels
+        assert labels is not None
+        return augmented(encode, Subset(parts.gallery, rows), labels[rows], config)
+
+    return Subject(
+        _features_of(parts.gallery, parts.searched),
+        _features_of(parts.queries, parts.asked) if len(parts.queries) else None,
+        queries_are(data),
+        config.seed,
+        say,
+        count,
+        encode,
+        Pictures(
+            parts.gallery,
+            parts.queries,
+            lambda most: encode_pairs(encode, pool, most, config),
+            crops,
+            parts.bad,
+        ),
+    )
+
+
+def _features_of(source: Source, features: np.ndarray) -> FeatureSet:
+    return FeatureSet(features, source.labels, source.label_names, source.groups)
+
+
+class Parts(NamedTuple):
+    """Pictures that could be read, and their features.
+
+    Attributes:
+      gallery: the pictures that are searched.
+      queries: the pictures to test on; there may be none.
+      searched: float32 [len(gallery), D].
+      asked: float32 [len(queries), D].
+      bad: files that could not be read; their examples are in neither.
+    """
+
+    gallery: Source
+    queries: Source
+    searched: np.ndarray
+    asked: np.ndarray
+    bad: list[BadFile]
+
+
+def encode_parts(
+    encode: Encode,
+    gallery: Source,
+    queries: Source,
+    options: Evaluate,
+    *,
+    key: str,
+    image_size: int,
+    count: Counter = _uncounted,
+) -> Parts:
+    """Features of at most options.max_gallery and max_queries pictures, evenly spaced.
+
+    Args:
+      encode: uint8 [B, S, S, 3] -> float32 [B, D].
+      gallery: the pictures to search.
+      queries: the pictures to test on; may be empty.
+      options: the section `evaluate` of the settings.
+      key: which of an example's pictures.
+      image_size: S, pixels.
+      count: see `Subject`.
+
+    Raises:
+      UserError: no picture of the gallery, or none of the queries, can be read.
+    """
+    gallery, queries = (
+        at_most(gallery, options.max_gallery),
+        at_most(queries, options.max_queries),
+    )
+
+    def encoded(source: Source, what: str) -> Encoded:
+        return encode_source(
+            encode,
+            source,
+            key,
+            image_size=image_size,
+            crop_fraction=options.crop_fraction,
+            batch_size=options.batch_size,
+            progress=count(what),
+        )
+
+    searched = encoded(gallery, 'features')
+    asked = Encoded(searched.features[:0], np.zeros(0, np.int64), [])
+    if len(queries):
+        asked = encoded(queries, 'features of queries')
+    return Parts(
+        # Labels, names and thumbnails follow the features.
+        _kept(gallery, searched.indices),
+        _kept(queries, asked.indices),
+        searched.features,
+        asked.features,
+        list(dict.fromkeys(searched.bad + asked.bad)),
+    )
+
+
+def at_most(source: Source, count: int) -> Source:
+    """At most `count` examples, evenly spaced."""
+    if len(source) <= count:
+        return source
+    return Subset(source, np.linspace(0, len(source) - 1, count).astype(int))
+
+
+def _kept(source: Source, indices: np.ndarray) -> Source:
+    return source if len(indices) == len(source) else Subset(source, indices)
+
+
+def _check_finite(source: Source, features: np.ndarray) -> None:
+    wrong = np.flatnonzero(~np.isfinite(features).all(axis=1))
+    if len(wrong):
+        raise UserError(
+            f'The features of {len(wrong):,} of {len(source):,} pictures hold NaN or infinity, the '
+            f'first of them {source.name(int(wrong[0]))}: there is nothing to measure. Was the '
+            'encoder exported from a run that had diverged?'
+        )

@@ -12,8 +12,8 @@ import pytest
 from PIL import Image
 from test_bad_files import Damaged
 from test_cli import release_locks
-from test_knn import Colours, config_with, labelled, one_hot_of_label
 from test_pipeline import make_config
+from test_table import Colours, labelled, measured, one_hot_of_label, options_with
 
 from byol_jax.app.bad_files import BadFilesLog
 from byol_jax.app.data import build_data
@@ -24,7 +24,7 @@ from byol_jax.app.setup import Run
 from byol_jax.app.workdir import check_workdir, claim_workdir
 from byol_jax.errors import BadPicture, UserError
 from byol_jax.evaluation.features import encode_source
-from byol_jax.evaluation.protocol import describe, evaluate
+from byol_jax.evaluation.table import describe
 from byol_jax.interop.encoder import make_encoder
 from byol_jax.interop.export import save_encoder
 from byol_jax.models.registry import build_encoder
@@ -271,13 +271,13 @@ def test_features_of_nothing():
 def test_labels_stay_with_their_pictures():
     """A perfect encoder stays perfect where gallery and queries have bad pictures, named once."""
     gallery, queries = SomeBad(labelled(40, 0), {0, 7, 33}), SomeBad(labelled(13, 1), {2, 3})
-    config = config_with(knn_k=(3,))
-    found = evaluate(one_hot_of_label, Data(gallery, queries), config)
+    options = options_with(knn_k=(3,))
+    found = measured(one_hot_of_label, Data(gallery, queries), options)
     assert found.accuracy == 1.0
     assert (len(found.gallery), len(found.queries)) == (37, 11)
     assert [found.queries.name(i) for i in (1, 2)] == ['colour 1', 'colour 4']
     assert {b.file for b in found.bad} == {f'colour {i}' for i in (0, 7, 33, 2, 3)}
-    text = describe(found, config)
+    text = describe(found, options)
     assert 'Each of 11 held-out pictures' in text
     assert 'Left out: 5 file(s) that cannot be read.' in text
 
@@ -285,11 +285,11 @@ def test_labels_stay_with_their_pictures():
 def test_neighbours_without_bad_pictures():
     """With nothing held out, bad pictures are neither asked for nor found."""
     data = Data(SomeBad(labelled(30, 0), {0, 1, 2}), labelled(0, 1))
-    found = evaluate(one_hot_of_label, data, config_with(knn_k=(3,)))
+    found = measured(one_hot_of_label, data, options_with(knn_k=(3,)))
     shown = [found.queries.name(i) for i in range(len(found.queries))]
     shown += [found.gallery.name(i) for i in range(len(found.gallery))]
     assert sorted(shown) == sorted(f'colour {i}' for i in range(3, 30))
-    assert 'Left out: 3 file(s)' in describe(found, config_with())
+    assert 'Left out: 3 file(s)' in describe(found, options_with())
 
 
 # Whole modes, in this process.

@@ -18,9 +18,9 @@ from sklearn.neighbors import KNeighborsClassifier
 from byol_jax import UserError, load_encoder
 from byol_jax.app.data import build_data
 from byol_jax.app.modes import MODES
-from byol_jax.app.plan import PROTOCOLS
 from byol_jax.app.workdir import fingerprint
 from byol_jax.evaluation.probes import held_out_rows
+from byol_jax.evaluation.protocols import PROTOCOLS
 from byol_jax.input.stream import epoch_order
 from byol_jax.views.augment import ViewParams, draw_view, make_view
 from configs import default
@@ -58,7 +58,7 @@ def evaluation(place):
         place / 'all.json',
         seed=SEED,
         evaluate__data_path=str(place / 'test'),
-        evaluate__protocols=PROTOCOLS,
+        evaluate__protocols=tuple(PROTOCOLS),
         evaluate__knn_k=(5, 20, 200),
         evaluate__linear_learning_rates=RATES,
         evaluate__linear_epochs=EPOCHS,
@@ -233,7 +233,7 @@ def test_the_table(place, tmp_path, capsys):
 def test_no_labels(place, tmp_path, capsys):
     """Pictures without labels are measured by what needs none."""
     flat = write_pictures(tmp_path / 'flat', {'': 20}, 2)
-    given = {'evaluate__protocols': PROTOCOLS, 'data__held_out_fraction': 0.4}
+    given = {'evaluate__protocols': tuple(PROTOCOLS), 'data__held_out_fraction': 0.4}
     found = run(place, tmp_path / 'e.json', data__path=str(flat), **given)
     assert set(found['metrics']) == {'feature_std', 'rankme', 'recall_1', 'recall_5'}
     assert found['protocols']['retrieval']['pool'] == 8

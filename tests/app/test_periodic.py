@@ -16,12 +16,11 @@ from test_hosts import finish, start_two
 from test_run import SAMPLE
 
 from byol_jax.app import periodic
-from byol_jax.app.periodic import Periodic, accuracy_of, due, other_views
+from byol_jax.app.periodic import Periodic, accuracy_of, due, neighbours_of, other_views
 from byol_jax.app.plan import make_plan
 from byol_jax.app.progress import Stopwatch
 from byol_jax.errors import BadPicture, UserError
 from byol_jax.evaluation.neighbours import recall
-from byol_jax.evaluation.protocol import evaluate
 from byol_jax.input.stream import PairMaker
 from byol_jax.sources.base import Source, Subset
 from byol_jax.sources.data import Data
@@ -165,11 +164,11 @@ def test_accuracy_needs_labels_and_held_out_pictures():
     """The accuracy is that of the table at the end; without labels or held-out pictures there is
     none."""
     config = flat_config()
-    found = evaluate(colour, data_of(Flat(60), Flat(60)), config)
+    found = neighbours_of(colour, data_of(Flat(60), Flat(60)), config)
     assert accuracy_of(found, config) == {'knn_20': found.accuracy}
     assert found.accuracy > 0.5
     for data in (data_of(Flat(30)), data_of(Mixed(), Mixed())):
-        assert accuracy_of(evaluate(colour, data, config), config) == {}
+        assert accuracy_of(neighbours_of(colour, data, config), config) == {}
 
 
 @pytest.fixture

@@ -7,7 +7,8 @@ import pytest
 
 from byol_jax.evaluation.features import encode_source
 from byol_jax.evaluation.monitors import unit_std
-from byol_jax.evaluation.protocol import describe, evaluate
+from byol_jax.evaluation.table import describe, evaluate
+from byol_jax.settings import Settings
 from byol_jax.sources.base import Source
 from byol_jax.sources.data import Data
 from configs import default
@@ -63,12 +64,14 @@ def test_unit_std_known_answers():
     assert unit_std(random) == pytest.approx(1 / 8, rel=0.01)
 
 
-def config_with(**evaluate_options):
+def options_with(**changes):
     config = default.get_config()
-    config.views.image_size = 8
-    config.evaluate.batch_size = 4
-    config.evaluate.update(evaluate_options)
-    return config
+    config.evaluate.update({'batch_size': 4, **changes})
+    return Settings.of(config).evaluate
+
+
+def measured(encode, data, options):
+    return evaluate(encode, data, options, image_size=8)
 
 
 def one_hot_of_label(images):
@@ -86,18 +89,18 @@ def labelled(count, seed):
 def test_perfect_features_have_accuracy_one():
     """An encoder that tells the classes apart classifies every held-out picture rightly."""
     data = Data(labelled(40, 0), labelled(13, 1))
-    config = config_with(knn_k=(3,))
-    found = evaluate(one_hot_of_label, data, config)
+    options = options_with(knn_k=(3,))
+    found = measured(one_hot_of_label, data, options)
     assert found.accuracy == 1.0
     assert found.feature_std == pytest.approx(0.4, rel=0.05)
     assert (len(found.gallery), len(found.queries)) == (40, 13)
-    assert 'Each of 13 held-out pictures' in describe(found, config)
+    assert 'Each of 13 held-out pictures' in describe(found, options)
 
 
 def test_useless_features_have_the_accuracy_of_a_constant():
     """An encoder that sees no difference always predicts the same class."""
     data = Data(labelled(40, 0), labelled(20, 1))
-    found = evaluate(lambda images: np.ones((4, 3), np.float32), data, config_with(knn_k=(40,)))
+    found = measured(lambda images: np.ones((4, 3), np.float32), data, options_with(knn_k=(40,)))
     assert found.accuracy == pytest.approx(1 / CLASSES)
     assert found.feature_std == pytest.approx(0, abs=1e-7)
 
@@ -106,7 +109,7 @@ def test_wrong_labels_are_counted():
     """The accuracy is the share of right answers, one wrong in four being 0.75."""
     gallery = labelled(40, 0)
     queries = Colours([[0, 0, 0], [50, 0, 0], [100, 0, 0], [150, 0, 0]], np.array([0, 1, 2, 4]))
-    found = evaluate(one_hot_of_label, Data(gallery, queries), config_with(knn_k=(3,)))
+    found = measured(one_hot_of_label, Data(gallery, queries), options_with(knn_k=(3,)))
     assert found.accuracy == 0.75
 
 
@@ -114,18 +117,18 @@ def test_unlabelled_data_has_no_accuracy():
     """Without labels there is no accuracy, but there are neighbours."""
     rng = np.random.default_rng(0)
     data = Data(*(Colours(rng.integers(0, 256, (n, 3))) for n in (12, 5)))
-    config = config_with(knn_k=(2,))
-    found = evaluate(lambda images: images.mean(axis=(1, 2)), data, config)
+    options = options_with(knn_k=(2,))
+    found = measured(lambda images: images.mean(axis=(1, 2)), data, options)
     assert found.accuracy is None
     assert found.neighbours.indices.shape == (5, 2)
-    assert 'No accuracy' in describe(found, config)
+    assert 'No accuracy' in describe(found, options)
 
 
 @pytest.mark.parametrize(('count', 'gallery', 'queries'), [(30, 22, 8), (5, 5, 5)])
 def test_nothing_held_out(count, gallery, queries):
     """With nothing held out a few training pictures become queries, and there is no accuracy."""
     data = Data(labelled(count, 0), labelled(0, 1))
-    found = evaluate(one_hot_of_label, data, config_with(knn_k=(3,)))
+    found = measured(one_hot_of_label, data, options_with(knn_k=(3,)))
     assert found.accuracy is None
     assert (len(found.gallery), len(found.queries)) == (gallery, queries)
     if gallery > queries:
@@ -136,7 +139,9 @@ def test_nothing_held_out(count, gallery, queries):
 def test_large_data_is_thinned_evenly():
     """At most max_gallery and max_queries pictures are compared, spread over all of them."""
     data = Data(labelled(40, 0), labelled(20, 1))
-    found = evaluate(one_hot_of_label, data, config_with(knn_k=(1,), max_gallery=10, max_queries=5))
+    found = measured(
+        one_hot_of_label, data, options_with(knn_k=(1,), max_gallery=10, max_queries=5)
+    )
     assert (len(found.gallery), len(found.queries)) == (10, 5)
     assert [found.queries.name(i) for i in (0, 4)] == ['colour 0', 'colour 19']
     assert len(found.gallery.labels) == 10

@@ -10,8 +10,10 @@ from encoders import evaluation_request, save_random_encoder, write_pictures
 
 from byol_jax.app.data import build_data, settings_of_test_set
 from byol_jax.app.modes import MODES
+from byol_jax.app.periodic import neighbours_of
 from byol_jax.errors import UserError
-from byol_jax.evaluation.protocol import compared, describe, evaluate
+from byol_jax.evaluation.subject import compared
+from byol_jax.evaluation.table import describe
 from byol_jax.settings import Settings
 from byol_jax.sources.array import Array
 from byol_jax.sources.data import matched
@@ -54,10 +56,10 @@ def test_the_table_of_a_run(train, tmp_path):
     test = write_pictures(tmp_path / 'test', {'cat': 2, 'dog': 3}, 1)
     config = config_of(train, evaluate__data_path=str(test), views__image_size=8)
     # The mean colour, of which each class has a hue of its own.
-    found = evaluate(lambda x: x.mean(axis=(1, 2)) - 80, build_data(config), config)
+    found = neighbours_of(lambda x: x.mean(axis=(1, 2)) - 80, build_data(config), config)
     assert (len(found.gallery), len(found.queries)) == (15, 5)
     assert found.accuracy is not None
-    assert 'Each of 5 test pictures' in describe(found, config)
+    assert 'Each of 5 test pictures' in describe(found, config.evaluate)
 
 
 def test_labels_of_an_array_by_name(tmp_path):

@@ -18,7 +18,7 @@ import urllib3
 
 from byol_jax.app import data as build
 from byol_jax.errors import BadPicture, UserError
-from byol_jax.evaluation.protocol import compared
+from byol_jax.evaluation.subject import compared
 from byol_jax.sources.cache import DiskCached
 from byol_jax.sources.tfds import Tfds
 from byol_jax.sources.tiles import Tiles

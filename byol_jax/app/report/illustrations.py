@@ -27,7 +27,7 @@ from byol_jax.app.setup import Run
 from byol_jax.errors import BadPicture
 from byol_jax.evaluation.monitors import rank_of, singular_values
 from byol_jax.evaluation.plane import UMAP_FEWEST, UMAP_MISSING, pca, umap, umap_installed
-from byol_jax.evaluation.protocol import Evaluation, sampled
+from byol_jax.evaluation.table import Evaluation, sampled
 from byol_jax.sources.base import Source
 
 _SHOWN_QUERIES, _SHOWN_NEIGHBOURS = 8, 6

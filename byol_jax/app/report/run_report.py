@@ -23,7 +23,7 @@ from byol_jax.app.report.curves import Group, draw_curves
 from byol_jax.app.report.illustrations import Illustrations, show_evaluations
 from byol_jax.app.report.page import data_uri, write_page
 from byol_jax.app.setup import Run
-from byol_jax.evaluation.protocol import Evaluation, describe
+from byol_jax.evaluation.table import Evaluation, describe
 from byol_jax.files import write_whole
 
 # A run under way writes its report once a minute, or less often if that takes more than 1 % of the
@@ -294,7 +294,7 @@ def finish_report(
         Result(first, before.accuracy, before.feature_std),
         Result(last, after.accuracy, after.feature_std),
     ]
-    protocol = f'{describe(after, run.config)} Both encoders are measured alike.'
+    protocol = f'{describe(after, run.config.evaluate)} Both encoders are measured alike.'
     shown = show_evaluations(
         {first: before, last: after}, run, log, run.plan.total_steps, with_umap=True
     )
@@ -358,14 +358,16 @@ def _of_file(evaluation: Mapping[str, Any]) -> MetricTable:
     sha256 = str(evaluation.get('weights_sha256', ''))[:12]
     of = f'evaluation.json: {evaluation["encoder"]}, step {evaluation["step"]:,}'
     note = f'{of}{f", weights {sha256}..." if sha256 else ""}.'
-    return MetricTable(_rows(evaluation['metrics']), note)
+    return MetricTable(_rows(evaluation['metrics'], evaluation.get('shown', {})), note)
 
 
-def _rows(metrics: Mapping[str, float]) -> list[tuple[str, str]]:
-    return [
-        (name, f'{value:.1%}' if name.startswith(_SHARES) else f'{value:.4g}')
-        for name, value in metrics.items()
-    ]
+def _rows(
+    metrics: Mapping[str, float], shown: Mapping[str, str] | None = None
+) -> list[tuple[str, str]]:
+    """Names and values as text; `shown` has the formats that protocols asked for."""
+    formats = {name: '.1%' if name.startswith(_SHARES) else '.4g' for name in metrics}
+    formats |= shown or {}
+    return [(name, f'{value:{formats[name]}}') for name, value in metrics.items()]
 
 
 def _speed(records: History) -> dict[str, str]:

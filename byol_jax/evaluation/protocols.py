@@ -1,0 +1,490 @@
+"""Protocols: the ways an encoder's features are measured, ours and the user's."""
+
+from __future__ import annotations
+
+import abc
+import dataclasses
+import functools
+import inspect
+import math
+import time
+from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from byol_jax.errors import UserError
+from byol_jax.evaluation.clustering import clustering_score
+from byol_jax.evaluation.features import Labelled
+from byol_jax.evaluation.linear import LEARNING_RATES, linear_evaluation
+from byol_jax.evaluation.monitors import rank_me, unit_std
+from byol_jax.evaluation.neighbours import nearest, recall, vote_accuracy
+from byol_jax.evaluation.probes import PENALTIES, ProbeResult, logistic_probe, ridge_probe
+from byol_jax.evaluation.subject import Subject, Unmeasured, check_several
+from byol_jax.names import Registry
+from byol_jax.settings import Evaluate
+from byol_jax.sources.bad_files import BadFile
+
+_NOTHING: Mapping[str, Any] = MappingProxyType({})
+
+
+class Metric(NamedTuple):
+    """A number, and how to show it.
+
+    Attributes:
+      value: finite.
+      explained: what it is, in a line that follows name and value.
+      shown: how the value is printed, as a format specification.
+    """
+
+    value: float
+    explained: str = ''
+    shown: str = '.4g'
+
+
+class Found(NamedTuple):
+    """What a protocol found.
+
+    Attributes:
+      metrics: by name; a plain number is a `Metric` without an explanation.
+      details: the options and counts behind them, as JSON has them.
+      unmeasured: why there is no number, by the name of the metric.
+      bad: files that could not be read, and that `Subject.pictures` does not name.
+    """
+
+    metrics: Mapping[str, Metric | float]
+    details: Mapping[str, Any] = _NOTHING
+    unmeasured: Mapping[str, str] = _NOTHING
+    bad: Sequence[BadFile] = ()
+
+
+class Protocol(abc.ABC):
+    """One way of measuring an encoder.
+
+    One's own is a class like this, most simply a frozen dataclass whose fields are its options, or
+    a function (subject, **options) -> Found. `evaluate.protocols` names either.
+    """
+
+    @property
+    def metrics(self) -> Sequence[str]:
+        """Names that are said to be unmeasured where `measure` raises `Unmeasured`.
+
+        () for the name of the protocol.
+        """
+        return ()
+
+    @abc.abstractmethod
+    def measure(self, subject: Subject) -> Found:
+        """Measures an encoder.
+
+        Raises:
+          Unmeasured: the data do not allow it; says why.
+        """
+
+
+@dataclasses.dataclass(frozen=True)
+class Knn(Protocol):
+    """Accuracy of a vote of the nearest neighbours (Wu et al. 2018, arXiv:1805.01978, 3.4).
+
+    Attributes:
+      k: neighbours that vote, for each a metric.
+      temperature: a neighbour's vote is exp(cosine / temperature).
+    """
+
+    k: Sequence[int] = (20, 200)
+    temperature: float = 0.07
+
+    def __post_init__(self) -> None:
+        if not self.k or min(self.k) < 1 or self.temperature <= 0:
+            raise ValueError(f'k={self.k} and temperature={self.temperature} must be above 0')
+
+    @property
+    def metrics(self) -> Sequence[str]:
+        return [f'knn_{k}' for k in self.k]
+
+    def measure(self, subject: Subject) -> Found:
+        train, test = subject.labelled
+        count = len(train.labels)
+        possible = [k for k in self.k if k <= count]
+        metrics = {}
+        if possible:
+            found = nearest(train.features, test.features, max(possible))
+            for k in possible:
+                vote = found.first(k), train.labels, test.labels, self.temperature
+                metrics[f'knn_{k}'] = _share(
+                    vote_accuracy(*vote),
+                    f'accuracy, vote of the {k} nearest training pictures, T={self.temperature:g}',
+                )
+        return Found(
+            metrics,
+            {'temperature': self.temperature, 'k': possible},
+            {
+                f'knn_{k}': f'there are only {count:,} training pictures, fewer than {k:,}'
+                for k in self.k
+                if k > count
+            },
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class Linear(Protocol):
+    """BYOL's linear evaluation, on new random crops and flips in every epoch; see `linear`.
+
+    Attributes:
+      learning_rates: at batch 256; held-out training pictures choose one.
+      epochs: passes over the training pictures.
+      batch_size: pictures a step.
+    """
+
+    learning_rates: Sequence[float] = LEARNING_RATES
+    epochs: int = 80
+    batch_size: int = 1024
+
+    @property
+    def metrics(self) -> Sequence[str]:
+        return ['linear']
+
+    def measure(self, subject: Subject) -> Found:
+        train, test = subject.labelled
+        held = subject.choosing
+        examples = int(np.sum(~held))
+        steps = self.epochs * examples // self.batch_size
+        if not steps:
+            raise Unmeasured(
+                f'{self.epochs} epochs of {examples:,} training pictures are less than one batch '
+                f'of {self.batch_size:,}; lower evaluate.linear_batch_size'
+            )
+        crops = subject.at_hand.crops(np.flatnonzero(~held))
+        subject.say(
+            f'linear: {self.epochs} epochs of new crops of {examples:,} pictures; '
+            'evaluate.protocols can leave it out'
+        )
+        result = linear_evaluation(
+            crops,
+            examples,
+            Labelled(train.features[held], train.labels[held]),
+            test,
+            classes=subject.classes,
+            learning_rates=self.learning_rates,
+            epochs=self.epochs,
+            batch_size=self.batch_size,
+            seed=subject.seed,
+            progress=subject.count('linear evaluation'),
+        )
+        about = {
+            'epochs': self.epochs,
+            'batch_size': self.batch_size,
+            'steps': steps,
+            'trained_on': examples,
+        }
+        how = f'SGD on random crops, learning rate {result.chosen:g} chosen'
+        return _of_probe(subject, 'linear', 'learning_rate', result, how, about)
+
+
+@dataclasses.dataclass(frozen=True)
+class LogisticProbe(Protocol):
+    """Logistic regression on the features of centre crops; see `probes`.
+
+    Attributes:
+      penalties: of which held-out training pictures choose one.
+    """
+
+    penalties: Sequence[float] = PENALTIES
+
+    @property
+    def metrics(self) -> Sequence[str]:
+        return ['probe']
+
+    def measure(self, subject: Subject) -> Found:
+        return _fitted('probe', logistic_probe, 'logistic regression', self.penalties, subject)
+
+
+@dataclasses.dataclass(frozen=True)
+class RidgeProbe(Protocol):
+    """Ridge regression on the features of centre crops; see `probes`.
+
+    Attributes:
+      penalties: of which held-out training pictures choose one.
+    """
+
+    penalties: Sequence[float] = PENALTIES
+
+    @property
+    def metrics(self) -> Sequence[str]:
+        return ['ridge']
+
+    def measure(self, subject: Subject) -> Found:
+        return _fitted('ridge', ridge_probe, 'ridge regression', self.penalties, subject)
+
+
+def _fitted(
+    name: str,
+    fit: Callable[..., ProbeResult],
+    method: str,
+    penalties: Sequence[float],
+    subject: Subject,
+) -> Found:
+    train, test = subject.labelled
+    result = fit(
+        train, test, classes=subject.classes, penalties=penalties, held_out=subject.choosing
+    )
+    how = f'{method} on centre crops, penalty {result.chosen:g} chosen'
+    return _of_probe(subject, name, 'penalty', result, how, {})
+
+
+def _of_probe(
+    subject: Subject,
+    name: str,
+    tuned: str,
+    result: ProbeResult,
+    how: str,
+    about: Mapping[str, Any],
+) -> Found:
+    metrics = {name: _share(result.top1, f'accuracy, {how}')}
+    # With five classes or fewer it is 1 whatever the features are.
+    if subject.classes > 5:
+        metrics[f'{name}_top5'] = _share(result.top5, f'top-5 accuracy, {how}')
+    return Found(
+        metrics,
+        {
+            **about,
+            tuned: result.chosen,
+            'held_out_accuracy': {f'{value:g}': x for value, x in result.held_out.items()},
+            'chosen_on': int(np.sum(subject.choosing)),
+        },
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class KMeans(Protocol):
+    """Do k-means clusters of the features, as many as labels, agree with the labels?
+
+    Attributes:
+      restarts: of which the best clusters are taken.
+    """
+
+    restarts: int = 10
+
+    @property
+    def metrics(self) -> Sequence[str]:
+        return ['kmeans_nmi']
+
+    def measure(self, subject: Subject) -> Found:
+        what, pictures = subject.shown
+        if pictures.labels is None:
+            raise Unmeasured('the data have no labels to compare clusters with')
+        check_several(pictures)
+        score = clustering_score(
+            pictures.features, pictures.labels, seed=subject.seed, restarts=self.restarts
+        )
+        clusters = len(np.unique(pictures.labels))
+        explained = (
+            f'mutual information of {clusters:,} clusters of the {len(pictures):,} {what} pictures '
+            'with their labels, 0 to 1'
+        )
+        return Found(
+            {'kmeans_nmi': Metric(score, explained, '.3f')},
+            {'pictures': len(pictures), 'of': what, 'clusters': clusters},
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class Retrieval(Protocol):
+    """Does view 1 of a picture find its own view 2 among those of many pictures?
+
+    Attributes:
+      pool: pictures, at most; of those that belong together one.
+      ranks: up to which the other view may be found.
+    """
+
+    pool: int = 1000
+    ranks: Sequence[int] = (1, 5)
+
+    @property
+    def metrics(self) -> Sequence[str]:
+        return [f'recall_{k}' for k in self.ranks]
+
+    def measure(self, subject: Subject) -> Found:
+        what, _ = subject.shown
+        view1, view2, bad = subject.at_hand.pairs(self.pool)
+        pool = len(view1)
+        if pool <= max(self.ranks):
+            raise Unmeasured(f'a pool of {pool} pictures says nothing')
+        metrics = {}
+        for k, found in recall(view1, view2, self.ranks).items():
+            where = 'nearest' if k == 1 else f'among the {k} nearest'
+            metrics[f'recall_{k}'] = _share(
+                found,
+                f'other view {where}, in a pool of {pool:,} {what} pictures; chance {k / pool:.1%}',
+            )
+        chance = {f'recall_{k}': k / pool for k in self.ranks}
+        return Found(metrics, {'pool': pool, 'of': what, 'chance': chance}, bad=bad)
+
+
+@dataclasses.dataclass(frozen=True)
+class Spectrum(Protocol):
+    """Spread and effective rank of the gallery's features, without labels; see `monitors`.
+
+    Attributes:
+      rows: of RankMe at most, evenly spaced; 25,600 in the paper (arXiv:2210.02885, Appendix G).
+    """
+
+    rows: int = 25_600
+
+    @property
+    def metrics(self) -> Sequence[str]:
+        return ['feature_std', 'rankme']
+
+    def measure(self, subject: Subject) -> Found:
+        features = subject.gallery.features
+        count, size = features.shape
+        rows = features
+        if count > self.rows:
+            rows = rows[np.linspace(0, count - 1, self.rows).astype(int)]
+        spread = f'at unit length; at most {size**-0.5:.4f}, 0 is collapse'
+        rank = f'directions in use, of at most {min(len(rows), size):,}'
+        return Found(
+            {
+                'feature_std': Metric(unit_std(features), spread, '.4f'),
+                'rankme': Metric(rank_me(rows), rank, '.1f'),
+            },
+            {
+                'of': 'training',
+                'pictures': count,
+                'rankme_pictures': len(rows),
+                'feature_size': size,
+            },
+        )
+
+
+def _share(value: float, explained: str) -> Metric:
+    return Metric(value, explained, '.1%')
+
+
+PROTOCOLS = Registry(
+    'protocol',
+    'evaluate.protocols',
+    {
+        'spectrum': Spectrum,
+        'knn': Knn,
+        'kmeans': KMeans,
+        'retrieval': Retrieval,
+        'ridge': RidgeProbe,
+        'probe': LogisticProbe,
+        'linear': Linear,
+    },
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Function(Protocol):
+    """A protocol that is a function of the subject."""
+
+    function: Callable[[Subject], Found]
+
+    def measure(self, subject: Subject) -> Found:
+        return self.function(subject)
+
+
+def build_protocols(options: Evaluate) -> dict[str, Protocol]:
+    """The protocols of a config, by name, in its order.
+
+    Args:
+      options: the section `evaluate` of the settings. Its flat keys (`knn_k`, ...) are arguments
+        of the built-in protocols; what stands beside a name in `protocols` goes before them.
+
+    Raises:
+      UserError: one does not exist or cannot be made so, or one is named twice.
+    """
+    given: dict[str, dict[str, Any]] = {
+        'knn': {'k': tuple(options.knn_k), 'temperature': options.knn_temperature},
+        'linear': {
+            'learning_rates': tuple(options.linear_learning_rates),
+            'epochs': options.linear_epochs,
+            'batch_size': options.linear_batch_size,
+        },
+        'retrieval': {'pool': options.retrieval_pool},
+    }
+    protocols: dict[str, Protocol] = {}
+    for name, kwargs in options.protocols:
+        if name in protocols:
+            raise UserError(f"evaluate.protocols names '{name}' twice.")
+        protocols[name] = _built(name, {**given.get(name, {}), **kwargs})
+    return protocols
+
+
+def _built(name: str, kwargs: Mapping[str, Any]) -> Protocol:
+    found = PROTOCOLS.find(name)
+    if inspect.isfunction(found):
+        first = next(iter(inspect.signature(found).parameters), '')
+        PROTOCOLS.check_kwargs(name, found, kwargs, (first,))
+        return _Function(functools.partial(found, **kwargs))
+    made = PROTOCOLS.build(name, kwargs)
+    if not isinstance(made, Protocol):
+        raise UserError(
+            f"evaluate.protocols: '{name}' is neither a subclass of "
+            'byol_jax.evaluation.Protocol nor a function.'
+        )
+    return made
+
+
+class Measured(NamedTuple):
+    """All that was measured.
+
+    Attributes:
+      metrics: by name.
+      unmeasured: why there is no number, by the name of the metric or protocol.
+      protocols: what is behind the metrics, by protocol; `seconds` is the time each took.
+      bad: files that could not be read.
+    """
+
+    metrics: dict[str, Metric]
+    unmeasured: dict[str, str]
+    protocols: dict[str, dict[str, Any]]
+    bad: list[BadFile]
+
+
+def measure_encoder(subject: Subject, protocols: Mapping[str, Protocol]) -> Measured:
+    """Measures an encoder by every protocol that the data allow, in their order.
+
+    Args:
+      subject: features of the encoder; its `say` gets a line when a protocol is done.
+      protocols: by name.
+
+    Raises:
+      UserError: the data allow none of the protocols, or one gives what is no `Found`.
+    """
+    metrics: dict[str, Metric] = {}
+    unmeasured: dict[str, str] = {}
+    details: dict[str, dict[str, Any]] = {}
+    bad = list(subject.pictures.bad) if subject.pictures else []
+    for name, protocol in protocols.items():
+        start = time.perf_counter()
+        try:
+            found = protocol.measure(subject)
+        except Unmeasured as why:
+            unmeasured |= dict.fromkeys(protocol.metrics or [name], str(why))
+            continue
+        took = time.perf_counter() - start
+        if not isinstance(found, Found):
+            raise UserError(
+                f"evaluate.protocols: '{name}' gave a {type(found).__name__} and not a "
+                'byol_jax.evaluation.Found.'
+            )
+        unmeasured |= found.unmeasured
+        for word, value in found.metrics.items():
+            # Two protocols may use one word; none may take the other's number away.
+            key = f'{name}/{word}' if word in metrics else word
+            metric = value if isinstance(value, Metric) else Metric(float(value))
+            if math.isfinite(metric.value):
+                metrics[key] = metric
+            else:
+                unmeasured[key] = f'it came out as {metric.value}'
+        details[name] = {**found.details, 'seconds': round(took, 3)}
+        bad += found.bad
+        subject.say(f'{name}: {took:.1f} s')
+    if not metrics:
+        some = '; '.join(f'{name}: {why}' for name, why in unmeasured.items())
+        raise UserError(f'Nothing of evaluate.protocols can be measured. {some}.')
+    return Measured(metrics, unmeasured, details, list(dict.fromkeys(bad)))
