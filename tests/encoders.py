@@ -14,6 +14,7 @@ from byol_jax.interop.encoder import make_encoder
 from byol_jax.interop.export import save_encoder
 from byol_jax.models.registry import build_encoder
 from byol_jax.models.tap import TappedEncoder
+from byol_jax.settings import Settings
 from configs import default
 
 SIZE = 16
@@ -63,4 +64,4 @@ def evaluation_request(
     config.evaluate.protocols = ('knn',)
     config.evaluate.knn_k = (5,)
     config.update_from_flattened_dict({k.replace('__', '.'): v for k, v in changes.items()})
-    return Request(config.lock(), workdir, 'the command', encoder, output)
+    return Request(Settings.of(config), workdir, 'the command', encoder, output)

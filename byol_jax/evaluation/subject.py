@@ -125,10 +125,8 @@ class Subject:
                 'test set (evaluate.data_path, evaluate.data_split)'
             )
         if self.queries.labels is None:
-            raise Unmeasured(
-                "the test set has no labels (a tile's label is its picture, which is in one set "
-                'only)'
-            )
+            # Those of tiles are their pictures, which are in one set only.
+            raise Unmeasured('the test set has no labels')
         check_several(self.gallery)
         return (
             Labelled(self.gallery.features, self.gallery.labels),

@@ -309,9 +309,12 @@ def test_an_encoder_that_is_not_finite(place, tmp_path):
 @pytest.mark.parametrize(
     ('changes', 'words'),
     [
-        ({'evaluate__protocols': ('knn', 'liner')}, r"'liner' is not one of .*mean 'linear'"),
+        (
+            {'evaluate__protocols': ('knn', 'liner')},
+            r"'liner' is not a known protocol.*mean 'linear'",
+        ),
         ({'evaluate__protocols': ()}, 'measures nothing'),
-        ({'evaluate__knn_k': (0,)}, r'knn_k=\(0,\) must be different whole numbers above 0'),
+        ({'evaluate__knn_k': (0,)}, r'knn_k=\(0,\) must be different numbers above 0'),
         ({'evaluate__linear_learning_rates': (0.1, 0.1)}, 'must be different numbers above 0'),
         ({'evaluate__linear_epochs': 0}, 'linear_epochs=0 must be at least 1'),
     ],
