@@ -1,4 +1,4 @@
-"""Pictures of one size in memory: an .npz with an array of them."""
+"""Pictures of one size, all in memory, from an .npz file."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import numpy as np
 from byol_jax.errors import UserError, did_you_mean
 from byol_jax.sources.base import Source
 
-# The arrays of a file that are read.
+# The arrays that are read from a file.
 ARRAYS = ('images', 'labels', 'label_names', 'names')
 
 _FORMAT = (
@@ -27,11 +27,17 @@ class Array(Source):
 
     Attributes:
       images: uint8 [N, H, W, 3], RGB.
-      keys, labels, label_names: as in `Source`.
+      path: of the file.
+      keys: as in `Source`.
+      labels: as in `Source`.
+      label_names: as in `Source`.
     """
 
     def __init__(self, path: str | Path):
-        """Reads the file. Nothing in it is executed: pickled objects are refused.
+        """Reads the file. Pickled objects, which could execute code, are refused.
+
+        Args:
+          path: of the file.
 
         Raises:
           UserError: there is no such file, or it does not hold what it must.

@@ -1,4 +1,4 @@
-"""The pictures that could not be read: counted once each, named, and limited in number."""
+"""Files that cannot be read: each is counted once and named, and their number is limited."""
 
 from __future__ import annotations
 
@@ -14,15 +14,16 @@ import numpy as np
 from byol_jax.errors import BadPicture, UserError
 from byol_jax.sources.base import Source
 
-# Bad files that a message names; of the others it gives the number.
+# Bad files that a message names; the others are counted.
 SHOWN = 5
 
 
 class BadFile(NamedTuple):
-    """What stays of a `BadPicture`, whose traceback would keep the file's bytes in memory.
+    """A `BadPicture` without its traceback, which would keep the file's bytes in memory.
 
     Attributes:
-      file, reason: as there.
+      file: that holds the picture, as `Source.file` names it.
+      reason: what is wrong with it, a phrase that follows the name.
     """
 
     file: str
@@ -35,14 +36,19 @@ def bad_file(error: BadPicture) -> BadFile:
 
 
 def name_some(bad: Sequence[BadFile], most: int = SHOWN) -> str:
-    """The first bad files with their reasons, and how many more there are, on one line."""
+    """Names some bad files, with their reasons, and counts the others, on one line.
+
+    Args:
+      bad: the files.
+      most: how many are named.
+    """
     shown = '; '.join(f'{printable(file)} {reason}' for file, reason in bad[:most])
     more = len(bad) - most
     return shown + (f'; and {more:,} more' if more > 0 else '')
 
 
 def printable(file: str) -> str:
-    """A file's name as any terminal takes it: on one line, and as valid UTF-8."""
+    """A file's name in characters that every terminal can show: one line, valid UTF-8."""
     text = file.encode(errors='backslashreplace').decode()
     return ''.join(c if c.isprintable() else c.encode('unicode_escape').decode() for c in text)
 
@@ -60,8 +66,9 @@ class BadFiles:
         """Args:
         source: the training pictures.
         key: which picture of an example is counted.
-        max_fraction: of the training pictures, may be bad (data.max_bad_fraction), in [0, 1].
-        left_out: bad files that are not even in the source; they are the first ones found.
+        max_fraction: share of the training pictures that may be bad (data.max_bad_fraction), in
+          [0, 1].
+        left_out: bad files that were left out of the source; they count as found.
         """
         self._source = source
         self._key = key
@@ -86,12 +93,12 @@ class BadFiles:
 
     @functools.cached_property
     def total(self) -> int:
-        """Training pictures there are: files, of which tiles are many examples."""
-        # A pass over all names, made only where something is bad.
+        """Number of training files; many examples may be tiles of one file."""
+        # Goes over all names, so it is asked for only if something is bad.
         count = len(self._source)
         files = (hash(self._source.file(index, self._key)) for index in range(count))
-        # Not their names, of which a million would fill memory. That two of a million names have
-        # one hash of 64 bits has a probability of 3e-8, and would matter to no one.
+        # Hashes, since a million names would fill memory. The chance that two of a million names
+        # share a 64-bit hash is 3e-8, and the count would be off by one.
         return len(np.unique(np.fromiter(files, np.int64, count))) + self._left_out
 
     @property
@@ -101,18 +108,18 @@ class BadFiles:
 
     @property
     def allowed(self) -> int:
-        """How many may be bad: the fraction, rounded down, but at least 1 unless it is 0.
+        """How many files may be bad: the fraction, rounded down, but at least 1 unless it is 0.
 
-        Else a single damaged picture would stop every run on fewer than a hundred.
+        With the default of 0.01, one damaged picture would stop a run on fewer than a hundred.
         """
         if self.none_allowed:
             return 0
-        # What is a whole number on paper may come out just below it.
+        # Rounding may put a product that is a whole number just below it.
         return max(1, int(self._max_fraction * self.total + 1e-9))
 
     def too_many(self) -> bool:
         """Whether more are bad than allowed."""
-        # The first costs no pass over the names.
+        # One bad file is decided without going over all names.
         return len(self) > 0 and (self.none_allowed or len(self) > 1) and len(self) > self.allowed
 
     def check(self) -> None:
@@ -130,7 +137,7 @@ def still_bad(source: Source, keys: Sequence[str], files: Collection[str]) -> li
     """Reads files again that could not be read before.
 
     Args:
-      source: whose pictures they are; files of no picture of it are passed over.
+      source: whose pictures they are; other files are skipped.
       keys: the pictures of an example that are used.
       files: as `Source.file` names them.
 

@@ -1,4 +1,14 @@
-"""Decoded pictures kept on disk, so that each is decoded once for all runs."""
+"""Decoded pictures kept on disk, so that each is decoded once for all runs.
+
+A picture is kept in a file of its own, an entry, which is mapped into memory when it is used: a
+header of 4096 bytes (magic, a sha256, height, width) and the pixels, uint8 [height, width, 3]. The
+sha256 is of the source file's path, size and time of change, and of the decoders' versions. Every
+use compares it, and the entry's size, with what they are now; an entry that does not fit is not
+used.
+
+Entries are written by one process at a time, which holds a lock that ends with it. Each is written
+beside its place and moved there when complete, so that it is there whole or not at all.
+"""
 
 from __future__ import annotations
 
@@ -32,7 +42,7 @@ SUFFIX = '.pixels'
 
 
 def _decoders() -> str:
-    """What decodes files: another version may give other pixels of the same one."""
+    """The decoders and their versions: another version may give other pixels."""
     return f'1 Pillow {PIL.__version__} OpenCV {cv2.__version__}'
 
 
@@ -42,11 +52,11 @@ class Entry:
     def __init__(self, folder: Path, picture: str, version: str):
         """Args:
         folder: of the cache.
-        picture: which it is: there is one entry of each.
-        version: of it; an entry of another one does not fit.
+        picture: which picture it is (see `Source.stamp`).
+        version: of the picture; an entry of another version is not used.
         """
         name = hashlib.sha256(os.fsencode(picture)).hexdigest()[:40]
-        # Some file systems are slow where a folder holds a million files.
+        # In subfolders: some file systems are slow if a folder holds a million files.
         self.path = folder / name[:2] / (name + SUFFIX)
         self._of = os.fsencode(f'{picture}\n{version}\n{_decoders()}')
 
@@ -63,7 +73,7 @@ class Entry:
         return (height, width) if whole and head == self._header(height, width) else None
 
     def size(self) -> tuple[int, int] | None:
-        """(height, width) of the picture; None if there is no entry that fits."""
+        """(height, width) of the picture; None if there is no entry that can be used."""
         try:
             with self.path.open('rb') as file:
                 return self._size(file)
@@ -71,7 +81,7 @@ class Entry:
             return None
 
     def read(self) -> np.ndarray | None:
-        """The picture, mapped, not to be written to: uint8 [H, W, 3]; None as `size`."""
+        """The picture, mapped and read-only: uint8 [H, W, 3]; None as for `size`."""
         try:
             with self.path.open('rb') as file:
                 size = self._size(file)
@@ -83,7 +93,11 @@ class Entry:
         return np.frombuffer(mapped, np.uint8, offset=HEADER_BYTES).reshape(*size, 3)
 
     def write(self, picture: np.ndarray) -> int:
-        """Writes the entry in place of what is there, and returns its bytes. Raises OSError."""
+        """Writes the entry, and returns its number of bytes.
+
+        Raises:
+          OSError: it cannot be written.
+        """
         header = self._header(*picture.shape[:2]).ljust(HEADER_BYTES, b'\0')
         self.path.parent.mkdir(exist_ok=True)
 
@@ -92,7 +106,7 @@ class Entry:
                 file.write(header)
                 file.write(np.ascontiguousarray(picture).data)
                 file.flush()
-                # Else after a power cut the name may be there without the pixels.
+                # After a power cut the file could else have its name and not its pixels.
                 os.fsync(file.fileno())
 
         write_whole(self.path, write)
@@ -106,8 +120,8 @@ class Filled(NamedTuple):
     """How far a cache is built.
 
     Attributes:
-      done: pictures looked at, of `total`.
-      total: pictures that had no entry when this began.
+      done: pictures that are decoded or found bad, of `total`.
+      total: pictures that had no entry at the beginning.
       written: bytes written.
       bad: pictures that cannot be read, and so have no entry.
       waiting: whether another process holds the cache's lock.
@@ -121,12 +135,12 @@ class Filled(NamedTuple):
 
 
 class DiskCached(Wrapped):
-    """A source whose pictures come from a folder of decoded ones, where they are in it.
+    """Another source, whose pictures are read from a folder of decoded ones if they are there.
 
-    Others are decoded, as without the cache. `fill` decodes all that are not in it yet.
+    Those that are not are decoded, as without the cache; `fill` decodes all of them.
 
-    Of a picture in the cache only the pages that are looked at are read. They are the operating
-    system's to keep or drop: this process holds no copy.
+    Of a picture in the cache only the pages that are used are read from disk. The operating system
+    keeps and drops them; this process holds no copy.
     """
 
     def __init__(
@@ -139,10 +153,10 @@ class DiskCached(Wrapped):
         """Reads and writes nothing yet.
 
         Args:
-          source: whose pictures are kept; it has stamps (`Source.stamp`).
-          folder: of the cache; other sources' pictures may be in it too.
-          memory_bytes: of decoded pictures to keep in memory while they are not on disk.
-          max_megapixels: of larger ones the source says what they are, though they may be kept.
+          source: whose pictures are kept; it must have stamps (`Source.stamp`).
+          folder: of the cache; other sources may use it too.
+          memory_bytes: of decoded pictures that are kept in memory while they are not on disk.
+          max_megapixels: larger pictures are always asked of the source, which refuses them.
 
         Raises:
           UserError: the source has no stamps.
@@ -168,7 +182,7 @@ class DiskCached(Wrapped):
     def size(self, index: int, key: str) -> tuple[int, int]:
         if self._decoded.own_files:
             return self._decoded.size(index, key)
-        # Others must read all of a record for it: an entry is less, and once is enough.
+        # Other sources must read a whole record for it: the entry's header is less.
         if (index, key) not in self._sizes:
             entry = self._entry(index, key)
             size = None if entry is None else entry.size()
@@ -176,28 +190,28 @@ class DiskCached(Wrapped):
         return self._sizes[index, key]
 
     def _entry(self, index: int, key: str) -> Entry | None:
-        """The entry that a picture has or may have; None if its file is not there."""
+        """The entry of a picture, written or not; None if the picture's file is not there."""
         try:
             stamp = self._decoded.stamp(index, key)
         except OSError:
-            return None  # Reading it says what is wrong.
+            return None  # `load` says what is wrong.
         return None if stamp is None else Entry(self.folder, *stamp)
 
     def fill(self, keys: tuple[str, ...], workers: int) -> Iterator[Filled]:
         """Decodes every picture that has no entry and writes one.
 
-        Memory: at most `workers` decoded pictures with their files.
+        At most `workers` decoded pictures, and their files, are in memory at a time.
 
         Args:
           keys: the pictures of an example to keep.
-          workers: pictures decoded at a time.
+          workers: how many pictures are decoded at a time.
 
         Yields:
           How far it is, after every picture and while it waits for another process.
 
         Raises:
           UserError: the disk has no room for all, or an entry cannot be written. What was written
-            until then stays, and the next call goes on from there.
+            until then stays, and the next call continues from there.
         """
         if not self._missing(keys):
             yield Filled(0, 0)
@@ -208,7 +222,7 @@ class DiskCached(Wrapped):
                 while not _locked(lock):
                     yield Filled(0, 0, waiting=True)
                     time.sleep(_LOCK_SECONDS)
-                # Closing the file opens the lock, and so does the end of the process.
+                # Closing the file, or the end of the process, frees the lock.
                 yield from self._build(self._missing(keys), workers)
         except OSError as error:
             raise UserError(
@@ -247,7 +261,7 @@ class DiskCached(Wrapped):
 
     def _write(self, index: int, key: str) -> int | None:
         """Decodes a picture and writes its entry; returns its bytes, or None if it is bad."""
-        # Before the file is read: one that changes now gets an entry that does not fit it.
+        # Before the file is read: if it changes meanwhile, the entry does not fit it afterwards.
         entry = self._entry(index, key)
         try:
             picture = self._decoded.load(index, key)
@@ -287,7 +301,7 @@ def _locked(file: IO[str]) -> bool:
 
 @contextmanager
 def _pool(workers: int) -> Iterator[ThreadPoolExecutor]:
-    """Threads that begin nothing new once the caller has ended early."""
+    """Threads that start no waiting task after the caller has left."""
     pool = ThreadPoolExecutor(workers)
     try:
         yield pool

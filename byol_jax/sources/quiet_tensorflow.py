@@ -1,4 +1,4 @@
-"""TensorFlow, imported without its start-up chatter and without a claim on the GPU."""
+"""TensorFlow, imported without its messages at start-up and without taking the GPU."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-# Errors only, from here on; what is logged while importing is not governed by it.
+# Errors only. What is logged while importing does not obey it.
 os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '3')
 
 
 @contextmanager
 def _held_back_stderr() -> Iterator[None]:
-    """Drops what native code writes to stderr, unless importing fails: then it is shown."""
+    """Hides what native code writes to stderr, and shows it if importing fails."""
     sys.stderr.flush()
     with tempfile.TemporaryFile() as held:
         original = os.dup(2)

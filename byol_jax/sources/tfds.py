@@ -19,17 +19,23 @@ from byol_jax.sources.decode import opened
 from byol_jax.sources.quiet_tensorflow import tf
 from byol_jax.sources.tfds_files import open_builder, open_records, prepare
 
-# data.label_key of a data set that is left to declare its label itself.
+# data.label_key='auto': the label is the one that the data set declares.
 AUTO = 'auto'
 
 _SEQUENCES = (tfds.features.Sequence, tfds.features.Dataset)
 
 
 def flatten_features(features: Any, above: str = '') -> Iterator[tuple[str, Any]]:
-    """(path, feature) of every feature that an example has once, such as ('x/image', Image).
+    """All features, nested ones by their path, which is also their key in a serialized example.
 
-    The path is also the key of the feature in a serialized example. What lies in a sequence is not
-    entered: the sequence is the feature.
+    A sequence counts as one feature: what it holds is not entered.
+
+    Args:
+      features: a FeaturesDict.
+      above: the path of `features`, with a '/' at its end.
+
+    Yields:
+      (path, feature), such as ('x/image', Image).
     """
     for key, feature in features.items():
         path = f'{above}{key}'
@@ -40,10 +46,18 @@ def flatten_features(features: Any, above: str = '') -> Iterator[tuple[str, Any]
 
 
 def picture_features(features: Any, name: str, keys: tuple[str, ...]) -> dict[str, Any]:
-    """The features that hold the pictures `keys`.
+    """The features that hold the pictures.
+
+    Args:
+      features: of the data set.
+      name: of the data set, for messages.
+      keys: paths of the features.
+
+    Returns:
+      The feature of each key.
 
     Raises:
-      UserError: one is no picture, or there are several in an example, or it holds measurements.
+      UserError: one is no picture, or a sequence of pictures, or holds measurements.
     """
     flat = dict(flatten_features(features))
     images = [
@@ -75,7 +89,7 @@ def _unusable(feature: Any) -> str:
 
 
 def _several(flat: Mapping[str, Any], key: str) -> str:
-    """Says that a feature lies in a sequence, or ''."""
+    """Says, for a message, that a feature lies in a sequence; else ''."""
     for path, feature in flat.items():
         if _is_sequence(feature) and (key == path or key.startswith(f'{path}/')):
             return (
@@ -123,7 +137,7 @@ def label_feature(info: Any, name: str, key: str) -> tuple[str, Any] | None:
 
 
 def label_lists(features: Any) -> Iterator[str]:
-    """Paths of the class labels of which an example has any number, such as 'objects/label'."""
+    """Paths of class labels in sequences, such as 'objects/label': any number for an example."""
     for path, feature in flatten_features(features):
         if isinstance(feature, _SEQUENCES):
             yield from _class_labels(feature, path)
@@ -169,7 +183,7 @@ def _is_label(feature: Any) -> bool:
 
 
 def _supervised(keys: Any) -> list[str]:
-    """The names in TFDS's supervised_keys, which nest like features do."""
+    """The names in TFDS's supervised_keys, which may be nested."""
     if isinstance(keys, str):
         return [keys]
     if isinstance(keys, Mapping):
@@ -177,11 +191,11 @@ def _supervised(keys: Any) -> list[str]:
     return [name for part in keys or () for name in _supervised(part)]
 
 
-# In place of a label that has not been read: no number that a label can be.
+# In place of a label that has not been read; no label is this number.
 _UNREAD = np.iinfo(np.int64).min
 
-# What comes of a damaged record, depending on the file's format and on what decodes its pictures:
-# ArrayRecord's reader raises RuntimeError, and a picture that OpenCV gives up on is a None.
+# Errors that damaged records lead to. They depend on the file's format and on the decoder:
+# ArrayRecord's reader raises RuntimeError; OpenCV gives None, which then raises an AttributeError.
 _UNREADABLE = (
     OSError,
     RuntimeError,
@@ -240,7 +254,7 @@ class Tfds(Source):
 
     @functools.cached_property
     def label_names(self) -> Sequence[str]:  # type: ignore[override]
-        """Those of the data set; plain numbers are their own names, and all are read for it."""
+        """Those of the data set; labels that are plain numbers are all read, to name them."""
         if self._label is None:
             return ()
         names = getattr(self._label[1], 'names', None)
@@ -251,7 +265,10 @@ class Tfds(Source):
         return self.labels_of(np.arange(len(self)))
 
     def labels_of(self, indices: np.ndarray) -> np.ndarray | None:
-        """No picture is decoded for it, but every record is read.
+        """Reads the record of every example; decodes no picture.
+
+        Args:
+          indices: of the examples.
 
         Returns:
           Labels as indices into `label_names`; None without labels, or if all are -1, which is how
@@ -279,17 +296,17 @@ class Tfds(Source):
 
     @functools.cached_property
     def _numbers(self) -> np.ndarray:
-        """The different numbers among labels that have no names, ascending, of what can be read."""
+        """The different labels, ascending, if they have no names; bad records are skipped."""
         labels = self._read_labels(np.arange(len(self)), skip=True)
         return np.unique(labels[labels != _UNREAD])
 
     def _numbered(self, labels: np.ndarray) -> np.ndarray:
-        """Indices into `_numbers`; -1 for one of a record that could not be read when they were."""
+        """Indices of labels in `_numbers`; -1 for a label that is not there: its record was bad."""
         known = np.isin(labels, self._numbers)
         return np.where(known, np.searchsorted(self._numbers, labels), -1)
 
     def shown_labels(self, indices: np.ndarray) -> np.ndarray:
-        """As of every source; -1 too where labels are not public, or a record cannot be read."""
+        """As for every source; -1 also if a label is not public, or its record cannot be read."""
         if self._label is None:
             return np.full(len(indices), -1)
         labels = self._read_labels(indices, skip=True)
@@ -298,11 +315,11 @@ class Tfds(Source):
         return np.where(labels == _UNREAD, -1, labels)
 
     def _read_labels(self, indices: np.ndarray, *, skip: bool = False) -> np.ndarray:
-        """The numbers in the records; what was loaded or asked before is not read again.
+        """The labels in the records; records that were read before are not read again.
 
         Args:
-          indices: whose.
-          skip: whether the number of a record that cannot be read is _UNREAD, and no error.
+          indices: of the examples.
+          skip: whether a record that cannot be read has the label _UNREAD, instead of an error.
         """
         for index in indices[self._seen_labels[indices] == _UNREAD].tolist():
             try:
@@ -328,14 +345,14 @@ class Tfds(Source):
             self._see_label(record, index)
         try:
             data = self._encoded(record, index, key)
-            # From its header: nothing is decoded yet.
+            # Checks the size in its header, before it is decoded.
             opened(io.BytesIO(data), self.name(index), self.max_megapixels).close()
             return _to_rgb(np.asarray(self._images[key].decode_example_np(data)))
         except _UNREADABLE as error:
             raise self._bad(index, error) from error
 
     def size(self, index: int, key: str) -> tuple[int, int]:
-        """From the picture's header; TFDS does not turn pictures as their EXIF says."""
+        """Read from the header. TFDS ignores the orientation in EXIF, so this does too."""
         try:
             data = io.BytesIO(self._encoded(self._record(index), index, key))
             with opened(data, self.name(index), self.max_megapixels) as image:
@@ -357,13 +374,13 @@ class Tfds(Source):
 
     @functools.cached_property
     def _version(self) -> str:
-        """What changes when a file of the split does, or TFDS, which decodes them."""
+        """Changes if a file of the split does, or the version of TFDS, which decodes them."""
         found = [(file, os.stat(file)) for file in self._files]
         files = (f'{file} {stat.st_size} {stat.st_mtime_ns}' for file, stat in found)
         return ' '.join([f'TFDS {tfds.__version__}', *files])
 
     def _record(self, index: int) -> Any:
-        """The features of an example by path, as they are serialized."""
+        """The serialized features of an example, by path."""
         try:
             return tf.train.Example.FromString(self._records.read(index)).features.feature
         except _UNREADABLE as error:
@@ -397,7 +414,7 @@ def _to_rgb(picture: np.ndarray) -> np.ndarray:
     if picture.dtype == np.uint16:
         picture = picture / 257
     if picture.shape[-1] in (2, 4):
-        # Alpha over black, as files are decoded.
+        # Alpha over black, as for files.
         picture = picture[..., :-1] * (picture[..., -1:] / 255)
     if picture.shape[-1] != 3:
         picture = np.repeat(picture[..., :1], 3, axis=-1)

@@ -1,4 +1,4 @@
-"""A TFDS data set on disk: found by name, prepared, its records read by number."""
+"""A TFDS data set on disk: found by its name, prepared, and its records read by number."""
 
 from __future__ import annotations
 
@@ -22,18 +22,22 @@ from byol_jax.errors import UserError, did_you_mean
 from byol_jax.sources.folder import existing_folder
 
 _DOWNLOAD_ERRORS = (
-    OSError,  # those of requests among them
+    OSError,  # includes the errors of requests
     AssertionError,  # files that must be downloaded by hand are missing
     tfds.download.DownloadError,
     tfds.download.download_manager.NonMatchingChecksumError,
 )
 
-# TFDS puts the arguments of its own call before what is wrong with them.
+# How TFDS's messages begin; what is wrong follows.
 _PREFIX = re.compile('Failed to construct dataset ".*?", builder_kwargs ".*?": ')
 
 
 def open_builder(name: str, data_dir: str | None) -> Any:
-    """The TFDS builder of a name such as 'imagenette/160px-v2' or 'mnist:3.0.1'.
+    """Finds a TFDS builder.
+
+    Args:
+      name: such as 'imagenette/160px-v2' or 'mnist:3.0.1'.
+      data_dir: where TFDS keeps its data; None for its own choice.
 
     Raises:
       UserError: the folder does not exist, or there is no such data set, config or version.
@@ -73,18 +77,18 @@ def _check_folder(root: Path) -> None:
     try:
         existing_folder(root)
     except UserError as error:
-        # Not made here: a slip of the pen would download everything again, to another place.
+        # The folder is not created: a typing error would download everything again.
         made = '' if root.exists() else ' TFDS prepares data sets in there once you have made it.'
         raise UserError(f'{error}{made}') from error
 
 
 def prepare(builder: Any, name: str, download: bool) -> None:
-    """Has TFDS download and prepare a data set, unless it is on disk; then no network is needed.
+    """Lets TFDS download and prepare a data set that is not on disk; else uses no network.
 
     Args:
       builder: of the data set.
       name: of the data set.
-      download: whether it may; else what is not on disk is an error.
+      download: whether TFDS may download; if not, a data set that is not on disk is an error.
 
     Raises:
       UserError: it is not on disk, and must not be downloaded or cannot be.
@@ -113,7 +117,7 @@ def prepare(builder: Any, name: str, download: bool) -> None:
 
 
 def prepare_command(name: str, data_dir: Any, file_format: str = '') -> str:
-    """The command that prepares a data set; not `tfds build`, which needs Apache Beam for all."""
+    """The command that prepares a data set. `tfds build` would need Apache Beam."""
     which = f", file_format='{file_format}'" if file_format else ''
     return (
         'python -c "import tensorflow_datasets as tfds; '
@@ -122,7 +126,7 @@ def prepare_command(name: str, data_dir: Any, file_format: str = '') -> str:
 
 
 def _others(builder: Any) -> str:
-    """Names the versions and configs of the data set that are prepared, in a sentence, or ''."""
+    """A sentence that names the versions and configs that are prepared; '' if there are none."""
     root = Path(builder.data_dir_root)
     found = sorted(path.parent for path in (root / builder.name).glob('**/dataset_info.json'))
     names = [f'{path.parent.relative_to(root).as_posix()}:{path.name}' for path in found]
@@ -130,12 +134,9 @@ def _others(builder: Any) -> str:
 
 
 def _check_hosts(builder: Any) -> None:
-    """Raises OSError at once if a host to download from has no address.
-
-    TFDS would try again for over three minutes before it gave up.
-    """
+    """Raises OSError if a host to download from has no address: TFDS would retry for 3 minutes."""
     if urllib.request.getproxies():
-        return  # The proxy resolves the names.
+        return  # A proxy looks names up by itself.
     urls = builder.url_infos or ()
     for host in sorted({urllib.parse.urlparse(url).hostname or '' for url in urls}):
         try:
@@ -148,8 +149,8 @@ def _check_hosts(builder: Any) -> None:
 _LENGTH = struct.Struct('<Q')
 _HEADER, _FOOTER = 12, 4
 
-# Row groups of Parquet files that stay decoded. TFDS writes 100 records to a group, about 10 MB of
-# photographs; in the order on disk each is then decoded once.
+# Row groups of Parquet files that are kept decoded, so that reading in the order on disk decodes
+# each once. TFDS writes 100 records to a group, about 10 MB of photographs.
 _ROW_GROUPS = 4
 
 
@@ -162,11 +163,16 @@ class Records(abc.ABC):
 
     @abc.abstractmethod
     def read(self, index: int) -> bytes:
-        """Record `index`, a serialized tf.train.Example. Called from many threads."""
+        """Reads record `index`, a serialized tf.train.Example. Called from many threads."""
 
 
 def open_records(builder: Any, name: str, split: str) -> Records:
     """Opens a split, or any slice or sum of splits, of a prepared data set.
+
+    Args:
+      builder: of the data set.
+      name: of the data set, for messages.
+      split: such as 'train' or 'train[:10%]+test'.
 
     Raises:
       UserError: there is no such split, a file is missing or cut short, or the format has no random
@@ -203,7 +209,7 @@ def open_records(builder: Any, name: str, split: str) -> Records:
 
 
 def _again(builder: Any, name: str, file_format: str) -> str:
-    """How to prepare a data set in another format, beside what there is."""
+    """Says how to prepare a data set in another format, in a folder of its own."""
     folder = Path(builder.data_dir_root) / file_format
     return (
         f'Or prepare it as {file_format}, and give --config.data.path={folder}:\n'
@@ -232,7 +238,7 @@ def _wrong_count(path: Path, found: int, declared: int) -> UserError:
 
 
 class _Files(Records):
-    """Records of several files, of each of which some are used.
+    """Records in several files; some or all of each are used.
 
     Attributes:
       paths: of the files.
@@ -254,10 +260,7 @@ class _Files(Records):
 
 
 class TfRecords(_Files):
-    """TFRecord files, by an index of offsets that is made from the records' headers.
-
-    It takes 8 bytes a record.
-    """
+    """TFRecord files, with an index of their records: 8 bytes a record, made from the headers."""
 
     def __init__(self, builder: Any, split: str, instructions: Sequence[Any]):
         """Reads the headers of all records. Raises UserError if a file is cut short."""
@@ -285,7 +288,11 @@ class TfRecords(_Files):
 
 
 def record_bounds(path: Path) -> np.ndarray:
-    """Where the records of a TFRecord file begin, and the last one ends: bytes, int64 [N + 1]."""
+    """Where each record of a TFRecord file begins, and where the last ends: bytes, int64 [N + 1].
+
+    Raises:
+      UserError: the file is cut short.
+    """
     bounds, position = [0], 0
     unpack, cut = _LENGTH.unpack, f'{path} ends in the middle of a record: prepare it again.'
     file = os.open(path, os.O_RDONLY)
@@ -305,7 +312,7 @@ def record_bounds(path: Path) -> np.ndarray:
 
 
 class ArrayRecords(Records):
-    """ArrayRecord files, whose own index is used."""
+    """ArrayRecord files, which hold an index."""
 
     def __init__(self, builder: Any, split: str, instructions: Sequence[Any]):
         """Reads the number of records of every file. Raises UserError if one is damaged or cut."""
@@ -367,7 +374,7 @@ class ParquetRecords(_Files):
         return self._column(file, group)[number - int(self._groups[file][group])].as_py()
 
     def _read_group(self, file: int, group: int) -> Any:
-        # Opened anew: a ParquetFile is for one thread at a time.
+        # A ParquetFile is for one thread at a time, so each call opens one.
         with self._parquet.ParquetFile(self.paths[file], metadata=self._metadata[file]) as opened:
             return opened.read_row_group(group, use_threads=False).column(0)
 

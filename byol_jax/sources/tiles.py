@@ -16,18 +16,20 @@ from byol_jax.sources.base import Progress, Source, Subset, no_progress
 class Tiles(Source):
     """Overlapping square tiles of every picture, each labelled with its picture.
 
-    Tiles lie on a grid of `stride` pixels of the first key's picture, the last of a row or column
-    moved in to end at the border. Where an example has pictures of several sizes (low and high
-    resolution), a tile is the same part of each, a square only where the ratio of sides is the
-    same. Of a picture whose size cannot be read, or that is smaller than a tile, there are no
-    tiles.
+    Tiles lie on a grid of `stride` pixels; the last of a row or column is moved in to end at the
+    border. If an example has pictures of several sizes (low and high resolution), sizes are counted
+    in the pixels of one of them, and a tile is the same part of each; it is square in all only if
+    they have the same ratio of sides. A picture whose size cannot be read, or that is smaller than
+    a tile, has no tiles.
 
     Attributes:
-      counted: the picture of an example in whose pixels sizes are counted.
-      bad: the pictures left out because their size cannot be read.
+      source: whose pictures are cut.
+      counted: key of the picture in whose pixels sizes are counted.
+      boxes: the tiles, int32 [tiles, 3]: picture, top, left.
       sides: (height, width) of picture `counted` of every example of the source, int32 [N, 2]; 0
-        where there are no tiles.
-      small: (name, height, width) of the pictures left out because no tile fits in, pixels.
+        if it has no tiles.
+      bad: the pictures left out because their size cannot be read.
+      small: (name, height, width) of the pictures left out because they are smaller than a tile.
     """
 
     def __init__(
@@ -64,14 +66,13 @@ class Tiles(Source):
             for top in _starts(height, tile_size, stride)
             for left in _starts(width, tile_size, stride)
         ]
-        # [N, 3]: picture, top, left.
         self.boxes = np.array(boxes, np.int32)
         self._blocks: dict[tuple[float, int], dict[int, tuple[np.ndarray, np.ndarray]]] = {}
         self.labels = self.boxes[:, 0].astype(np.int64)
         self.label_names = [source.name(i) for i in range(len(source))]
 
     def _sizes(self, progress: Progress) -> dict[int, tuple[int, int]]:
-        """(height, width) of each picture that tiles can be cut from; sets `bad` and `small`."""
+        """(height, width) by picture that can be cut into tiles; also sets `bad` and `small`."""
         self.bad: list[BadFile] = []
         self.small: list[tuple[str, int, int]] = []
         sizes = {}
@@ -110,7 +111,17 @@ class Tiles(Source):
         return self.cut(picture, top, left, key)
 
     def cut(self, picture: int, top: int, left: int, key: str) -> np.ndarray:
-        """A tile of any place of a picture, in the pixels that sizes are counted in."""
+        """Cuts a tile from any place of a picture.
+
+        Args:
+          picture: which example of the source.
+          top: of the tile, pixels of picture `counted`.
+          left: of the tile, pixels of picture `counted`.
+          key: which picture of the example.
+
+        Returns:
+          uint8 [H, W, 3].
+        """
         image = self.source.load(picture, key)
         parts = slice(top, top + self.tile_size), slice(left, left + self.tile_size)
         if key != self.counted:
@@ -128,19 +139,19 @@ class Tiles(Source):
 
     @functools.cached_property
     def of_picture(self) -> dict[int, np.ndarray]:
-        """By picture that has any, the indices of its tiles: int [its tiles], ascending."""
+        """The indices of each picture's tiles, ascending, int [any number], by picture."""
         return dict(by_picture(self.boxes[:, 0]))
 
     def split(self, fraction: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
         """Splits the tiles so that no pixel of a held-out tile is ever trained on.
 
-        In each picture a block of neighbouring tiles of about `fraction` of its area is drawn:
-        tiles inside the block are held out, tiles that overlap it are used for nothing, and the
-        rest trains. Of a picture too small for both parts all tiles train.
+        In each picture a block of neighbouring tiles of about `fraction` of its area is drawn.
+        Tiles inside the block are held out, tiles that overlap it are not used, and the rest are
+        for training. If a picture is too small for both parts, all its tiles are for training.
 
         Args:
           fraction: share of each picture's area to hold out, in [0, 1).
-          seed: of the blocks' places.
+          seed: by which the blocks are placed.
 
         Returns:
           Indices of the training tiles and of the held-out tiles.
@@ -153,7 +164,7 @@ class Tiles(Source):
         for picture, indices in self.of_picture.items():
             place = self.boxes[indices, 1:]
             if picture not in blocks:
-                train.append(indices)  # Too small to be divided.
+                train.append(indices)
                 continue
             low, high = blocks[picture]
             inside = np.all((place >= low) & (place + size <= high), axis=1)
@@ -164,9 +175,13 @@ class Tiles(Source):
     def blocks(self, fraction: float, seed: int) -> dict[int, tuple[np.ndarray, np.ndarray]]:
         """The part of each picture that `split` keeps from training.
 
+        Args:
+          fraction: as for `split`.
+          seed: as for `split`.
+
         Returns:
-          By picture, the (top, left) that it begins at and the (bottom, right) that it ends before,
-          pixels; without the pictures that are too small to be divided.
+          (top, left), where the block begins, and (bottom, right), where it ends, pixels, by
+          picture; pictures that are too small to be divided have none.
         """
         if (fraction, seed) not in self._blocks:
             self._blocks[fraction, seed] = self._draw_blocks(fraction, seed)
@@ -182,7 +197,7 @@ class Tiles(Source):
             sides = place.max(axis=0) + size
             side = np.maximum(size, np.rint(sides * np.sqrt(fraction))).astype(int)
             rng = np.random.Generator(np.random.Philox(key=[seed, 1], counter=[0, 0, picture, 0]))
-            # The block starts at a tile, leaves itself room and at least one tile to train on.
+            # The block starts where a tile does, fits in, and leaves a tile to train on.
             room = place[np.all(place <= sides - side, axis=1)]
             apart = [np.any(_outside(place, size, low, low + side)) for low in room]
             room = room[np.array(apart, bool)]
@@ -193,19 +208,30 @@ class Tiles(Source):
 
 
 def by_picture(pictures: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
-    """Each of `pictures`, int [N], and the places it has among them: int [any number], ascending.
+    """Groups examples by their picture.
 
-    Sorts once: to look for each picture in turn takes a time quadratic in them.
+    Args:
+      pictures: of each example, int [N].
+
+    Yields:
+      Each picture, and the indices of its examples, ascending, int [any number].
     """
+    # Sorts once: searching for each picture would take quadratic time.
     order = np.argsort(pictures, kind='stable')
     different, first = np.unique(pictures[order], return_index=True)
     return zip(different.tolist(), np.split(order, first)[1:], strict=True)
 
 
 def _same_part(part: slice, side: int, other: int) -> slice:
-    """The part of a side of `other` pixels that shows what `part` of one of `side` pixels does.
+    """The pixels of another size of a picture that show the same as some of this size.
 
-    Rounded to pixels, of which there is at least one.
+    Args:
+      part: pixels along one side of this picture.
+      side: its length, pixels.
+      other: the length of the same side of the other picture, pixels.
+
+    Returns:
+      At least one pixel of the other picture.
     """
     scale = other / side
     length = max(1, round((part.stop - part.start) * scale))
@@ -214,7 +240,7 @@ def _same_part(part: slice, side: int, other: int) -> slice:
 
 
 def _outside(place: np.ndarray, size: int, low: np.ndarray, high: np.ndarray) -> np.ndarray:
-    """Which tiles at `place` [N, 2] lie outside the block from `low` to `high`: bool [N]."""
+    """Whether tiles at `place` [N, 2] lie outside the block from `low` to `high`: bool [N]."""
     return np.any((place + size <= low) | (place >= high), axis=1)
 
 
@@ -225,23 +251,24 @@ def _starts(length: int, size: int, stride: int) -> list[int]:
     return starts
 
 
-# (top, left) of some tiles, int [N, 2]; the first and the last place a tile may have, int [2] each.
+# Which tiles, bool [N]; the first and the last (top, left) they may have, int [2] each.
 _Part = tuple[np.ndarray, np.ndarray, np.ndarray]
 
 
 class ShiftedTiles(Subset):
-    """Some tiles, as many in every epoch, but of a grid that is shifted anew in each.
+    """Training tiles whose grid is shifted anew in every epoch; their number stays the same.
 
     The training part of a picture consists of up to four rectangles around its held-out block. In
-    each, the rows of tiles are spread evenly over all places there are, and likewise the columns;
-    one offset for the whole picture, a function of (seed, epoch, picture), moves them by up to the
-    distance to the next one. So every tile lies in the picture, no pixel of the block is ever
-    shown, and over the epochs all places of a rectangle are equally likely.
+    each, the rows of tiles are spread evenly, and so are the columns. One offset for the whole
+    picture, a function of (seed, epoch, picture), moves them by up to the distance to the next
+    one. So every tile lies in the picture, no pixel of the block is ever shown, and over the epochs
+    all places in a rectangle are equally likely.
 
-    Where pictures of two sizes are cut, tiles begin only where a pixel of each begins, as far as
-    the sizes have such places at least every half tile.
+    If pictures of two sizes are cut, tiles begin only where a pixel of both begins, provided that
+    there is such a place at least every half tile.
 
-    `load` and `name` know the unshifted tiles: evaluation is the same whatever was trained on.
+    `load` and `name` are those of the unshifted tiles, by which evaluation is the same for all
+    runs.
     """
 
     def __init__(
@@ -252,21 +279,21 @@ class ShiftedTiles(Subset):
         seed: int,
         keys: tuple[str, ...],
     ):
-        """Computes where each tile may lie; of two pictures an example, reads both sizes.
+        """Computes where each tile may lie; for pictures of two sizes, reads the other size.
 
         Args:
           tiles: all tiles.
           indices: those to train on.
           blocks: what must not be shown (`Tiles.blocks`).
-          seed: of the offsets.
+          seed: by which the offsets are drawn.
           keys: the pictures that are used.
         """
         super().__init__(tiles, indices)
         self._tiles = tiles
         self._seed = seed
         self._pictures = tiles.boxes[self.indices, 0]
-        # [N, 2] each, for rows and columns. A tile is the `rank`-th of `count` that are spread over
-        # `room` places; these lie `step` pixels apart, from `first` on.
+        # For rows and columns, [N, 2] each: a tile is the `rank`-th of `count` tiles, which are
+        # spread over `room` places that lie `step` pixels apart, beginning at place `first`.
         shape = (len(self.indices), 2)
         self._rank, self._count = np.zeros(shape, np.int32), np.ones(shape, np.int32)
         self._first, self._room = np.zeros(shape, np.int32), np.ones(shape, np.int32)
@@ -285,7 +312,7 @@ class ShiftedTiles(Subset):
             values, rank = np.unique(places[inside, axis], return_inverse=True)
             first, last = -(-low[axis] // step[axis]), high[axis] // step[axis]
             if last - first + 1 < len(values):
-                # Not enough places: these tiles stay where they are.
+                # There are fewer places than tiles: the tiles stay where they are.
                 self._first[rows, axis] = places[inside, axis]
                 continue
             self._step[rows, axis] = step[axis]
@@ -318,8 +345,8 @@ class ShiftedTiles(Subset):
 
 
 def _moved(rank: int, count: int, room: int, offset: float) -> int:
-    """Place of the `rank`-th of `count` tiles spread over range(room), for an offset in [0, 1)."""
-    # The sum may be rounded up to `count`.
+    """Place in range(room) of the `rank`-th of `count` tiles, for an offset in [0, 1)."""
+    # `rank + offset` may be rounded up to `count`.
     return min(int((rank + offset) * room / count), room - 1)
 
 
@@ -361,7 +388,7 @@ def _parts(
 
 
 def _common_step(tiles: Tiles, picture: int, keys: tuple[str, ...]) -> list[int]:
-    """Pixels, down and across, from one place where pixels of all pictures begin to the next."""
+    """The distance between places where pixels of all pictures begin, down and across, pixels."""
     step = [1, 1]
     others = [key for key in dict.fromkeys(keys) if key != tiles.counted]
     if not others:
@@ -372,6 +399,6 @@ def _common_step(tiles: Tiles, picture: int, keys: tuple[str, ...]) -> list[int]
             for axis, side in enumerate(tiles.source.size(picture, key)):
                 step[axis] = math.lcm(step[axis], sides[axis] // math.gcd(sides[axis], side))
     except BadPicture:
-        return [1, 1]  # It will be replaced.
-    # Sizes that are no multiples of each other; as of all such tiles, the nearest pixel is taken.
+        return [1, 1]  # The other picture is bad: training shows another example.
+    # If such places are too far apart, tiles begin at any pixel, and `cut` rounds to the nearest.
     return [s if s <= tiles.tile_size // 2 else 1 for s in step]

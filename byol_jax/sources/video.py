@@ -1,4 +1,4 @@
-"""Clips: folders of numbered frames and video files, whose frames are the examples."""
+"""Clips, whose frames are the examples: video files and folders of numbered frames."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _NUMBERED = re.compile(r'(.*?)([0-9]+)', re.DOTALL)
 class Clip(NamedTuple):
     """Attributes:
     path: of the video file, or of the first frame, relative to the root.
-    frames: the frames' files, relative to the root, or the video file.
+    frames: the files of the frames, relative to the root, or the video file.
     """
 
     path: str
@@ -33,16 +33,16 @@ class Clip(NamedTuple):
 
 
 class Video(Source):
-    """The frames of all clips below a folder, clip after clip; example i is frame i.
+    """The frames of all clips below a folder; every frame is an example, clip after clip.
 
-    Every video file is a clip. So are the images of one folder whose names differ in nothing but
-    the number they end in, ordered by that number: the `0001.png`, `0002.png` of a folder of its
-    own, and `walk_9.png`, `walk_10.png` beside `run_1.png`. An image without a number is a clip of
+    Every video file is a clip. So are the images of one folder whose names differ only in the
+    number they end in, in the order of that number: `0001.png`, `0002.png` in a folder of their
+    own, or `walk_9.png`, `walk_10.png` beside `run_1.png`. An image without a number is a clip of
     one frame. Two images of a clip with the same number, such as `1.jpg` and `1.png`, are an error.
 
     Labels are the names of the folders right below `root`, as in `train/jump/1.mp4`, if every clip
-    lies in one of at least two, and not each in one of its own; a clip is no label, since it is
-    held out as a whole.
+    lies in one of at least two, and some folder holds more than one clip. A clip is not a label,
+    since clips are held out as a whole.
     """
 
     def __init__(
@@ -54,11 +54,11 @@ class Video(Source):
         index: str = '',
         progress: Progress = no_progress,
     ):
-        """Lists the clips and decodes every video file once (see `VideoFile`); images wait.
+        """Lists the clips and decodes every video file once (see `VideoFile`), but no image.
 
         Args:
           root: the folder.
-          max_frame_gap: how many frames of its clip the partner of a frame may be away, at most.
+          max_frame_gap: how many frames the partner of a frame may be away, at most.
           max_megapixels: larger frames are refused.
           workers: video files read at once; 0: one per CPU core. At most twice as many stay open.
           index: as for `Folder`.
@@ -75,7 +75,7 @@ class Video(Source):
         self._prefix = str(self.root / '_')[:-1]
         self._gap = max_frame_gap
         workers = workers or os.cpu_count() or 1
-        # Twice: a file should stay open from the first frame of a pair to the second.
+        # Twice, so that a file stays open from the first frame of a pair to the second.
         self._readers = Readers(2 * workers)
         both = (*EXTENSIONS, *VIDEO_EXTENSIONS)
         files = list_files(self.root, 'data.path', both, 'image or video', index, progress)
@@ -143,12 +143,12 @@ def frame_clips(files: Sequence[str]) -> list[Clip]:
     Raises:
       UserError: two files are the same frame of a clip.
     """
-    # Places instead of names: of a million frames the names alone would be a hundred megabytes.
+    # Indices instead of names, of which a million would take 100 MB.
     clips: dict[tuple[str, bool], list[int]] = {}
     for place, file in enumerate(files):
         start, number = _numbered(file)
-        # Folder and name up to the number; 'walk.png' is no frame of 'walk1.png', nor are
-        # 'walk.png' and 'walk.jpg' two of one clip.
+        # The path up to the number. 'walk.png' has none, so it is neither a frame of 'walk1.png'
+        # nor of 'walk.jpg'.
         key = (file, False) if number is None else (start, True)
         clips.setdefault(key, []).append(place)
     made = []
@@ -166,7 +166,7 @@ def frame_clips(files: Sequence[str]) -> list[Clip]:
 
 
 def _numbered(file: str) -> tuple[str, int | None]:
-    """A file's name without its extension: what is before the number at its end, and that."""
+    """Splits a file's name, without its extension, into what comes before its number and that."""
     stem = file[: file.rindex('.')]
     match = _NUMBERED.fullmatch(stem)
     return (match[1], int(match[2])) if match else (stem, None)

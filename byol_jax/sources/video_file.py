@@ -395,7 +395,11 @@ class Readers:
     """Readers for many threads, with a bounded number of files open at once."""
 
     def __init__(self, limit: int):
-        """`limit`: readers open at once, at least 1. When all are in use, threads wait."""
+        """Opens nothing yet.
+
+        Args:
+          limit: readers open at once, at least 1. When all are in use, threads wait.
+        """
         self._limit = limit
         self._slots = threading.Semaphore(limit)
         self._lock = threading.Lock()
@@ -424,7 +428,7 @@ class Readers:
             self._busy += 1
             mine = [reader for reader in self._idle if reader.file is file]
             if mine:
-                # Of those behind the frame, the nearest.
+                # The nearest that needs no seeking back.
                 best = max(mine, key=lambda reader: (reader.at <= number, reader.at))
                 self._idle.remove(best)
                 return best
