@@ -40,8 +40,7 @@ from PIL import Image
 
 from byol_jax.app.setup import build_run
 from byol_jax.input.feed import open_feed
-from byol_jax.sources.bad_files import BadFiles
-from byol_jax.training.step import make_train_step, replicate, shard_batch
+from byol_jax.training.step import make_train_step, pmap_feed, replicate, shard_batch
 from configs import cifar10
 
 Contender = Callable[[Path], AbstractContextManager[Callable[[], None]]]
@@ -95,8 +94,15 @@ def own_steps(train: Path) -> Iterator[Callable[[], None]]:
         config.target.tau_base,
         config.seed,
     )
-    feed = open_feed(run, 0, BadFiles(run.data.train, 'image', 0.0))
-    compiled = feed.compile(train_step)
+    feed = open_feed(
+        run.data.train,
+        run.views,
+        batch_size=run.plan.batch_size,
+        seed=config.seed,
+        stop_step=run.plan.total_steps,
+        on=config.views.on,
+    )
+    compiled = pmap_feed(train_step, feed)
     state = replicate(run.training.initial)
 
     def step() -> None:

@@ -49,19 +49,21 @@ for _name in ('torch', 'triton'):
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from byol_jax.input.pipeline import batches  # noqa: E402
-from byol_jax.input.stream import PairMaker  # noqa: E402
+from byol_jax.input.pipeline import view_batches  # noqa: E402
+from byol_jax.input.stream import Stream  # noqa: E402
 from byol_jax.sources.decode import read_file  # noqa: E402
 from byol_jax.sources.folder import Folder  # noqa: E402
 from byol_jax.sources.quiet_tensorflow import tf  # noqa: E402
 from byol_jax.sources.sample import PHOTOGRAPHS, SamplePhotographs  # noqa: E402
-from configs import imagenet  # noqa: E402
+from byol_jax.views.recipes import paper_views  # noqa: E402
 
 SIZE = 224
 # The mean of ImageNet's pictures is about 400x350, and 110 kB.
 WIDTH, HEIGHT, QUALITY = 500, 375, 92
 FILES = 200
 BATCH = 32
+# As configs/imagenet.py.
+VIEWS = paper_views(SIZE, antialias=False)
 
 
 def fill(folder: Path) -> None:
@@ -81,20 +83,15 @@ def fill(folder: Path) -> None:
         )
 
 
-def the_config(folder: Path, workers: int) -> Any:
-    config = imagenet.get_config('100')
-    config.data.source, config.data.path = 'folder', str(folder)
-    config.data.workers = workers
-    config.batch_size = BATCH
-    return config
+def our_batches(source: Folder, steps: int, workers: int) -> Any:
+    return view_batches(source, VIEWS, batch_size=BATCH, stop_step=steps, workers=workers)
 
 
 def contenders(folder: Path) -> dict[str, Callable[[int], None]]:
     """By name: makes so many pairs, one after the other."""
-    config = the_config(folder, 1)
     source = Folder(folder)
     files = sorted(str(path) for path in folder.glob('*/*.jpg'))
-    maker = PairMaker(source, config)
+    stream = Stream(source, VIEWS)
 
     def each(make: Callable[[str], Any]) -> Callable[[int], None]:
         def run(pairs: int) -> None:
@@ -105,16 +102,19 @@ def contenders(folder: Path) -> dict[str, Callable[[int], None]]:
 
     def pipeline(pairs: int) -> None:
         steps = pairs // BATCH
-        with closing(batches(source, config, start_step=0, stop_step=steps)) as made:
+        with closing(our_batches(source, steps, workers=1)) as made:
             for _ in made:
                 pass
 
     def views(pairs: int) -> None:
         for first in range(0, pairs, BATCH):
             positions = range(first, first + BATCH)
-            drawn = maker.variates(positions).swapaxes(0, 1)
-            for position, own in zip(positions, drawn, strict=True):
-                maker.views(maker.load(position).pictures, own)
+            drawn = stream.draw(positions)
+            steps = zip(*(view.steps(drawn[name]) for name, view in VIEWS.items()), strict=True)
+            for position, own in zip(positions, steps, strict=True):
+                loaded = stream.load(position).pictures
+                for view, picture, each in zip(VIEWS.values(), loaded, own, strict=True):
+                    view.make(picture, each)
 
     found = {
         'pipeline': pipeline,
@@ -226,12 +226,11 @@ def main() -> None:
         print(f'{name:16}{statistics.median(own):8.0f}{min(own):8.0f}{max(own):8.0f}{ratio:8.2f}')
     for workers in map(int, filter(None, flags.workers.split(','))):
         os.sched_setaffinity(0, cores[:workers])
-        config = the_config(flags.folder, workers)
         source = Folder(flags.folder)
         own = []
         for _ in range(flags.rounds):
             steps = max(flags.pairs * workers // BATCH, 1)
-            with closing(batches(source, config, start_step=0, stop_step=steps)) as stream:
+            with closing(our_batches(source, steps, workers)) as stream:
                 next(stream)
                 begun = time.perf_counter()
                 for _batch in stream:

@@ -17,6 +17,7 @@ Pictures are random; the input pipeline is not measured here.
 from __future__ import annotations
 
 import json
+import os
 import statistics
 import sys
 import tempfile
@@ -35,6 +36,7 @@ from byol_jax.app.cli import checked_flags, load_config
 from byol_jax.app.monitors import Lidar, Monitors
 from byol_jax.app.setup import Run, build_run
 from byol_jax.errors import UserError
+from byol_jax.input.stream import Stream
 from byol_jax.training.step import make_train_step, pmap_step, replicate, shard_batch
 
 _CONFIG = config_flags.DEFINE_config_file('config', None, 'Config file with an optional :ARG.')
@@ -102,7 +104,10 @@ def main(_: list[str]) -> None:
     if not watched.host:
         raise UserError(f'--steps={_STEPS.value} is below log.every_steps={run.plan.log_steps}.')
     ratios = [w / b for w, b in zip(times[watched], times[bare], strict=True)]
-    lidar, seconds = Lidar(run.byol, run.data.train, config), []
+    lidar, seconds = (
+        Lidar(run.byol, Stream(run.data.train, run.views, config.seed), os.cpu_count() or 1),
+        [],
+    )
     for _ in range(2):
         begun = time.perf_counter()
         lidar(watched.state)

@@ -114,9 +114,9 @@ def measure(what: str, folder: str, index: str) -> dict[str, Any]:
 
 
 def _measure_start() -> dict[str, Any]:
-    from byol_jax.input.pipeline import batches
+    from byol_jax.input.pipeline import view_batches
     from byol_jax.sources.base import Source, Subset
-    from configs import default
+    from byol_jax.views.recipes import paper_views
 
     class Plain(Source):
         """Tiny pictures from memory."""
@@ -130,12 +130,10 @@ def _measure_start() -> dict[str, Any]:
         def name(self, index: int) -> str:
             return str(index)
 
-    config = default.get_config()
-    config.batch_size, config.views.image_size = 64, 8
     source = Subset(Plain(), np.arange(EPOCH))
     before = resident()
     started = time.perf_counter()
-    stream = batches(source, config, start_step=123_456, stop_step=200_000)
+    stream = view_batches(source, paper_views(8), batch_size=64, start_step=123_456)
     next(stream)
     seconds = time.perf_counter() - started
     stream.close()

@@ -37,8 +37,9 @@ import numpy as np
 from absl import app, flags
 
 from byol_jax.app.data import build_data
-from byol_jax.input.pipeline import batches
+from byol_jax.input.pipeline import view_batches
 from byol_jax.sources.sample import SamplePhotographs
+from byol_jax.views.recipes import config_views
 from configs import div2k
 
 _PICTURES = flags.DEFINE_integer('pictures', 24, 'PNGs to make.')
@@ -99,7 +100,14 @@ def measure(folder: Path, kind: str) -> dict[str, float]:
     # As after the first epoch.
     for index in np.unique(data.train.labels, return_index=True)[1]:
         data.train.load(int(index), 'hr')
-    with closing(batches(data.train, config, start_step=0, stop_step=10**6)) as stream:
+    made = view_batches(
+        data.train,
+        config_views(config.views, config.data.pair_keys),
+        batch_size=config.batch_size,
+        workers=config.data.workers,
+        prefetch=config.data.prefetch,
+    )
+    with closing(made) as stream:
         for _ in range(1 + config.data.prefetch):
             next(stream)
         started, pairs = time.perf_counter(), 0

@@ -37,7 +37,9 @@ from byol_jax.sources.bad_files import name_some
 from byol_jax.sources.base import Cached, Source
 from byol_jax.sources.folder import Folder
 from byol_jax.training.optimizers import adapted_params
-from byol_jax.views.augment import ViewParams, draw_crop, make_view
+from byol_jax.views.colors import Flip
+from byol_jax.views.crop import Crop
+from byol_jax.views.view import View
 
 # Of the random crops: share of the picture's area, and width / height.
 CROP_AREA, CROP_RATIO = (0.35, 1.0), (3 / 4, 4 / 3)
@@ -132,18 +134,18 @@ def training_batches(
     Every random choice is a function of seed, epoch and example, whichever thread makes it.
     """
 
-    def view(index: int) -> np.ndarray:
-        rng = np.random.default_rng([seed, epoch, index])
-        picture = source.load(index, 'image')
-        crop = draw_crop(CROP_AREA, CROP_RATIO, *picture.shape[:2], rng.random(4))
-        return make_view(picture, ViewParams(crop, flip=rng.random() < 0.5), size)
+    view = View([Crop(size, CROP_AREA, CROP_RATIO), Flip()])
+
+    def cropped(index: int) -> np.ndarray:
+        drawn = view.draw(seed, 1, np.array([epoch]), np.array([index]))
+        return view.make(source.load(index, 'image'), view.steps(drawn)[0])
 
     # No example has this number, so the order is drawn from a stream of its own.
     order = np.random.default_rng([seed, epoch, len(source)]).permutation(len(source))
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         for start in range(0, len(order) - batch + 1, batch):
             chosen = order[start : start + batch]
-            yield np.stack(list(pool.map(view, chosen))), source.labels[chosen]
+            yield np.stack(list(pool.map(cropped, chosen))), source.labels[chosen]
 
 
 def accuracy(predict: Any, source: Source, size: int, batch: int) -> float:

@@ -28,7 +28,7 @@ from byol_jax.files import write_whole
 from byol_jax.sources.bad_files import BadFile, bad_file, name_some
 from byol_jax.sources.base import Source, Subset
 from byol_jax.sources.folder import Folder
-from byol_jax.views.augment import center_view
+from byol_jax.views.crop import center_view
 
 
 def make_array(source: Source, size: int | None) -> dict[str, np.ndarray]:

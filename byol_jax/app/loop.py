@@ -47,7 +47,13 @@ from byol_jax.interop.export import save_encoder
 from byol_jax.settings import Settings
 from byol_jax.training.online_probe import too_many_labels, without_unlabelled
 from byol_jax.training.state import TrainState
-from byol_jax.training.step import make_train_step, memory_named, replicate, shard_batch
+from byol_jax.training.step import (
+    make_train_step,
+    memory_named,
+    pmap_feed,
+    replicate,
+    shard_batch,
+)
 
 
 def train(config: Any, workdir: Path, command: str) -> None:
@@ -155,8 +161,22 @@ def _fit(
     report.begin(start)
     bad_files = bad_log.bad_files
     periodic = Periodic(run)
-    feed = open_feed(run, start, bad_files)
-    step_fn = feed.compile(
+    feed = open_feed(
+        run.data.train,
+        run.views,
+        batch_size=plan.batch_size,
+        seed=config.seed,
+        start_step=start,
+        stop_step=plan.total_steps,
+        on=config.views.on,
+        labels=run.training.initial.online_probe is not None,
+        workers=config.data.workers,
+        prefetch=config.data.prefetch,
+        process_index=jax.process_index(),
+        process_count=jax.process_count(),
+        bad_files=bad_files,
+    )
+    step_fn = pmap_feed(
         make_train_step(
             run.byol,
             run.training.optimizer,
@@ -166,6 +186,7 @@ def _fit(
             config.seed,
             plan.monitored,
         ),
+        feed,
         monitored=True,
     )
     devices = jax.local_device_count()

@@ -8,7 +8,6 @@ import os
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -21,12 +20,10 @@ from byol_jax.app.hosts import is_main, say
 from byol_jax.app.setup import Run
 from byol_jax.errors import UserError
 from byol_jax.evaluation.monitors import lidar, measure
-from byol_jax.input.stream import PairMaker
+from byol_jax.input.stream import Stream
 from byol_jax.methods.byol import Byol, Features
 from byol_jax.models.network import path_name
-from byol_jax.sources.base import Source
 from byol_jax.training.state import TrainState
-from byol_jax.views.augment import draw_view, make_view
 
 # LiDAR's pictures and views of each. arXiv:2312.04000 takes about 1,000 and 50, which cost as much
 # as many training steps; with 100 the rank is at most 99.
@@ -67,7 +64,11 @@ class Monitors:
         self._run = run
         self._facts = facts_of(run.config, run.plan)
         self._log = AlarmLog(workdir, self._facts, start_step) if is_main() else None
-        self._lidar = Lidar(run.byol, run.data.train, run.config)
+        self._lidar = Lidar(
+            run.byol,
+            Stream(run.data.train, run.views, run.config.seed),
+            run.config.data.workers or os.cpu_count() or 1,
+        )
         self._blas = ThreadpoolController()
         if self._log is not None and self._log.still_raised():
             say(self._log.still_raised())
@@ -150,14 +151,15 @@ def on_host(features: Features) -> dict[str, np.ndarray]:
 class Lidar:
     """LiDAR of the online projections, in inference mode, over the same views every time."""
 
-    def __init__(self, byol: Byol, source: Source, config: Any):
+    def __init__(self, byol: Byol, stream: Stream, workers: int):
         """Makes nothing yet.
 
         Args:
-          byol: the networks. source: the training pictures.
-          config: whose seed, views and data.pair_keys are used.
+          byol: the networks.
+          stream: of the run.
+          workers: pictures whose views are made in parallel.
         """
-        self._byol, self._source, self._config = byol, source, config
+        self._byol, self._stream, self._workers = byol, stream, workers
         self._views: np.ndarray | None = None
         self._project = jax.jit(byol.project)
 
@@ -167,7 +169,7 @@ class Lidar:
         The views are made by the first call and kept: 1,000 of them, 150 MB at 224 pixels.
         """
         if self._views is None:
-            self._views = lidar_views(self._source, self._config)
+            self._views = lidar_views(self._stream, self._workers)
         # One device's copy: nothing here may wait for other processes.
         own = jax.tree.map(
             lambda x: x.addressable_data(0), (state.online_params, state.online_stats)
@@ -176,34 +178,26 @@ class Lidar:
         return lidar(np.stack(projections, axis=1))
 
 
-def lidar_views(source: Source, config: Any) -> np.ndarray:
+def lidar_views(stream: Stream, workers: int) -> np.ndarray:
     """Training views of the first pictures of the stream: uint8 [views, pictures, S, S, 3].
 
     Views 2 k and 2 k + 1 of a picture are its views 1 and 2 of epoch k, but of one picture where
     training takes a partner for the second.
     """
-    maker = PairMaker(source, config)
-    count = min(LIDAR_PICTURES, len(source))
+    count = min(LIDAR_PICTURES, len(stream.source))
+    kinds = list(stream.views.values())
+    epochs = np.arange(-(-LIDAR_VIEWS // len(kinds)))
 
     def of_picture(position: int) -> list[np.ndarray]:
-        _, example = maker.example(position)
-        pictures = maker.load(position).pictures
-        views = []
-        for number in range(LIDAR_VIEWS):
-            epoch, which = divmod(number, 2)
-            picture = pictures[which]
-            params = draw_view(
-                (config.views.view1, config.views.view2)[which],
-                *picture.shape[:2],
-                seed=config.seed,
-                epoch=epoch,
-                example=example,
-                number=which + 1,
-            )
-            size, antialias = config.views.image_size, config.views.antialias
-            views.append(make_view(picture, params, size, antialias))
-        return views
+        _, example = stream.example(position)
+        pictures = stream.load(position).pictures
+        examples = np.full(len(epochs), example)
+        made = []
+        for number, (view, picture) in enumerate(zip(kinds, pictures, strict=True), 1):
+            steps = view.steps(view.draw(stream.seed, number, epochs, examples))
+            made.append([view.make(picture, each) for each in steps])
+        return [view for of_epoch in zip(*made, strict=True) for view in of_epoch][:LIDAR_VIEWS]
 
-    with ThreadPoolExecutor(config.data.workers or os.cpu_count()) as pool:
+    with ThreadPoolExecutor(workers) as pool:
         made = list(pool.map(of_picture, range(count)))
     return np.stack([np.stack(views) for views in zip(*made, strict=True)])

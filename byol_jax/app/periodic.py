@@ -18,8 +18,10 @@ from byol_jax.evaluation.features import Encode
 from byol_jax.evaluation.neighbours import recall
 from byol_jax.evaluation.table import Evaluation, evaluate
 from byol_jax.evaluation.views import encode_pairs
+from byol_jax.input.stream import Stream
 from byol_jax.sources.data import Data
 from byol_jax.training.state import TrainState
+from byol_jax.views.recipes import config_views
 
 # Pictures among whose views the other view of each is sought, at most. It sets the level of
 # chance, so it is the same for data sets of any size.
@@ -115,7 +117,9 @@ def other_views(encode: Encode, data: Data, config: Any) -> dict[str, float]:
       UserError: no picture can be read.
     """
     source = data.held_out if len(data.held_out) else data.train
-    view1, view2, _ = encode_pairs(encode, source, POOL, config)
+    views = config_views(config.views, config.data.pair_keys)
+    stream = Stream(source, views, config.seed)
+    view1, view2, _ = encode_pairs(encode, stream, POOL, config.evaluate.batch_size)
     if len(view1) <= max(RECALL_AT):
         return {}
     return {f'recall_{k}': share for k, share in recall(view1, view2, RECALL_AT).items()}

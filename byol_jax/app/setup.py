@@ -17,6 +17,8 @@ from byol_jax.sources.data import Data
 from byol_jax.training import optimizers as optim
 from byol_jax.training.online_probe import labels_of_probe, start_probe
 from byol_jax.training.state import TrainState, init_state
+from byol_jax.views.recipes import config_views
+from byol_jax.views.view import View
 
 
 class Training(NamedTuple):
@@ -45,6 +47,7 @@ class Run(NamedTuple):
       plan: derived numbers.
       byol: the networks.
       training: their optimizer and initial state.
+      views: of each example, by name.
     """
 
     config: Any
@@ -52,6 +55,7 @@ class Run(NamedTuple):
     plan: Plan
     byol: Byol
     training: Training
+    views: dict[str, View]
 
 
 def build_run(config: Any) -> Run:
@@ -61,6 +65,7 @@ def build_run(config: Any) -> Run:
       UserError: something in the config cannot be used.
     """
     config = Settings.of(config)
+    views = config_views(config.views, config.data.pair_keys)
     data = build_data(config)
     plan = make_plan(config, len(data.train), jax.device_count(), jax.process_count())
     byol = build_byol(config)
@@ -69,7 +74,7 @@ def build_run(config: Any) -> Run:
     if labels:
         probe = jax.device_get(start_probe(byol.feature_size(config.views.image_size), labels))
         training = training._replace(initial=training.initial._replace(online_probe=probe))
-    return Run(config, data, plan, byol, training)
+    return Run(config, data, plan, byol, training, views)
 
 
 def build_training(config: Any, plan: Plan, byol: Byol) -> Training:

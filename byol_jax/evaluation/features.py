@@ -12,7 +12,7 @@ import numpy as np
 from byol_jax.errors import BadPicture, UserError
 from byol_jax.sources.bad_files import BadFile, bad_file, name_some
 from byol_jax.sources.base import Source
-from byol_jax.views.augment import center_view
+from byol_jax.views.crop import center_view
 
 # uint8 [B, S, S, 3] -> float32 [B, D].
 Encode = Callable[[np.ndarray], np.ndarray]
@@ -64,7 +64,7 @@ def encode_source(
       source: the pictures.
       key: which of an example's pictures.
       image_size: S, the side of the crop in pixels.
-      crop_fraction: the crop's share of the shorter side, in (0, 1]; see `augment.center_view`.
+      crop_fraction: the crop's share of the shorter side, in (0, 1]; see `crop.center_view`.
       batch_size: pictures a call; the last batch is filled up with zeros.
       progress: called after each batch with (pictures done, pictures in all).
 

@@ -14,10 +14,12 @@ from byol_jax.evaluation.features import Encode, Encoded, Labelled, Progress, en
 from byol_jax.evaluation.linear import Epoch
 from byol_jax.evaluation.probes import held_out_rows
 from byol_jax.evaluation.views import Pairs, augmented, encode_pairs
+from byol_jax.input.stream import Stream
 from byol_jax.settings import Evaluate, Settings
 from byol_jax.sources.bad_files import BadFile
 from byol_jax.sources.base import Source, Subset
 from byol_jax.sources.data import Data
+from byol_jax.views.recipes import config_views
 
 # Takes a line for the user.
 Say = Callable[[str], None]
@@ -230,11 +232,19 @@ def subject_of(
     # All pictures, not those encoded already: of a clip another frame may be wanted.
     gallery, queries = compared(data)
     pool = queries if len(queries) else gallery
+    stream = Stream(pool, config_views(config.views, config.data.pair_keys), config.seed)
 
     def crops(rows: np.ndarray) -> Epoch:
         labels = parts.gallery.labels
         assert labels is not None
-        return augmented(encode, Subset(parts.gallery, rows), labels[rows], config)
+        return augmented(
+            encode,
+            Subset(parts.gallery, rows),
+            labels[rows],
+            stream.views['view1'],
+            seed=config.seed,
+            batch_size=options.batch_size,
+        )
 
     return Subject(
         _features_of(parts.gallery, parts.searched),
@@ -247,7 +257,7 @@ def subject_of(
         Pictures(
             parts.gallery,
             parts.queries,
-            lambda most: encode_pairs(encode, pool, most, config),
+            lambda most: encode_pairs(encode, stream, most, options.batch_size),
             crops,
             parts.bad,
         ),

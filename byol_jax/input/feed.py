@@ -1,10 +1,10 @@
 """How pictures get to the training step, and where they become views.
 
-`views.on` and the source decide between three ways:
+`on` and the source decide between three ways:
 
   cpu          views are made on the CPU, and the step gets them
   accelerator  the CPU decodes, crops and resizes; the step does the rest
-  accelerator, data.source='array'
+  accelerator, and the source is an array
                the pictures lie on the device; the step gets indices and what was drawn, a few
                numbers an example, and does everything. Needs no TensorFlow
 
@@ -15,22 +15,19 @@ from __future__ import annotations
 
 import dataclasses
 import importlib.util
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import closing
 from typing import Any
 
 import jax
 import numpy as np
 
-from byol_jax.app.setup import Run
 from byol_jax.errors import UserError
-from byol_jax.input.stream import PairMaker
+from byol_jax.input.stream import Stream
 from byol_jax.sources.array import Array
 from byol_jax.sources.bad_files import BadFiles
 from byol_jax.sources.base import Source, Subset
-from byol_jax.training.step import everywhere, pmap_step
-from byol_jax.views.device_crop import Resize, crop_resize, resize_weights
-from byol_jax.views.device_views import Possible, photometric
+from byol_jax.views.view import View
 
 Batch = dict[str, Any]
 
@@ -40,92 +37,127 @@ class Feed:
     """Batches, and what makes views of them on the device.
 
     Attributes:
-      batches: this process's share of each, in order; close it after use. With an online probe
-        each has 'label' too, int32 [B], -1 where there is none.
-      views: pure, `(batch, *shared) -> {'view1', 'view2'}`, uint8 [B, S, S, 3].
-      shared: arrays that lie on every device.
+      batches: this process's share of each, in order; close it after use.
+      views: pure, `(batch, *shared) -> batch`: what `view_batches` yields, whatever the way.
+      shared: NumPy trees that `views` needs on every device (`training.step.everywhere`).
     """
 
     batches: Generator[Batch]
     views: Callable[..., Batch]
     shared: tuple[Any, ...] = ()
 
-    def compile(
-        self, train_step: Callable[..., Any], monitored: bool = False
-    ) -> Callable[[Any, Batch], Any]:
-        """The mapped step of `make_train_step`'s pure one, which may be a monitored one."""
 
-        def step(state: Any, batch: Batch, *shared: Any) -> Any:
-            label = {'label': batch['label']} if 'label' in batch else {}
-            return train_step(state, self.views(batch, *shared) | label)
-
-        mapped = pmap_step(step, len(self.shared), monitored)
-        return lambda state, batch: mapped(state, batch, *self.shared)
-
-
-def open_feed(run: Run, start: int, bad_files: BadFiles) -> Feed:
-    """The feed of a run from the step after `start` on.
+def open_feed(
+    source: Source,
+    views: Mapping[str, View],
+    *,
+    batch_size: int,
+    seed: int = 0,
+    start_step: int = 0,
+    stop_step: int,
+    on: str = 'cpu',
+    labels: bool = False,
+    workers: int = 0,
+    prefetch: int = 2,
+    process_index: int = 0,
+    process_count: int = 1,
+    bad_files: BadFiles | None = None,
+) -> Feed:
+    """The feed of a training run. Arguments it does not explain are those of `view_batches`.
 
     Args:
+      source: the pictures.
+      views: by name.
+      batch_size: of all processes together.
+      seed: of the order and of every random choice.
+      start_step: the first step.
+      stop_step: the step after the last one.
+      on: where views are made, 'cpu' or 'accelerator'.
+      labels: each batch has 'label' too, int32 [B], -1 where there is none.
+      workers: examples prepared in parallel.
+      prefetch: batches prepared ahead.
+      process_index: this process's place.
+      process_count: how many share each batch.
       bad_files: where what cannot be read is counted.
 
     Raises:
-      UserError: the pictures do not fit on the device, or are too large for the views, or
-        TensorFlow is needed and not there.
+      UserError: the pictures do not fit on the device, or are too large for the views, a view
+        operation has no JAX version, or TensorFlow is needed and not there.
     """
-    config, source = run.config, run.data.train
-    if config.views.on == 'accelerator':
+    if on == 'accelerator':
         pictures = pictures_in_memory(source)
+        for view in views.values():
+            view.check_jax(whole=pictures is not None)
         if pictures is not None:
             _check_memory(pictures)
-            shared = everywhere((pictures, _weights(config, pictures.shape)))
-            return Feed(_labelled(run, _indices(run, start)), array_views(config), shared)
+            share = batch_size // process_count
+            starts = range(
+                start_step * batch_size + process_index * share,
+                stop_step * batch_size,
+                batch_size,
+            )
+            drawn = _drawn(Stream(source, views, seed), starts, share)
+            made, shared = array_views(views, pictures.shape)
+            return Feed(_labelled(source, drawn, labels), made, (pictures, *shared))
     if importlib.util.find_spec('tensorflow') is None:
         raise UserError(
             "TensorFlow is not installed. Only data.source='array' with views.on='accelerator', "
             'and without tiles, trains without it: pip install -r requirements.txt.'
         )
     # Only here, since it imports TensorFlow.
-    from byol_jax.input.pipeline import batches
+    from byol_jax.input.pipeline import view_batches
 
-    made = batches(
+    batches = view_batches(
         source,
-        config,
-        start_step=start,
-        stop_step=run.plan.total_steps,
-        process_index=jax.process_index(),
-        process_count=jax.process_count(),
+        views,
+        batch_size=batch_size,
+        seed=seed,
+        start_step=start_step,
+        stop_step=stop_step,
+        workers=workers,
+        prefetch=prefetch,
+        crops_only=on == 'accelerator',
+        process_index=process_index,
+        process_count=process_count,
         bad_files=bad_files,
     )
-    views = crop_views(config) if config.views.on == 'accelerator' else made_views
-    return Feed(_labelled(run, made), views)
+    return Feed(
+        _labelled(source, batches, labels), crop_views(views) if on == 'accelerator' else dict
+    )
 
 
 def shown_views(
-    run: Run, positions: Sequence[int], pictures: Sequence[tuple[np.ndarray, np.ndarray]]
-) -> list[tuple[np.ndarray, np.ndarray]]:
+    stream: Stream,
+    positions: Sequence[int],
+    pictures: Sequence[tuple[np.ndarray, ...]],
+    on: str = 'cpu',
+) -> list[tuple[np.ndarray, ...]]:
     """The views a run makes at some positions, made where it makes them: uint8 [S, S, 3] each.
 
     Args:
-      positions: of the stream. pictures: that are shown there (`PairMaker.load`).
+      stream: of the run.
+      positions: to show.
+      pictures: that are shown there (`Stream.load`).
+      on: where views are made, 'cpu' or 'accelerator'.
     """
-    config, source = run.config, run.data.train
-    maker = PairMaker(source, config)
-    variates = maker.variates(positions)
-    own = zip(pictures, variates.swapaxes(0, 1), strict=True)
-    if config.views.on == 'cpu':
-        return [maker.views(*at) for at in own]
-    if held_array(source) is not None:
-        shown = np.stack([first for first, _ in pictures])
-        height, width = shown.shape[1:3]
-        drawn = maker.drawn(positions, height, width) | {'example': np.arange(len(shown))}
-        views = jax.jit(array_views(config))(drawn, shown, _weights(config, shown.shape))
+    views, drawn = stream.views, stream.draw(positions)
+    steps = zip(*(view.steps(drawn[name]) for name, view in views.items()), strict=True)
+    own = [list(zip(views.values(), *at, strict=True)) for at in zip(pictures, steps, strict=True)]
+    if on == 'cpu':
+        return [tuple(view.make(picture, steps) for view, picture, steps in at) for at in own]
+    if held_array(stream.source) is not None:
+        shown = np.stack([first for first, *_ in pictures])
+        batch = stream.drawn_whole(positions, *shown.shape[1:3])
+        batch['example'] = np.arange(len(shown))
+        make, shared = array_views(views, shown.shape)
+        made = jax.jit(make)(batch, shown, *shared)
     else:
-        crops = [maker.crops(*at) for at in own]
-        first, second = map(np.stack, zip(*crops, strict=True))
-        batch = {'view1': first, 'view2': second, **maker.photometric(variates)}
-        views = jax.jit(crop_views(config))(batch)
-    return list(zip(np.asarray(views['view1']), np.asarray(views['view2']), strict=True))
+        crops = [[view.cut(picture, steps)[0] for view, picture, steps in at] for at in own]
+        stacked = map(np.stack, zip(*crops, strict=True))
+        batch: Batch = dict(zip(views, stacked, strict=True))
+        batch |= {f'{name}/drawn': view.for_device(drawn[name]) for name, view in views.items()}
+        made = jax.jit(crop_views(views))(batch)
+    return list(zip(*(np.asarray(made[name]) for name in views), strict=True))
 
 
 def held_array(source: Source) -> Array | None:
@@ -144,69 +176,62 @@ def pictures_in_memory(source: Source) -> np.ndarray | None:
     return held.images if whole else held.images[indices]
 
 
-def _weights(config: Any, shape: tuple[int, ...]) -> Resize:
-    """For pictures [N, H, W, 3]."""
-    return resize_weights(max(shape[1:3]), config.views.image_size, config.views.antialias)
+def crop_views(views: Mapping[str, View]) -> Callable[[Batch], Batch]:
+    """Makes views, on the device, of what `view_batches` yields with crops_only."""
+
+    def make(batch: Batch) -> Batch:
+        made = {key: x for key, x in batch.items() if not key.endswith('/drawn')}
+        for name, view in views.items():
+            made[name] = view.finish_jax(batch[name], batch[f'{name}/drawn'])
+        return made
+
+    return make
 
 
-def made_views(batch: Batch) -> Batch:
-    """The views of what `batches` yields with views.on='cpu'."""
-    return {'view1': batch['view1'], 'view2': batch['view2']}
+def array_views(
+    views: Mapping[str, View], shape: tuple[int, ...]
+) -> tuple[Callable[..., Batch], tuple[Any, ...]]:
+    """Makes views, on the device, of what `Stream.drawn_whole` draws.
 
+    Args:
+      views: by name.
+      shape: of the pictures there, [N, H, W, 3].
 
-def crop_views(config: Any) -> Callable[[Batch], Batch]:
-    """Makes views of what `batches` yields with views.on='accelerator'."""
-    possible = {n: Possible.of(getattr(config.views, f'view{n}')) for n in (1, 2)}
-
-    def views(batch: Batch) -> Batch:
-        return {
-            f'view{n}': photometric(batch[f'view{n}'], batch[f'colors{n}'], possible[n])
-            for n in (1, 2)
-        }
-
-    return views
-
-
-def array_views(config: Any) -> Callable[..., Batch]:
-    """Makes views `(drawn, pictures, weights)` of what `PairMaker.drawn` has drawn.
-
-    `pictures` are those on the device, uint8 [N, H, W, 3], and `weights` their `resize_weights`.
+    Returns:
+      `(drawn, pictures, *shared) -> batch`, and `shared`.
     """
-    possible = {n: Possible.of(getattr(config.views, f'view{n}')) for n in (1, 2)}
-    size = config.views.image_size
+    tables = {name: view.resizing.tables(max(shape[1:3])) for name, view in views.items()}
+    # Views of one kind share them.
+    shared = list({id(each): each for each in tables.values()}.values())
+    places = {name: [*map(id, shared)].index(id(each)) for name, each in tables.items()}
 
-    def views(drawn: Batch, pictures: jax.Array, weights: Any) -> Batch:
+    def make(drawn: Batch, pictures: jax.Array, *shared: Any) -> Batch:
+        made = {key: x for key, x in drawn.items() if not key.endswith('/drawn')}
         shown = pictures[drawn['example']]
-        return {
-            f'view{n}': photometric(
-                crop_resize(shown, drawn[f'crop{n}'], weights, size),
-                drawn[f'colors{n}'],
-                possible[n],
-            )
-            for n in (1, 2)
-        }
+        for name, view in views.items():
+            made[name], boxes = view.make_jax(shown, drawn[f'{name}/drawn'], shared[places[name]])
+            if view.has_box:
+                made[f'{name}/box'] = boxes
+        return made
 
-    return views
+    return make, tuple(shared)
 
 
-def _indices(run: Run, start: int) -> Generator[Batch]:
-    """For every step this process's share of what `PairMaker.drawn` draws."""
-    source, share = run.data.train, run.plan.process_batch_size
-    maker = PairMaker(source, run.config)
-    height, width = source.size(0, 'image')
-    for step in range(start, run.plan.total_steps):
-        first = step * run.plan.batch_size + jax.process_index() * share
-        yield maker.drawn(range(first, first + share), height, width)
+def _drawn(stream: Stream, starts: Sequence[int], share: int) -> Generator[Batch]:
+    """For every step this process's share of what is drawn."""
+    # All pictures of an array have one size, whichever of them a view is made from.
+    height, width = stream.source.size(0, stream.source.keys[0])
+    for first in starts:
+        yield stream.drawn_whole(range(first, first + share), height, width)
 
 
-def _labelled(run: Run, batches: Generator[Batch]) -> Generator[Batch]:
-    """Adds the labels of what is shown, if there is a probe to learn them."""
+def _labelled(source: Source, batches: Generator[Batch], labels: bool) -> Generator[Batch]:
+    """Adds the labels of what is shown, if they are asked for."""
     # Closed, it closes what it reads from.
     with closing(batches):
         for batch in batches:
-            if run.training.initial.online_probe is not None:
-                labels = run.data.train.shown_labels(batch['example'])
-                batch['label'] = labels.astype(np.int32)
+            if labels:
+                batch['label'] = source.shown_labels(batch['example']).astype(np.int32)
             yield batch
 
 

@@ -1,21 +1,21 @@
-"""Source -> batches of view pairs of the stream (`stream`), with tf.data."""
+"""Source -> batches of the views of the stream (`stream`), with tf.data."""
 
 from __future__ import annotations
 
 import math
 import os
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
 
 from byol_jax.errors import UserError
-from byol_jax.input.stream import NoPictureError, PairMaker
+from byol_jax.input.stream import NoPictureError, Stream
 from byol_jax.sources.bad_files import BadFile, BadFiles
 from byol_jax.sources.base import Source
 from byol_jax.sources.quiet_tensorflow import tf
-from byol_jax.views.draws import Photometric
+from byol_jax.views.view import Steps, View
 
 Batch = dict[str, Any]
 
@@ -23,118 +23,147 @@ Batch = dict[str, Any]
 _ALIGNMENT = 64
 
 
-def batches(
+def view_batches(
     source: Source,
-    config: Any,
+    views: Mapping[str, View],
     *,
-    start_step: int,
-    stop_step: int,
+    batch_size: int,
+    seed: int = 0,
+    start_step: int = 0,
+    stop_step: int | None = None,
+    workers: int = 0,
+    prefetch: int = 2,
+    crops_only: bool = False,
     process_index: int = 0,
     process_count: int = 1,
     bad_files: BadFiles | None = None,
 ) -> Generator[Batch]:
-    """Yields this process's share of batches start_step .. stop_step - 1.
+    """Yields batches of views, made on the CPU: batch k is a function of (seed, k).
 
     Close it if it is not read to its end: work that is under way keeps a process from ending.
 
     Args:
-      source: the training pictures.
-      config: a run's config.
-      start_step, stop_step: optimizer steps; starting late costs nothing.
-      process_index, process_count: this host's place among the hosts; each makes every batch's
-        rows [index B / count, (index + 1) B / count).
+      source: the pictures.
+      views: by name, such as `paper_views()`.
+      batch_size: examples in a batch, of all processes together.
+      seed: of the order and of every random choice.
+      start_step: the first batch; starting late costs nothing.
+      stop_step: the first batch that is not made; None: there is no end.
+      workers: examples prepared in parallel; 0: one per CPU core.
+      prefetch: batches prepared ahead.
+      crops_only: leave what follows the crop to the device (`View.finish_jax`).
+      process_index: this process's place among those that share each batch; it makes rows
+        [index B / count, (index + 1) B / count).
+      process_count: how many processes share each batch.
       bad_files: where what cannot be read is counted, in the order of the stream: when a batch is
-        yielded, that of all batches up to it. By default one for this call.
+        yielded, that of all batches up to it. By default one for this call, which allows 1 %.
 
     Yields:
-      {'view1', 'view2'}: uint8 [batch_size / process_count, S, S, 3], and 'example', int32
-      [batch_size / process_count]: those that are shown. With views.on='accelerator' the views are
-      cropped and resized only, and there are 'colors1' and 'colors2' too, `Photometric` for
-      `device_views`.
+      A dict, with B = batch_size / process_count and S the size of the view:
+        '<view>': uint8 [B, S, S, 3].
+        '<view>/box': float32 [B, 4], (top, left, height, width) of what the view shows, as
+          fractions of its picture; absent where an operation moves pixels in ways a box cannot say.
+        '<view>/mirrored': bool [B], whether it is mirrored left to right.
+        'example': int32 [B], the examples shown.
+        '<view>/drawn': with crops_only, a tree for `View.finish_jax`.
 
     Raises:
-      UserError: more is bad than data.max_bad_fraction allows. Of several processes none knows
-        what the others found: there only a limit of 0 is checked, and the caller checks others.
+      UserError: more is bad than `bad_files` allows. Of several processes none knows what the
+        others found: there only a limit of 0 is checked, and the caller checks others.
       NoPictureError: nothing can be read in place of a bad picture.
     """
-    maker = PairMaker(source, config)
-    on_device = config.views.on == 'accelerator'
-    make = maker.crops if on_device else maker.views
-    batch = config.batch_size
-    share = batch // process_count
-    size = config.views.image_size
-    workers = config.data.workers or os.cpu_count() or 1
+    stream = Stream(source, views, seed)
+    share = batch_size // process_count
+    workers = workers or os.cpu_count() or 1
+    kinds = list(views.values())
 
     if bad_files is None:
-        bad_files = BadFiles(source, config.data.pair_keys[0], config.data.max_bad_fraction)
+        bad_files = BadFiles(source, kinds[0].picture, max_fraction=0.01)
 
     def positions(step: int) -> range:
-        first = step * batch + process_index * share
+        first = step * batch_size + process_index * share
         return range(first, first + share)
 
     found: dict[int, Sequence[BadFile]] = {}
     shown: dict[int, int] = {}
     failures: dict[int, UserError] = {}
-    colors: dict[int, dict[str, Photometric]] = {}
+    beside: dict[int, Batch] = {}
 
-    def pair(position: int, drawn: np.ndarray) -> tuple[np.ndarray, np.ndarray] | None:
-        """The pair at a position, or None.
+    def fill(
+        position: int,
+        row: int,
+        steps: Sequence[Sequence[Steps]],
+        made: Sequence[np.ndarray],
+        boxes: Sequence[np.ndarray],
+    ) -> None:
+        """Makes the views at a position into row `row`.
 
         What is bad is kept for the batch it belongs to: batches are made ahead, and what a run says
         and counts must not depend on how far. Errors too; TensorFlow would print a traceback.
         """
         if closed:
-            return None
+            return
         try:
-            loaded = maker.load(position)
+            loaded = stream.load(position)
             shown[position] = loaded.example
             if loaded.bad:
                 found[position] = loaded.bad
-            return make(loaded.pictures, drawn)
+            for view, picture, own, images, box in zip(
+                kinds, loaded.pictures, steps, made, boxes, strict=True
+            ):
+                image, box[row] = view.cut(picture, own[row])
+                images[row] = image if crops_only else view.finish(image, own[row])
         except UserError as error:
             if isinstance(error, NoPictureError):
                 found[position] = error.bad
             failures[position] = error
-            return None
 
-    def batch_of(step: np.int64) -> tuple[np.ndarray, np.ndarray]:
+    def batch_of(step: np.int64) -> list[np.ndarray]:
         mine = positions(int(step))
-        drawn = maker.variates(mine)
-        if on_device:
-            colors[int(step)] = maker.photometric(drawn)
-        view1, view2 = (_aligned((share, size, size, 3)) for _ in range(2))
+        drawn = stream.draw(mine)
+        steps = [view.steps(drawn[name]) for name, view in stream.views.items()]
+        made = [_aligned((share, view.size, view.size, 3)) for view in kinds]
+        boxes = [np.empty((share, 4), np.float32) for _ in kinds]
+        more: Batch = {}
+        for (name, view), box in zip(stream.views.items(), boxes, strict=True):
+            if view.has_box:
+                more[f'{name}/box'] = box
+            more[f'{name}/mirrored'] = view.mirrored(drawn[name])
+            if crops_only:
+                more[f'{name}/drawn'] = view.for_device(drawn[name])
+        beside[int(step)] = more
 
         rows = iter(range(share))
 
         # A job for each worker, not for each row, which would wake this thread each time.
         def work() -> None:
             for row in rows:
-                made = pair(mine[row], drawn[:, row])
-                if made is not None:
-                    view1[row], view2[row] = made
+                fill(mine[row], row, steps, made, boxes)
 
         for job in [pool.submit(work) for _ in range(min(workers, share))]:
             job.result()
-        return view1, view2
+        return made
 
     # Plain TensorFlow: to look for Python's own loops in it takes a third of a second.
     @tf.autograph.experimental.do_not_convert
-    def mapped(step: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        return tf.numpy_function(batch_of, [step], (tf.uint8, tf.uint8), stateful=False)
+    def mapped(step: tf.Tensor) -> tuple[tf.Tensor, ...]:
+        # A tuple: of a list tf.data would make one array.
+        return tuple(tf.numpy_function(batch_of, [step], [tf.uint8] * len(kinds), stateful=False))
 
-    ahead = max(config.data.prefetch, 1)
+    ahead = max(prefetch, 1)
     options = tf.data.Options()
     options.deterministic = True
     options.threading.private_threadpool_size = ahead
+    last = np.iinfo(np.int64).max if stop_step is None else stop_step
     data = (
-        tf.data.Dataset.range(start_step, stop_step)
+        tf.data.Dataset.range(start_step, last)
         .map(mapped, num_parallel_calls=ahead)
         .with_options(options)
     )
     closed = False
     with ThreadPoolExecutor(workers) as pool:
         try:
-            for step, (view1, view2) in enumerate(data.as_numpy_iterator(), start_step):
+            for step, made in enumerate(data.as_numpy_iterator(), start_step):
                 mine = positions(step)
                 for position in mine:
                     bad_files.add(found.pop(position, ()))
@@ -144,8 +173,7 @@ def batches(
                     if position in failures:
                         raise failures[position]
                 examples = np.array([shown.pop(position) for position in mine], np.int32)
-                made = {'view1': view1, 'view2': view2, 'example': examples}
-                yield made | colors.pop(step, {})
+                yield dict(zip(views, made, strict=True)) | beside.pop(step) | {'example': examples}
         finally:
             closed = True
 

@@ -10,11 +10,9 @@ one is a function of (seed, epoch, example) too, so no other position changes, w
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import itertools
-from collections.abc import Iterator, Sequence
-from types import SimpleNamespace
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -22,11 +20,7 @@ import numpy as np
 from byol_jax.errors import BadPicture, UserError
 from byol_jax.sources.bad_files import BadFile, bad_file, name_some
 from byol_jax.sources.base import Source
-from byol_jax.views.augment import ViewParams, crop_resize, make_view, view_params
-from byol_jax.views.draws import Photometric, draw_crops, draw_photometric, uniforms
-
-# (example, key) of the picture of each view.
-Which = tuple[tuple[int, str], tuple[int, str]]
+from byol_jax.views.view import Drawn, View
 
 # Other examples tried, at most, in place of one that cannot be read. With half of all pictures bad
 # one position in four billion would find none.
@@ -42,7 +36,7 @@ class Loaded(NamedTuple):
       bad: what could not be read on the way to it.
     """
 
-    pictures: tuple[np.ndarray, np.ndarray]
+    pictures: tuple[np.ndarray, ...]
     example: int
     bad: Sequence[BadFile] = ()
 
@@ -61,32 +55,48 @@ class NoPictureError(UserError):
         self.bad = bad
 
 
-def _plain(view: Any) -> Any:
-    return view if dataclasses.is_dataclass(view) else SimpleNamespace(**view)
+class Stream:
+    """What every position shows: its example, the pictures of its views, and what they draw."""
 
+    def __init__(self, source: Source, views: Mapping[str, View], seed: int = 0):
+        """Reads nothing yet.
 
-class PairMaker:
-    """Loads the pictures of any position of the stream and makes its two views."""
-
-    def __init__(self, source: Source, config: Any):
-        """Args:
-        source: the training pictures.
-        config: whose seed, views and data.pair_keys are used.
+        Args:
+          source: the pictures.
+          views: by name, of each example. Their numbers (1, 2, ..) are their places here.
+          seed: of the order and of every random choice.
         """
-        self._source = source
-        self._seed = config.seed
-        self._size = config.views.image_size
-        self._antialias = config.views.antialias
-        # Plain objects: an attribute of a ConfigDict takes 10 us, and each view asks for 16.
-        self._views = tuple(_plain(getattr(config.views, f'view{n}')) for n in (1, 2))
-        self._keys = tuple(config.data.pair_keys)
+        self.source = source
+        self.views = dict(views)
+        self.seed = seed
 
     def example(self, position: int) -> tuple[int, int]:
         """(epoch, index of the example) at a position of the stream."""
-        epoch, place = divmod(position, len(self._source))
-        return epoch, int(epoch_order(self._seed, epoch, len(self._source))[place])
+        epoch, place = divmod(position, len(self.source))
+        return epoch, int(epoch_order(self.seed, epoch, len(self.source))[place])
 
-    def pictures(self, position: int) -> Which:
+    def examples(self, positions: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
+        """As `example` for B positions: (epochs, indices), int64 [B] each."""
+        epochs, places = np.divmod(np.asarray(positions, np.int64), len(self.source))
+        indices = np.empty_like(places)
+        for epoch in np.unique(epochs):
+            here = epochs == epoch
+            order = epoch_order(self.seed, int(epoch), len(self.source))
+            indices[here] = order[places[here]]
+        return epochs, indices
+
+    def draw(self, positions: Sequence[int]) -> dict[str, Drawn]:
+        """What each view draws at B positions, by its name.
+
+        It is the position's own, whichever example the pictures there are of.
+        """
+        epochs, indices = self.examples(positions)
+        return {
+            name: view.draw(self.seed, number, epochs, indices)
+            for number, (name, view) in enumerate(self.views.items(), 1)
+        }
+
+    def pictures(self, position: int) -> tuple[tuple[int, str], ...]:
         """(example, key) of the picture that each view at a position is made from."""
         return self._which(*self.example(position))
 
@@ -97,103 +107,54 @@ class PairMaker:
           NoPictureError: none of the replacements can be read either.
         """
         epoch, index = self.example(position)
-        others = replacements(self._seed, epoch, index, len(self._source))
+        others = replacements(self.seed, epoch, index, len(self.source))
         bad = []
         for candidate in itertools.chain([index], others):
-            first, second = self._which(epoch, candidate)
+            which = self._which(epoch, candidate)
             try:
                 # In the source's order: a later frame of a clip is decoded on from an earlier one.
                 loaded = {
-                    which: self._source.load_in_epoch(epoch, *which)
-                    for which in sorted({first, second})
+                    each: self.source.load_in_epoch(epoch, *each) for each in sorted(set(which))
                 }
             except BadPicture as error:
                 bad.append(bad_file(error))
             else:
-                return Loaded((loaded[first], loaded[second]), candidate, bad)
+                return Loaded(tuple(loaded[each] for each in which), candidate, bad)
         raise NoPictureError(bad)
 
-    def views(
-        self, pictures: tuple[np.ndarray, np.ndarray], drawn: np.ndarray
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """The views that a position makes of its pictures: two uint8 [S, S, 3].
+    def drawn_whole(self, positions: Sequence[int], height: int, width: int) -> dict[str, Any]:
+        """All that makes the views at B positions on a device that has the pictures.
 
         Args:
-          pictures: uint8 [H, W, 3], of each view.
-          drawn: the position's variates, float64 [2, VARIATES], of `variates`; they are its own,
-            whichever example the pictures are of.
-        """
-        first, second = (
-            make_view(picture, params, self._size, self._antialias)
-            for picture, params in self._params(pictures, drawn)
-        )
-        return first, second
-
-    def crops(
-        self, pictures: tuple[np.ndarray, np.ndarray], drawn: np.ndarray
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """As `views`, but cropped and resized only; `photometric` has the rest."""
-        first, second = (
-            crop_resize(picture, params.crop, self._size, self._antialias)
-            for picture, params in self._params(pictures, drawn)
-        )
-        return first, second
-
-    def _params(
-        self, pictures: tuple[np.ndarray, np.ndarray], drawn: np.ndarray
-    ) -> Iterator[tuple[np.ndarray, ViewParams]]:
-        for view, picture, u in zip(self._views, pictures, drawn.tolist(), strict=True):
-            height, width = picture.shape[:2]
-            yield picture, view_params(view, height, width, u)
-
-    def photometric(self, drawn: np.ndarray) -> dict[str, Photometric]:
-        """What the views at B positions have beside the crop: {'colors1', 'colors2'}.
-
-        Args:
-          drawn: the positions' variates, float64 [2, B, VARIATES], of `variates`.
-        """
-        both = zip(self._views, drawn, strict=True)
-        return {f'colors{n}': draw_photometric(view, u) for n, (view, u) in enumerate(both, 1)}
-
-    def drawn(self, positions: Sequence[int], height: int, width: int) -> dict[str, Any]:
-        """All that makes the views at B positions of pictures of one size.
+          positions: of the stream.
+          height: of all pictures, pixels.
+          width: likewise.
 
         Returns:
-          {'example': int32 [B], 'crop1', 'crop2': int32 [B, 4], 'colors1', 'colors2'}.
+          'example', int32 [B], and '<view>/drawn' (`View.for_device_whole`) and '<view>/mirrored',
+          bool [B], for each view.
         """
-        drawn: dict[str, Any] = {'example': self.examples(positions)[1].astype(np.int32)}
-        for n, (view, u) in enumerate(zip(self._views, self.variates(positions), strict=True), 1):
-            drawn[f'crop{n}'] = draw_crops(view, height, width, u)
-            drawn[f'colors{n}'] = draw_photometric(view, u)
-        return drawn
+        batch: dict[str, Any] = {'example': self.examples(positions)[1].astype(np.int32)}
+        for name, drawn in self.draw(positions).items():
+            view = self.views[name]
+            batch[f'{name}/drawn'] = view.for_device_whole(drawn, height, width)
+            batch[f'{name}/mirrored'] = view.mirrored(drawn)
+        return batch
 
-    def examples(self, positions: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
-        """As `example` for B positions: (epochs, indices), int64 [B] each."""
-        epochs, places = np.divmod(np.asarray(positions, np.int64), len(self._source))
-        indices = np.empty_like(places)
-        for epoch in np.unique(epochs):
-            here = epochs == epoch
-            order = epoch_order(self._seed, int(epoch), len(self._source))
-            indices[here] = order[places[here]]
-        return epochs, indices
-
-    def variates(self, positions: Sequence[int]) -> np.ndarray:
-        """What is drawn for both views at B positions: float64 [2, B, VARIATES] in [0, 1)."""
-        epochs, indices = self.examples(positions)
-        return np.stack([uniforms(self._seed, number, epochs, indices) for number in (1, 2)])
-
-    def pair(self, position: int) -> tuple[np.ndarray, np.ndarray]:
-        """The views at a position: two uint8 [S, S, 3]."""
-        return self.views(self.load(position).pictures, self.variates([position])[:, 0])
-
-    def _which(self, epoch: int, example: int) -> Which:
-        """What the two views of an example are made from: its own picture and a partner's."""
-        second = example
-        partners = self._source.partners(example)
-        if len(partners):
-            place = draw_place(len(partners), self._seed, epoch, example, number=2)
-            second = int(partners[place])
-        return (example, self._keys[0]), (second, self._keys[1])
+    def _which(self, epoch: int, example: int) -> tuple[tuple[int, str], ...]:
+        """What the views of an example are made from: its own pictures and its partners'."""
+        which = []
+        partners: np.ndarray | None = None
+        for number, view in enumerate(self.views.values(), 1):
+            shown = example
+            if view.partner:
+                if partners is None:
+                    partners = self.source.partners(example)
+                if len(partners):
+                    place = draw_place(len(partners), self.seed, epoch, example, number)
+                    shown = int(partners[place])
+            which.append((shown, view.picture))
+        return tuple(which)
 
 
 @functools.lru_cache(maxsize=3)

@@ -13,6 +13,7 @@ import optax
 
 from byol_jax.app.plan import Plan
 from byol_jax.errors import UserError
+from byol_jax.input.feed import Feed
 from byol_jax.methods.byol import Byol, Features, feature_std, target_tau, update_target
 from byol_jax.training.online_probe import probe_step
 from byol_jax.training.state import TrainState
@@ -219,6 +220,28 @@ def pmap_step(
         out_axes=out_axes,
         donate_argnums=0 if _may_donate() else (),
     )
+
+
+def pmap_feed(
+    train_step: Callable[..., Any], feed: Feed, monitored: bool = False
+) -> Callable[[TrainState, Batch], Any]:
+    """`pmap_step` of a step that first makes the views of what a feed gives.
+
+    Args:
+      train_step: pure, as for `pmap_step`.
+      feed: whose batches it will be given, with the device axis (`shard_batch`).
+      monitored: the step hands out features too.
+
+    Returns:
+      `(state, batch)` -> what the mapped step gives.
+    """
+    shared = everywhere(feed.shared)
+
+    def step(state: TrainState, batch: Batch, *shared: Any) -> Any:
+        return train_step(state, feed.views(batch, *shared))
+
+    mapped = pmap_step(step, len(shared), monitored)
+    return lambda state, batch: mapped(state, batch, *shared)
 
 
 def _may_donate() -> bool:

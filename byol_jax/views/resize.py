@@ -6,7 +6,7 @@ pass is a product with a banded matrix in float32, as small dense blocks along t
 leaves to BLAS without holding the interpreter's lock. The few results so near to half a number that
 float32 may have rounded them the wrong way are found and computed again in whole numbers.
 
-OpenCV itself resizes without antialiasing; `sharp_weights` tell `device_crop` how.
+OpenCV itself resizes without antialiasing; `sharp_weights` tell `crop` how.
 """
 
 from __future__ import annotations

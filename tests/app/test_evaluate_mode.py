@@ -14,6 +14,7 @@ from sklearn.cluster import KMeans
 from sklearn.linear_model import LogisticRegression, Ridge
 from sklearn.metrics import normalized_mutual_info_score
 from sklearn.neighbors import KNeighborsClassifier
+from streams import view_of
 
 from byol_jax import UserError, load_encoder
 from byol_jax.app.data import build_data
@@ -22,8 +23,7 @@ from byol_jax.app.workdir import fingerprint
 from byol_jax.evaluation.probes import held_out_rows
 from byol_jax.evaluation.protocols import PROTOCOLS
 from byol_jax.input.stream import epoch_order
-from byol_jax.views.augment import ViewParams, draw_view, make_view
-from configs import default
+from byol_jax.views.recipes import crop_and_flip, paper_views
 
 TRAIN = {'bird': 18, 'cat': 24, 'dog': 21}
 TEST = {'cat': 13, 'dog': 11, 'bird': 9}
@@ -144,13 +144,13 @@ def read(place, part):
 def test_retrieval(evaluation, place):
     """The other view is as often nearest, in the stated pool, as a search of all says."""
     pictures, _ = read(place, 'test')
-    views, pool = default.get_config().views, epoch_order(SEED, 0, 33)[:20]
+    pool = epoch_order(SEED, 0, 33)[:20]
     features = []
-    for number, view in ((1, views.view1), (2, views.view2)):
-        drawn = [
-            draw_view(view, 20, 24, seed=SEED, epoch=0, example=int(i), number=number) for i in pool
+    for number, view in enumerate(paper_views(SIZE).values(), 1):
+        made = [
+            view_of(view, pictures[i], seed=SEED, epoch=0, example=int(i), number=number)
+            for i in pool
         ]
-        made = [make_view(pictures[i], p, SIZE) for i, p in zip(pool, drawn, strict=True)]
         features.append(load_encoder(place / 'encoder')(np.stack(made)).astype(np.float64))
     one, two = (x / np.linalg.norm(x, axis=1, keepdims=True) for x in features)
     order = np.argsort(-one @ two.T, axis=1)
@@ -164,14 +164,14 @@ def test_retrieval(evaluation, place):
 def test_linear(evaluation, embedded, place):
     """SGD in NumPy on new crops and flips in every epoch chooses and scores the same."""
     pictures, labels = read(place, 'train')
-    view, encoder = default.get_config().views.view1, load_encoder(place / 'encoder')
+    view, encoder = crop_and_flip(paper_views(SIZE)['view1']), load_encoder(place / 'encoder')
     held = held_out_rows(labels, seed=SEED)
     rows = np.flatnonzero(~held)
     x, y = [], []
     for epoch in range(EPOCHS):
         for i in epoch_order(SEED, epoch, len(rows)):
-            p = draw_view(view, 20, 24, seed=SEED, epoch=epoch, example=int(i), number=1)
-            x.append(make_view(pictures[rows[i]], ViewParams(p.crop, p.flip), SIZE))
+            own = {'seed': SEED, 'epoch': epoch, 'example': int(i), 'number': 1}
+            x.append(view_of(view, pictures[rows[i]], **own))
             y.append(labels[rows[i]])
     x, y = encoder(np.stack(x)), np.array(y)
     start = jax.random.truncated_normal(jax.random.key(SEED), -2, 2, (8, 3)) / math.sqrt(8)

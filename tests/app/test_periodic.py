@@ -10,6 +10,7 @@ import types
 import numpy as np
 import pytest
 from conftest import TINY
+from streams import stream_of, views_at
 from test_bad_files_run import records
 from test_feed import Mixed, make_config, quick
 from test_hosts import finish, start_two
@@ -21,7 +22,6 @@ from byol_jax.app.plan import make_plan
 from byol_jax.app.progress import Stopwatch
 from byol_jax.errors import BadPicture, UserError
 from byol_jax.evaluation.neighbours import recall
-from byol_jax.input.stream import PairMaker
 from byol_jax.sources.base import Source, Subset
 from byol_jax.sources.data import Data
 
@@ -131,10 +131,10 @@ def test_other_views_are_those_of_training():
         return colour(images)
 
     other_views(encode, data_of(source), config)
-    maker = PairMaker(source, config)
+    stream = stream_of(source, config)
     for position in range(len(source)):
         batch, row = divmod(position, 4)
-        for number, view in enumerate(maker.pair(position)):
+        for number, view in enumerate(views_at(stream, position)):
             np.testing.assert_array_equal(shown[2 * batch + number][row], view)
 
 

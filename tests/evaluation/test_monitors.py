@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from conftest import QUICK
+from streams import stream_of, views_at, views_of
 from tiny_runs import Keep, make_config
 
 from byol_jax.app.monitors import (
@@ -27,7 +28,6 @@ from byol_jax.app.monitors import (
 from byol_jax.app.plan import make_plan
 from byol_jax.app.setup import build_training
 from byol_jax.evaluation.monitors import lidar, measure, unit_std
-from byol_jax.input.stream import PairMaker
 from byol_jax.methods.byol import Byol, Features
 from byol_jax.models.tap import TappedEncoder
 from byol_jax.sources.base import Source
@@ -238,17 +238,17 @@ class Pictures(Source):
 def test_lidar_views_are_those_of_training():
     """Views 2 k and 2 k + 1 of a picture are what training is given of it in epoch k."""
     config, source = make_config(), Pictures()
-    views = lidar_views(source, config)
+    stream = stream_of(source, config)
+    views = lidar_views(stream, 2)
     assert views.shape == (LIDAR_VIEWS, 8, 8, 8, 3)
-    maker = PairMaker(source, config)
     for epoch in range(LIDAR_VIEWS // 2):
         for place in range(8):
-            pair = maker.pair(8 * epoch + place)
-            example = maker.example(8 * epoch + place)[1]
-            row = [maker.example(p)[1] for p in range(8)].index(example)
+            pair = views_at(stream, 8 * epoch + place)
+            example = stream.example(8 * epoch + place)[1]
+            row = [stream.example(p)[1] for p in range(8)].index(example)
             np.testing.assert_array_equal(views[2 * epoch][row], pair[0])
             np.testing.assert_array_equal(views[2 * epoch + 1][row], pair[1])
-    assert lidar_views(Pictures(150), config).shape[1] == LIDAR_PICTURES
+    assert lidar_views(stream_of(Pictures(150), config), 2).shape[1] == LIDAR_PICTURES
 
 
 def test_lidar_is_that_of_the_online_projections():
@@ -257,10 +257,11 @@ def test_lidar_is_that_of_the_online_projections():
     byol = linear_byol()
     params, stats = byol.init(jax.random.key(0), 8)
     state = SimpleNamespace(online_params=params, online_stats=stats)
-    watch = Lidar(byol, source, config)
+    watch = Lidar(byol, stream_of(source, config), 2)
     params_of = lambda part, name: jax.tree.map(np.asarray, params[part][name])  # noqa: E731
     fc, linear = params_of('encoder', 'fc'), params_of('projector', 'linear')
-    y = (lidar_views(source, config) / 255).mean(axis=(2, 3)) @ fc['kernel'] + fc['bias']
+    views = lidar_views(stream_of(source, config), 2)
+    y = (views / 255).mean(axis=(2, 3)) @ fc['kernel'] + fc['bias']
     z = y @ linear['kernel'] + linear['bias']
     assert watch(state) == pytest.approx(lidar(np.moveaxis(z, 0, 1)), rel=1e-3)
     assert watch(state) == watch(state)
@@ -290,6 +291,7 @@ def make_monitors(tmp_path, initial=None, **changes):
         byol=linear_byol(),
         data=SimpleNamespace(train=Pictures()),
         training=SimpleNamespace(initial=initial),
+        views=views_of(config),
     )
     return Monitors(run, tmp_path, 0)
 

@@ -13,7 +13,7 @@ from PIL import Image
 
 from byol_jax.sources.array import Array
 from byol_jax.sources.folder import Folder
-from byol_jax.views.augment import center_view
+from byol_jax.views.crop import center_view
 
 CLASSES = {'brick': 3, 'sea': 5}
 

@@ -10,14 +10,13 @@ import jax
 import numpy as np
 import pytest
 from conftest import ROOT, process_environment
+from streams import batches, stream_of, views_of
 from test_step import BASE_EMA, make_byol
 
 from byol_jax.app.plan import make_plan
 from byol_jax.app.setup import build_training
-from byol_jax.input import feed as feeds
-from byol_jax.input.feed import made_views, open_feed, pictures_in_memory, shown_views
-from byol_jax.input.pipeline import batches
-from byol_jax.input.stream import PairMaker
+from byol_jax.errors import UserError
+from byol_jax.input.feed import open_feed, pictures_in_memory, shown_views
 from byol_jax.sources.array import Array
 from byol_jax.sources.bad_files import BadFiles
 from byol_jax.sources.base import Source, Subset
@@ -25,6 +24,7 @@ from byol_jax.training.step import (
     AXIS,
     everywhere,
     make_train_step,
+    pmap_feed,
     pmap_step,
     replicate,
     shard_batch,
@@ -76,18 +76,20 @@ def quick(config):
     return config
 
 
-def make_run(source: Source, config, devices: int = 1, probe: object = None):
-    """As much of a run as a feed needs."""
-    return types.SimpleNamespace(
-        config=config,
-        plan=make_plan(config, len(source), devices),
-        data=types.SimpleNamespace(train=source),
-        training=types.SimpleNamespace(initial=types.SimpleNamespace(online_probe=probe)),
+def feed_of(source: Source, config, start: int = 0, bad_files=None, **given):
+    """The feed of a run of this config, over its six steps."""
+    return open_feed(
+        source,
+        views_of(config),
+        batch_size=config.batch_size,
+        seed=config.seed,
+        start_step=start,
+        stop_step=config.total_steps,
+        on=config.views.on,
+        workers=config.data.workers,
+        bad_files=bad_files or BadFiles(source, 'image', 0),
+        **given,
     )
-
-
-def feed_of(source: Source, config, start: int = 0, devices: int = 1):
-    return open_feed(make_run(source, config, devices), start, BadFiles(source, 'image', 0))
 
 
 def same(a, b) -> bool:
@@ -112,12 +114,15 @@ def test_views_are_those_of_the_cpu(array, kind):
     expected = batches(source, make_config('cpu'), start_step=0, stop_step=3)
     for batch, expects in zip(feed.batches, expected, strict=False):
         np.testing.assert_array_equal(batch['example'], expects['example'])
-        views = made_views(expects)
         made = make(batch, *feed.shared)
-        assert made.keys() == views.keys()
-        for name, view in views.items():
-            assert made[name].dtype == np.uint8
-            apart = np.abs(np.asarray(made[name]).astype(int) - view)
+        assert made.keys() == expects.keys()
+        for name, expected in expects.items():
+            assert made[name].dtype == expected.dtype
+            if name not in ('view1', 'view2'):
+                # XLA divides by multiplying.
+                np.testing.assert_allclose(made[name], expected, rtol=3e-7)
+                continue
+            apart = np.abs(np.asarray(made[name]).astype(int) - expected)
             assert apart.max() <= 1
             assert apart.mean() < 1e-3
     feed.batches.close()
@@ -135,15 +140,13 @@ def test_starting_late_gives_the_same_batches(array, kind):
     assert not same(whole[4], whole[5])
 
 
-def test_hosts_share_a_batch(array, monkeypatch):
+def test_hosts_share_a_batch(array):
     """Of two processes each feeds its half of every batch, in order."""
     (whole, *_) = feed_of(array, make_config()).batches
-    halves = []
-    for index in range(2):
-        monkeypatch.setattr(jax, 'process_index', lambda index=index: index)
-        run = make_run(array, make_config())
-        run.plan = make_plan(run.config, COUNT, device_count=2, process_count=2)
-        halves.append(next(feeds._indices(run, 0)))
+    halves = [
+        next(feed_of(array, make_config(), process_index=index, process_count=2).batches)
+        for index in range(2)
+    ]
     joined = jax.tree.map(lambda a, b: np.concatenate([a, b]), *halves)
     assert same(joined, whole)
 
@@ -161,8 +164,9 @@ def test_array_is_given_not_compiled_in(array):
     assert pictures_in_memory(array) is array.images
     assert pictures_in_memory(Subset(array, np.arange(COUNT))) is array.images
     feed = feed_of(array, make_config())
-    assert feed.shared[0].is_fully_replicated
-    assert feed.shared[0].devices() == set(jax.local_devices())
+    shared = everywhere(feed.shared)
+    assert shared[0].is_fully_replicated
+    assert shared[0].devices() == set(jax.local_devices())
     (batch, *_) = feed.batches
     jaxpr = jax.make_jaxpr(feed.views)(batch, *feed.shared)
     assert all(np.size(constant) < array.images.size for constant in jaxpr.consts)
@@ -173,12 +177,12 @@ def test_every_device_makes_its_own_views(array):
     since nothing shared may be donated."""
     devices = jax.local_device_count()
     assert devices == 4
-    feed = feed_of(array, quick(make_config()), devices=devices)
+    feed = feed_of(array, quick(make_config()))
 
     def step(state, views):
         return state + 1, jax.lax.all_gather(views, AXIS)
 
-    mapped, make = feed.compile(step), jax.jit(feed.views)
+    mapped, make = pmap_feed(step, feed), jax.jit(feed.views)
     state = everywhere(np.zeros((), np.int32))
     for count in (1, 2):
         batch = next(feed.batches)
@@ -193,12 +197,12 @@ def test_step_trains_on_the_views(array):
     plain step does on the same views made beforehand; twice, so nothing shared was donated."""
     config = quick(make_config(accumulate_steps=2))
     devices = jax.local_device_count()
-    feed = feed_of(array, config, devices=devices)
+    feed = feed_of(array, config)
     plan = make_plan(config, COUNT, devices)
     byol = make_byol(AXIS)
     training = build_training(config, plan, byol)
     step = make_train_step(byol, training.optimizer, training.schedule, plan, BASE_EMA, seed=0)
-    fed, plain = feed.compile(step), pmap_step(step)
+    fed, plain = pmap_feed(step, feed), pmap_step(step)
     state, expected = replicate(training.initial), replicate(training.initial)
     make = jax.jit(feed.views)
     for _ in range(2):
@@ -220,10 +224,10 @@ def test_shown_views_are_those_of_the_step(array):
         feed = feed_of(source, config)
         (_, second, *_) = feed.batches
         views = jax.jit(feed.views)(second, *feed.shared)
-        maker = PairMaker(source, config)
+        stream = stream_of(source, config)
         positions = [BATCH + 3, BATCH + 6]
-        pictures = [maker.load(position).pictures for position in positions]
-        shown = shown_views(make_run(source, config), positions, pictures)
+        pictures = [stream.load(position).pictures for position in positions]
+        shown = shown_views(stream, positions, pictures, config.views.on)
         for (view1, view2), row in zip(shown, (3, 6), strict=True):
             np.testing.assert_array_equal(view1, views['view1'][row])
             np.testing.assert_array_equal(view2, views['view2'][row])
@@ -233,7 +237,7 @@ def test_array_that_does_not_fit_is_refused(array, monkeypatch):
     """An array larger than the device's memory is refused before it is sent there."""
     device = types.SimpleNamespace(memory_stats=lambda: {'bytes_limit': array.images.nbytes - 1})
     monkeypatch.setattr(jax, 'local_devices', lambda: [device])
-    with pytest.raises(feeds.UserError, match=r"views.on='cpu'"):
+    with pytest.raises(UserError, match=r"views.on='cpu'"):
         feed_of(array, make_config())
 
 
@@ -257,26 +261,15 @@ sys.meta_path[:] = [Without(finder) for finder in sys.meta_path]
 """
 
 FEED_WITHOUT = """
-import pickle, types
-import numpy as np
-from byol_jax.app.data import build_data
-from byol_jax.input.feed import open_feed
 import byol_jax.app.modes  # all that main.py imports
-from byol_jax.app.plan import make_plan
-from configs import default
+from byol_jax.input.feed import open_feed
+from byol_jax.sources.array import Array
+from byol_jax.views.recipes import paper_views
 
-config = default.get_config()
-config.data.source, config.data.path = 'array', sys.argv[1]
-config.views.on, config.views.image_size, config.batch_size = 'accelerator', 16, 4
-config.total_epochs, config.total_steps = None, 2
-config.warmup_epochs, config.warmup_steps = None, 0
-data = build_data(config)
-run = types.SimpleNamespace(config=config, data=data, plan=make_plan(config, len(data.train), 1))
-run.training = types.SimpleNamespace(initial=types.SimpleNamespace(online_probe=None))
-print(len(list(open_feed(run, 0, None).batches)))
-config.views.on = 'cpu'
+source, views = Array(sys.argv[1]), paper_views(16)
+print(len(list(open_feed(source, views, batch_size=4, stop_step=2, on='accelerator').batches)))
 try:
-    open_feed(run, 0, None)
+    open_feed(source, views, batch_size=4, stop_step=2)
 except byol_jax.errors.UserError as error:
     print(error)
 """

@@ -6,13 +6,16 @@ import time
 
 import numpy as np
 import pytest
+from streams import batches, stream_of, view_of, views_of
 
 from byol_jax.errors import UserError
 from byol_jax.input import pipeline
-from byol_jax.input.pipeline import batches
-from byol_jax.input.stream import PairMaker, epoch_order
+from byol_jax.input.pipeline import view_batches
+from byol_jax.input.stream import epoch_order
 from byol_jax.sources.base import Source
-from byol_jax.views.augment import draw_view, make_view
+from byol_jax.views.crop import Crop
+from byol_jax.views.recipes import paper_views
+from byol_jax.views.view import View
 from configs import default
 
 SIZE = 16
@@ -79,12 +82,13 @@ def stream(count: int, batch_size: int, steps: int) -> list[int]:
 
 
 def test_batches_are_uint8_of_the_asked_shape():
-    """A batch is two arrays of uint8 [batch_size, S, S, 3] and the numbers of the examples; there
-    are stop - start of them."""
+    """A batch is two arrays of uint8 [batch_size, S, S, 3], their boxes and whether they are
+    mirrored, and the numbers of the examples; there are stop - start of them."""
     made = list(batches(Photographs(5), make_config(4), start_step=2, stop_step=5))
     assert len(made) == 3
     for batch in made:
-        assert set(batch) == {'view1', 'view2', 'example'}
+        beside = {f'{view}/{what}' for view in ('view1', 'view2') for what in ('box', 'mirrored')}
+        assert set(batch) == {'view1', 'view2', 'example', *beside}
         for view in (batch['view1'], batch['view2']):
             assert view.dtype == np.uint8
             assert view.shape == (4, SIZE, SIZE, 3)
@@ -192,29 +196,70 @@ def test_prefetch_does_not_change_the_batches():
 
 
 def test_views_are_those_of_seed_epoch_and_example():
-    """A row is make_view of draw_view for its epoch, example and view number."""
+    """A row is the view that is drawn for its epoch, example and view number."""
     source, config = Photographs(6), make_config(4)
     made = collect(source, config, 0, 4)
     rows = {key: view.reshape(-1, SIZE, SIZE, 3) for key, view in made.items()}
-    maker = PairMaker(source, config)
+    own, views = stream_of(source, config), views_of(config)
     for position in range(16):
-        epoch, example = maker.example(position)
+        epoch, example = own.example(position)
         assert epoch == position // 6
         assert example == epoch_order(config.seed, epoch, 6)[position % 6]
         picture = source.load(example, 'image')
         for number in (1, 2):
-            params = draw_view(
-                config.views[f'view{number}'],
-                20,
-                24,
-                seed=config.seed,
-                epoch=epoch,
-                example=example,
-                number=number,
-            )
-            np.testing.assert_array_equal(
-                rows[f'view{number}'][position], make_view(picture, params, SIZE)
-            )
+            name = f'view{number}'
+            given = {'seed': config.seed, 'epoch': epoch, 'example': example, 'number': number}
+            expected = view_of(views[name], picture, **given)
+            np.testing.assert_array_equal(rows[name][position], expected)
+
+
+class Places(Photographs):
+    """Pictures of 250x200 pixels whose red and green say where each pixel is."""
+
+    def load(self, index: int, key: str) -> np.ndarray:
+        y, x = np.mgrid[:250, :200]
+        return np.stack([y, x, 0 * y], axis=-1).astype(np.uint8)
+
+
+def test_boxes_and_mirrors_say_what_is_shown():
+    """A view's box and mirror flag are where its pixels come from."""
+    found = set()
+    for batch in batches(Places(8), make_config(8, neutral=True), start_step=0, stop_step=4):
+        for name in ('view1', 'view2'):
+            view, boxes, mirrored = (batch[name + part] for part in ('', '/box', '/mirrored'))
+            assert boxes.dtype == np.float32
+            assert mirrored.dtype == bool
+            found |= set(mirrored.tolist())
+            for image, (top, left, height, width), flipped in zip(
+                view.astype(int), boxes, mirrored, strict=True
+            ):
+                y, x = (image[:, SIZE // 2, 0], image[SIZE // 2, :, 1])
+                x = x[::-1] if flipped else x
+                # The centres of the first and the last pixel, half a pixel of the view inside.
+                half = np.array([0.5, SIZE - 0.5]) / SIZE
+                np.testing.assert_allclose(y[[0, -1]], 250 * (top + half * height) - 0.5, atol=4)
+                np.testing.assert_allclose(x[[0, -1]], 200 * (left + half * width) - 0.5, atol=4)
+    assert found == {False, True}
+
+
+def test_any_number_of_views_of_any_size():
+    """Views come by name, each of its own size, made as if they stood alone at their place."""
+    small = View([Crop(8)])
+    views = {**paper_views(SIZE), 'small': small}
+    source = Photographs(5)
+    (batch,) = view_batches(source, views, batch_size=4, seed=3, stop_step=1)
+    assert batch['small'].shape == (4, 8, 8, 3)
+    for row, example in enumerate(batch['example']):
+        picture = source.load(int(example), 'image')
+        expected = view_of(small, picture, seed=3, epoch=0, example=int(example), number=3)
+        np.testing.assert_array_equal(batch['small'][row], expected)
+
+
+def test_batches_without_an_end():
+    """Without stop_step batches go on, and closing ends them."""
+    made = view_batches(Photographs(3), paper_views(SIZE), batch_size=2, start_step=10**9)
+    assert [len(next(made)['example']) for _ in range(3)] == [2, 2, 2]
+    made.close()
 
 
 def test_two_views_of_an_example_differ():

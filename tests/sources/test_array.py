@@ -7,11 +7,11 @@ import re
 
 import numpy as np
 import pytest
+from streams import batches
 
 from byol_jax.app.data import build_data
 from byol_jax.app.workdir import claim_workdir, fingerprint
 from byol_jax.errors import UserError
-from byol_jax.input.pipeline import batches
 from byol_jax.settings import Settings
 from byol_jax.sources.array import Array
 from configs import default
@@ -142,7 +142,7 @@ def test_feeds_the_ordinary_pipeline(tmp_path):
     data = build_data(config)
     assert (len(data.train), len(data.held_out)) == (9, 3)
     (batch,) = batches(data.train, config, start_step=0, stop_step=1)
-    assert {name: view.shape for name, view in batch.items()} == {
+    assert {name: batch[name].shape for name in ('view1', 'view2', 'example')} == {
         'view1': (4, 16, 16, 3),
         'view2': (4, 16, 16, 3),
         'example': (4,),

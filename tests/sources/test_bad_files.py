@@ -7,16 +7,15 @@ from collections import Counter
 
 import numpy as np
 import pytest
+from streams import batches, stream_of, view_of, views_of
 from test_pipeline import Photographs, Plain, assert_same, collect, make_config
 from test_sources import Coordinates
 
 from byol_jax.errors import BadPicture, UserError
-from byol_jax.input.pipeline import batches
-from byol_jax.input.stream import MOST_REPLACEMENTS, NoPictureError, PairMaker, replacements
+from byol_jax.input.stream import MOST_REPLACEMENTS, NoPictureError, replacements
 from byol_jax.sources.bad_files import BadFile, BadFiles, name_some, still_bad
 from byol_jax.sources.base import Cached, Source
 from byol_jax.sources.tiles import Tiles
-from byol_jax.views.augment import draw_view, make_view
 
 
 class Damaged(Photographs):
@@ -58,24 +57,23 @@ def test_other_positions_do_not_change(keys, share):
     bad_files = counted(source, config)
     made = collect(source, config, 0, 5, bad_files=bad_files)
     assert files(bad_files) == {source.name(i) for i in bad}
-    maker = PairMaker(source, config)
+    stream = stream_of(source, config)
     for position in range(40):
         step, row = divmod(position, 8)
-        epoch, example = maker.example(position)
+        epoch, example = stream.example(position)
         if example not in bad:
             for key in ('view1', 'view2'):
                 np.testing.assert_array_equal(made[key][step, row], clean[key][step, row])
             continue
         tried = [example, *replacements(0, epoch, example, 20)]
         other = next(i for i in tried if i not in bad)
-        found = [b.file for b in maker.load(position).bad]
+        found = [b.file for b in stream.load(position).bad]
         assert found == [source.name(i) for i in tried[: tried.index(other)]]
         for number, key in enumerate(pair, start=1):
             picture = source.load(other, key)
-            view = config.views[f'view{number}']
+            view = views_of(config)[f'view{number}']
             own = {'seed': 0, 'epoch': epoch, 'example': example, 'number': number}
-            params = draw_view(view, *picture.shape[:2], **own)
-            expected = make_view(picture, params, config.views.image_size)
+            expected = view_of(view, picture, **own)
             np.testing.assert_array_equal(made[f'view{number}'][step, row], expected)
 
 
@@ -112,11 +110,11 @@ def test_bad_files_are_counted_with_their_batch(prefetch, workers):
     source = Damaged(40, {3, 9, 20, 33})
     config = make_config(4, max_bad_fraction=1.0, prefetch=prefetch, workers=workers)
     bad_files = counted(source, config)
-    maker, expected = PairMaker(source, config), set()
+    stream, expected = stream_of(source, config), set()
     made = batches(source, config, start_step=0, stop_step=12, bad_files=bad_files)
     for step, _ in enumerate(made):
         for position in range(4 * step, 4 * step + 4):
-            expected |= {bad.file for bad in maker.load(position).bad}
+            expected |= {bad.file for bad in stream.load(position).bad}
         assert files(bad_files) == expected
     assert len(expected) == 4
 
@@ -217,9 +215,9 @@ def test_the_run_stops_at_the_batch_that_passes_the_limit(prefetch, workers):
     """The batch in which one bad file too many is found is not given out; those before it are."""
     source = Damaged(100, set(range(0, 100, 8)))
     config = make_config(4, max_bad_fraction=0.05, prefetch=prefetch, workers=workers)
-    maker, found, steps = PairMaker(source, config), set(), 0
+    stream, found, steps = stream_of(source, config), set(), 0
     while len(found) <= 5:
-        loaded = [maker.load(position) for position in range(4 * steps, 4 * steps + 4)]
+        loaded = [stream.load(position) for position in range(4 * steps, 4 * steps + 4)]
         found |= {bad.file for one in loaded for bad in one.bad}
         steps += 1
     made = batches(source, config, start_step=0, stop_step=25)

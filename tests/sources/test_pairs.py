@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 from clips import frame, which, write_frames
 from PIL import Image
+from streams import stream_of, views_at
 
 from byol_jax.app.data import build_data
 from byol_jax.errors import UserError
-from byol_jax.input.stream import PairMaker
 from byol_jax.sources.folder import FilePairs
 from configs import default
 
@@ -90,10 +90,10 @@ def test_views_come_from_the_two_files(tmp_path):
         with config.unlocked():
             for view in (config.views.view1, config.views.view2):
                 view.jitter = view.gray = view.blur = view.solarize = 0.0
-        maker = PairMaker(build_data(config).train, config)
+        stream = stream_of(build_data(config).train, config)
         values = [30 if key == '*_left' else 60 for key in pair_keys]
-        assert [int(view.min()) for view in maker.pair(0)] == values
-        assert [int(view.max()) for view in maker.pair(0)] == values
+        assert [int(view.min()) for view in views_at(stream, 0)] == values
+        assert [int(view.max()) for view in views_at(stream, 0)] == values
 
 
 def test_a_pattern_twice_needs_no_partners(tmp_path):
@@ -136,7 +136,7 @@ def test_tiles_of_pictures_of_other_ratios_show_the_same_part(tmp_path, sides, s
             assert abs(other.shape[axis] / right[axis] - 32 / left[axis]) <= 1 / right[axis]
             assert abs(one[0, 0, axis] - other[0, 0, axis]) <= pixel + 1
     # And views can be made of them.
-    assert PairMaker(train, config).pair(0)[1].shape == (16, 16, 3)
+    assert views_at(stream_of(train, config), 0)[1].shape == (16, 16, 3)
 
 
 @pytest.mark.parametrize('missing', ['left', 'right'])

@@ -16,11 +16,11 @@ import numpy as np
 import pytest
 import tensorflow_datasets as tfds
 from pyarrow import parquet
+from streams import batches
 from tfds_sets import builder_class, image, noise, prepare
 
 from byol_jax.app.data import build_data
 from byol_jax.errors import UserError
-from byol_jax.input.pipeline import batches
 from byol_jax.sources.tfds import Tfds
 from byol_jax.sources.tfds_files import TfRecords, record_bounds
 from configs import default

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from streams import stream_of
 from test_sources import SHAPES, Coordinates, div2k_folder  # noqa: F401  (a fixture)
 
 from byol_jax.app.data import build_data
-from byol_jax.input.stream import PairMaker
 from byol_jax.sources.tiles import ShiftedTiles, Tiles, _moved
 from configs import default, div2k
 
@@ -184,12 +184,12 @@ def test_div2k_is_shifted_in_training_only(div2k_folder, arg):  # noqa: F811
             np.testing.assert_array_equal(
                 part.held_out.load_in_epoch(3, i, 'hr'), plain.held_out.load(i, 'hr')
             )
-    maker = PairMaker(data.train, make_config(div2k_folder, arg))
+    stream = stream_of(data.train, make_config(div2k_folder, arg))
     seen = set()
     for epoch in range(6):
         position = epoch * len(data.train)
-        first, second = maker.load(position).pictures
-        _, index = maker.example(position)
+        first, second = stream.load(position).pictures
+        _, index = stream.example(position)
         scale = 2 if arg else 1
         np.testing.assert_array_equal(second[::scale, ::scale], first)
         seen.add(tuple(second[0, 0, :2]) != tuple(data.train.load(index, 'hr')[0, 0, :2]))

@@ -13,12 +13,12 @@ import pytest
 from clips import which, write_frames, write_gif, write_video
 from conftest import ROOT, TINY, process_environment
 from PIL import Image
+from streams import batches, stream_of, views_at, views_of
 
 from byol_jax.app.data import build_data
 from byol_jax.app.report.pictures import draw_views
 from byol_jax.errors import UserError
-from byol_jax.input.pipeline import batches
-from byol_jax.input.stream import PairMaker, draw_place
+from byol_jax.input.stream import draw_place
 from byol_jax.sources.bad_files import BadFiles
 from byol_jax.sources.base import Subset
 from byol_jax.sources.video import Video, frame_clips
@@ -194,9 +194,9 @@ def test_no_gap_no_partners(tmp_path):
     plain_clips(tmp_path, 5, 1)
     assert not any(len(Video(tmp_path, 0).partners(i)) for i in range(6))
     assert len(Video(tmp_path, 3).partners(5)) == 0
-    maker = PairMaker(Video(tmp_path, 0), make_config(tmp_path))
+    stream = stream_of(Video(tmp_path, 0), make_config(tmp_path))
     for position in range(12):
-        first, second = maker.pictures(position)
+        first, second = stream.pictures(position)
         assert first == second
 
 
@@ -213,10 +213,10 @@ def test_second_frame_is_a_partner_at_every_position(tmp_path):
     """Over whole epochs, view 2's frame is of the same clip and near, and never the same."""
     config = make_config(plain_clips(tmp_path, 9, 3, 20), max_frame_gap=4)
     source = Video(tmp_path, 4)
-    maker = PairMaker(source, config)
+    stream = stream_of(source, config)
     for position in range(20 * len(source)):
-        (first, _), (second, _) = maker.pictures(position)
-        assert first == maker.example(position)[1]
+        (first, _), (second, _) = stream.pictures(position)
+        assert first == stream.example(position)[1]
         assert source.groups[first] == source.groups[second]
         assert 1 <= abs(first - second) <= 4
 
@@ -251,10 +251,10 @@ def test_views_come_from_their_frames(tmp_path):
     """View 1 shows the frame of the example, view 2 its partner's, in clips of PNGs."""
     config = make_config(plain_clips(tmp_path, 30, 7, 1), max_frame_gap=5)
     source = Video(tmp_path, 5)
-    maker = PairMaker(source, config)
+    stream = stream_of(source, config)
     for position in range(len(source)):
-        (first, _), (second, _) = maker.pictures(position)
-        for index, view in zip((first, second), maker.pair(position), strict=True):
+        (first, _), (second, _) = stream.pictures(position)
+        for index, view in zip((first, second), views_at(stream, position), strict=True):
             color = source.load(index, 'image')[0, 0]
             np.testing.assert_array_equal(view, np.broadcast_to(color, (SIZE, SIZE, 3)))
 
@@ -267,10 +267,10 @@ def test_partners_change_no_other_draw(tmp_path):
             return np.random.default_rng(0).integers(0, 256, (20, 24, 3), np.uint8)
 
     config = make_config(plain_clips(tmp_path, 12, 4))
-    apart, same = (PairMaker(Noise(tmp_path, gap), config) for gap in (5, 0))
+    apart, same = (stream_of(Noise(tmp_path, gap), config) for gap in (5, 0))
     for position in range(32):
         assert apart.example(position) == same.example(position)
-        for a, b in zip(apart.pair(position), same.pair(position), strict=True):
+        for a, b in zip(views_at(apart, position), views_at(same, position), strict=True):
             np.testing.assert_array_equal(a, b)
 
 
@@ -304,14 +304,15 @@ def test_a_run_goes_on_from_its_step_alone(mixed):
 # Prints a digest of the first 48 pairs of the clips in the folder that it is given.
 DIGEST = """
 import hashlib, sys
+sys.path.insert(0, 'tests')
 from byol_jax.app.data import build_data
-from byol_jax.input.stream import PairMaker
+from streams import stream_of, views_at
 from configs import default
 config = default.get_config()
 config.views.image_size = 16
 config.data.update({'source': 'video', 'path': sys.argv[1], 'workers': int(sys.argv[2])})
-maker = PairMaker(build_data(config).train, config)
-pairs = [view.tobytes() for position in range(48) for view in maker.pair(position)]
+stream = stream_of(build_data(config).train, config)
+pairs = [view.tobytes() for position in range(48) for view in views_at(stream, position)]
 print(hashlib.sha256(b''.join(pairs)).hexdigest())
 """
 
@@ -400,16 +401,16 @@ def test_views_picture_shows_both_frames(tmp_path):
     config = make_config(plain_clips(tmp_path / 'clips', 40), max_frame_gap=30)
     with config.unlocked():
         config.views.image_size = 32
-    run = SimpleNamespace(config=config, data=build_data(config))
+    run = SimpleNamespace(config=config, data=build_data(config), views=views_of(config))
     draw_views(run, tmp_path)
-    maker = PairMaker(run.data.train, config)
+    stream = stream_of(run.data.train, config)
     with Image.open(tmp_path / 'views.png') as picture:
         pixels = np.asarray(picture)
     # Cells of 96 pixels, 6 apart, below a heading of 16.
     assert pixels.shape == (16 + 8 * 102, 6 + 4 * 102, 3)
     for row in range(8):
         shown = [pixels[16 + 102 * row + 48, 6 + 102 * column + 48] for column in range(4)]
-        frames = [run.data.train.load(*which)[0, 0] for which in maker.pictures(row)]
+        frames = [run.data.train.load(*which)[0, 0] for which in stream.pictures(row)]
         assert frames[0][1] != frames[1][1]
         np.testing.assert_array_equal(shown, [*frames, *frames])
 
@@ -417,7 +418,7 @@ def test_views_picture_shows_both_frames(tmp_path):
 def test_views_picture_of_single_pictures_is_as_before(tmp_path):
     """Where both views come from one picture there is one column of originals."""
     config = make_config(plain_clips(tmp_path / 'clips', 10), max_frame_gap=0)
-    run = SimpleNamespace(config=config, data=build_data(config))
+    run = SimpleNamespace(config=config, data=build_data(config), views=views_of(config))
     draw_views(run, tmp_path)
     with Image.open(tmp_path / 'views.png') as picture:
         assert picture.width == 6 + 3 * 102

@@ -11,13 +11,12 @@ import numpy as np
 import pytest
 import tiny_runs
 from network_steps import QUICK
-from test_feed import SIZE, Mixed, make_config, make_run
+from test_feed import SIZE, Mixed, feed_of, make_config
 from tiny_runs import make_batch, make_byol
 
 from byol_jax.app.plan import make_plan
 from byol_jax.app.setup import build_training
 from byol_jax.errors import BadPicture
-from byol_jax.input.feed import open_feed
 from byol_jax.sources.bad_files import BadFiles
 from byol_jax.sources.base import Cached, Subset
 from byol_jax.training.online_probe import (
@@ -227,8 +226,8 @@ def test_labels_are_those_of_what_is_shown(on, wrap):
     """A batch has the label of each picture that is in it; where one stands for another that
     cannot be read it is its own label, not the other's."""
     source = Subset(wrap(Labelled()), np.array([9, 8, 7, 6, 5, 4, 3, 2, 1, 0]))
-    run = make_run(source, make_config(on), probe='there is one')
-    feed = open_feed(run, 0, BadFiles(source, 'image', 0.5))
+    bad_files = BadFiles(source, 'image', 0.5)
+    feed = feed_of(source, make_config(on), labels=True, bad_files=bad_files)
     shown = []
     for batch in itertools.islice(feed.batches, 3):
         assert batch['label'].dtype == np.int32
@@ -255,7 +254,7 @@ def test_no_probe_without_labels():
     assert too_many_labels(config, Labelled()) == too_many_labels(config, Mixed()) == ''
     config.evaluate.online_probe = False
     assert labels_of_probe(config, Labelled()) == 0
-    feed = open_feed(make_run(Labelled(), make_config()), 0, BadFiles(Labelled(), 'image', 0.5))
+    feed = feed_of(Labelled(), make_config(), bad_files=BadFiles(Labelled(), 'image', 0.5))
     assert 'label' not in next(feed.batches)
     feed.batches.close()
 

@@ -6,10 +6,9 @@ import hashlib
 
 import numpy as np
 import pytest
+from streams import batches, view_of, views_of
 
-from byol_jax.input.pipeline import batches
 from byol_jax.sources.base import Source, Subset
-from byol_jax.views.augment import draw_view, make_view
 from configs import default
 
 EXAMPLES, BATCH, EPOCHS, SIZE = 37, 8, 3, 12
@@ -96,7 +95,7 @@ def digest(views: dict[str, np.ndarray]) -> str:
 
 @pytest.fixture(scope='module')
 def expected() -> list[str]:
-    """Each step's digest, made without the pipeline: from the permutations and `draw_view`."""
+    """Each step's digest, made without the pipeline: from the permutations and `View`."""
     config, source = make_config(1), Subset(Marked(), CHOSEN)
     digests = []
     for step in range(STEPS):
@@ -107,16 +106,16 @@ def expected() -> list[str]:
             rng = np.random.Generator(np.random.Philox(key=key, counter=counter))
             example = int(rng.permutation(EXAMPLES)[place])
             for number, view in enumerate(views.values(), start=1):
-                params = draw_view(
-                    config.views[f'view{number}'],
-                    14,
-                    18,
-                    seed=config.seed,
-                    epoch=epoch,
-                    example=example,
-                    number=number,
+                view.append(
+                    view_of(
+                        views_of(config)[f'view{number}'],
+                        source.load(example, 'image'),
+                        seed=config.seed,
+                        epoch=epoch,
+                        example=example,
+                        number=number,
+                    )
                 )
-                view.append(make_view(source.load(example, 'image'), params, SIZE))
         digests.append(digest({name: np.stack(view) for name, view in views.items()}))
     assert len(set(digests)) == STEPS
     return digests

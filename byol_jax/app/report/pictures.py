@@ -14,9 +14,8 @@ from PIL import Image, ImageDraw
 from byol_jax.app.setup import Run
 from byol_jax.files import write_whole
 from byol_jax.input.feed import shown_views
-from byol_jax.input.stream import PairMaker
+from byol_jax.input.stream import Stream
 from byol_jax.sources.bad_files import BadFile
-from byol_jax.sources.base import Source
 
 # Rows of views.png.
 _ROWS = 8
@@ -81,33 +80,35 @@ def draw_views(run: Run, workdir: Path) -> list[BadFile]:
     Returns:
       The files that could not be read; as in training, other pictures are in their place.
     """
-    maker = PairMaker(run.data.train, run.config)
-    positions = _first_of_each_label(run.data.train, maker)
+    stream = Stream(run.data.train, run.views, run.config.seed)
+    positions = _first_of_each_label(stream)
     titles = ['original']
-    if any(first != second for first, second in map(maker.pictures, positions)):
+    if any(first != second for first, second in map(stream.pictures, positions)):
         keys = tuple(run.config.data.pair_keys)
         titles = [f'original {n}' for n in (keys if keys[0] != keys[1] else (1, 2))]
-    loaded = [maker.load(position) for position in positions]
+    loaded = [stream.load(position) for position in positions]
     bad = [file for each in loaded for file in each.bad]
     pictures = [each.pictures for each in loaded]
+    shown = shown_views(stream, positions, pictures, run.config.views.on)
     rows = [
         (*originals[: len(titles)], *views)
-        for originals, views in zip(pictures, shown_views(run, positions, pictures), strict=True)
+        for originals, views in zip(pictures, shown, strict=True)
     ]
     side = min(224, max(96, run.config.views.image_size))
     save_picture(views_picture(rows, (*titles, 'view 1', 'view 2'), side), workdir / 'views.png')
     return list(dict.fromkeys(bad))
 
 
-def _first_of_each_label(source: Source, maker: PairMaker) -> list[int]:
+def _first_of_each_label(stream: Stream) -> list[int]:
     """Positions of the stream to show: the first of each label, then the next ones."""
+    source = stream.source
     labels = source.labels if source.labels_at_hand else None
     positions = list(range(min(len(source), 64 * _ROWS)))
     if labels is not None:
         seen: set[int] = set()
         first = []
         for position in positions:
-            label = int(labels[maker.example(position)[1]])
+            label = int(labels[stream.example(position)[1]])
             if label not in seen:
                 seen.add(label)
                 first.append(position)

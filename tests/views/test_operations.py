@@ -1,4 +1,4 @@
-"""The views: drawn parameters follow the paper, cores follow formulae written out in float64."""
+"""The operations: what they draw follows the paper, what they do follows formulae in float64."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from collections import Counter
 
 import numpy as np
 import pytest
+from drawn import Params, draw_view, draw_views, make_view
 from PIL import Image
 from scipy import ndimage, stats
 
-from byol_jax.views import augment
-from byol_jax.views.augment import ViewParams, draw_view, make_view
+from byol_jax.views import colors, crop
 from configs.default import get_view
 
 # Float32 holds [0, 1] to 6e-8; a core takes a handful of operations.
@@ -129,7 +129,7 @@ def test_resize_is_antialiased_bicubic(height, width, size):
     """crop_resize is the antialiased cubic filter (a = -0.5), in both directions."""
     # Away from both ends, where Pillow clips between its two passes.
     image = noise(height, width, low=50, high=205)
-    ours = augment.crop_resize(image, (0, 0, height, width), size)
+    ours = crop.crop_resize(image, (0, 0, height, width), size)
     error = ours - bicubic(image, size)
     assert ours.shape == (size, size, 3)
     # Pillow rounds after each pass: 0.5 x (sum of |weights|, at most 1.25) + 0.5.
@@ -149,7 +149,7 @@ def test_resize_is_pillows_to_the_bit(size):
         image = noise(height, width, seed=height)
         for picture in (image, np.where(image < 128, 0, 255).astype(np.uint8)):
             expected = Image.fromarray(picture).resize((size, size), Image.Resampling.BICUBIC)
-            ours = augment.crop_resize(picture, (0, 0, height, width), size)
+            ours = crop.crop_resize(picture, (0, 0, height, width), size)
             np.testing.assert_array_equal(ours, np.asarray(expected), f'{height}x{width}')
 
 
@@ -171,7 +171,7 @@ def test_without_antialiasing_four_pixels_make_one(height, width, size):
         return found
 
     expected = np.einsum('ij,jkc,lk->ilc', matrix(height), image / 1.0, matrix(width))
-    ours = augment.crop_resize(image, (0, 0, height, width), size, antialias=False)
+    ours = crop.crop_resize(image, (0, 0, height, width), size, antialias=False)
     # OpenCV's weights are in units of 2^-11.
     np.testing.assert_allclose(ours, np.clip(expected, 0, 255), atol=1, rtol=0)
 
@@ -180,17 +180,17 @@ def test_resize_of_a_crop_sees_nothing_outside_it():
     """crop_resize gives what cutting the picture first and resizing all of it gives."""
     image = noise(60, 80)
     cut = image[11:41, 20:65].copy()
-    whole = augment.crop_resize(cut, (0, 0, 30, 45), 32)
-    np.testing.assert_array_equal(augment.crop_resize(image, (11, 20, 30, 45), 32), whole)
+    whole = crop.crop_resize(cut, (0, 0, 30, 45), 32)
+    np.testing.assert_array_equal(crop.crop_resize(image, (11, 20, 30, 45), 32), whole)
     lit = np.full_like(image, 255)
     lit[11:41, 20:65] = cut
-    np.testing.assert_array_equal(augment.crop_resize(lit, (11, 20, 30, 45), 32), whole)
+    np.testing.assert_array_equal(crop.crop_resize(lit, (11, 20, 30, 45), 32), whole)
 
 
 def test_crop_of_the_right_size_is_not_resampled():
     """A crop as large as the view is the picture's own pixels."""
     image = noise(40, 50)
-    np.testing.assert_array_equal(augment.crop_resize(image, (3, 7, 32, 32), 32), image[3:35, 7:39])
+    np.testing.assert_array_equal(crop.crop_resize(image, (3, 7, 32, 32), 32), image[3:35, 7:39])
 
 
 @pytest.mark.parametrize('delta', [-0.4, -0.1, 0.0, 0.25, 0.4])
@@ -198,7 +198,7 @@ def test_brightness(delta):
     """Brightness is added, then clipped to [0, 1]."""
     x = floats(noise(20, 30))
     expected = brightness(x.astype(np.float64), delta)
-    np.testing.assert_allclose(augment.adjust_brightness(x, delta), expected, atol=FLOAT32, rtol=0)
+    np.testing.assert_allclose(colors.adjust_brightness(x, delta), expected, atol=FLOAT32, rtol=0)
 
 
 @pytest.mark.parametrize('factor', [0.0, 0.6, 1.0, 1.4])
@@ -206,7 +206,7 @@ def test_contrast_is_about_the_mean_of_each_channel(factor):
     """Contrast scales about each channel's own mean, not about that of all three."""
     x = floats(noise(20, 30)) * np.array([1.0, 0.5, 0.2], np.float32)
     expected = contrast(x.astype(np.float64), factor)
-    np.testing.assert_allclose(augment.adjust_contrast(x, factor), expected, atol=FLOAT32, rtol=0)
+    np.testing.assert_allclose(colors.adjust_contrast(x, factor), expected, atol=FLOAT32, rtol=0)
 
 
 @pytest.mark.parametrize('factor', [0.0, 0.8, 1.0, 1.2, 3.0])
@@ -215,7 +215,7 @@ def test_saturation_against_colorsys(factor):
     x = floats(np.concatenate([noise(30, 30), photograph(30, 30), extreme_colors()]))
     # OpenCV adds 1e-7 to divisors; the effect on a colour stays of that size.
     np.testing.assert_allclose(
-        augment.adjust_saturation(x, factor), saturation(x, factor), atol=2e-6, rtol=0
+        colors.adjust_saturation(x, factor), saturation(x, factor), atol=2e-6, rtol=0
     )
 
 
@@ -224,7 +224,7 @@ def test_hue_against_colorsys(turns):
     """Hue is turned by a fraction of the circle, both ways, pixel by pixel as colorsys says."""
     x = floats(np.concatenate([noise(30, 30), photograph(30, 30), extreme_colors()]))
     # Degrees near 360 have steps of 3e-5 in float32, and 60 degrees are a full change of colour.
-    np.testing.assert_allclose(augment.adjust_hue(x, turns), hue(x, turns), atol=2e-6, rtol=0)
+    np.testing.assert_allclose(colors.adjust_hue(x, turns), hue(x, turns), atol=2e-6, rtol=0)
 
 
 def extreme_colors() -> np.ndarray:
@@ -237,7 +237,7 @@ def test_gray_is_the_luma():
     """Grey is .2989 R + .5870 G + .1140 B."""
     x = floats(noise(20, 30))
     expected = gray(x.astype(np.float64))[..., 0]
-    np.testing.assert_allclose(augment.luma(x), expected, atol=FLOAT32, rtol=0)
+    np.testing.assert_allclose(colors.luma(x), expected, atol=FLOAT32, rtol=0)
 
 
 @pytest.mark.parametrize('threshold', [0.0, 0.5, 1.0])
@@ -246,7 +246,7 @@ def test_solarize_inverts_from_the_threshold_up(threshold):
     x = np.linspace(0, 1, 3 * 65, dtype=np.float32).reshape(65, 1, 3)
     assert np.any(x == np.float32(threshold))
     expected = solarize(x.astype(np.float64), threshold)
-    np.testing.assert_allclose(augment.solarize(x, threshold), expected, atol=FLOAT32, rtol=0)
+    np.testing.assert_allclose(colors.solarize(x, threshold), expected, atol=FLOAT32, rtol=0)
 
 
 @pytest.mark.parametrize('sigma', [0.1, 0.7, 2.0])
@@ -256,14 +256,14 @@ def test_blur_against_scipy(size, sigma):
     x = floats(photograph(size, size))
     # Beyond 4 sigma lie 6e-5 of a Gaussian, and half of that beyond the taps that are kept: 0.01 of
     # a level.
-    np.testing.assert_allclose(augment.blur(x, sigma), blur(x, sigma), atol=4e-5, rtol=0)
+    np.testing.assert_allclose(colors.blur(x, sigma), blur(x, sigma), atol=4e-5, rtol=0)
 
 
 def test_blur_kernel_has_23_taps_at_224_pixels():
     """The kernel spans a tenth of the view made odd, is symmetric and sums to 1."""
-    kernel = augment.blur_kernel(224, 1.3)
+    kernel = colors.blur_kernel(224, 1.3)
     assert kernel.shape == (23,)
-    assert augment.blur_kernel(19, 1.3).tolist() == [1.0]
+    assert colors.blur_kernel(19, 1.3).tolist() == [1.0]
     np.testing.assert_array_equal(kernel, kernel[::-1])
     assert kernel.sum(dtype=np.float64) == pytest.approx(1, abs=FLOAT32)
     # Neighbouring taps of a Gaussian: exp(-1 / (2 sigma^2)) at the centre.
@@ -277,16 +277,16 @@ def test_cores_do_not_change_their_input():
     image.setflags(write=False)
     before = x.copy(), image.copy()
     for core, amount in (
-        (augment.adjust_brightness, 0.3),
-        (augment.adjust_contrast, 1.3),
-        (augment.adjust_saturation, 1.2),
-        (augment.adjust_hue, 0.1),
-        (augment.blur, 1.0),
-        (augment.solarize, 0.5),
+        (colors.adjust_brightness, 0.3),
+        (colors.adjust_contrast, 1.3),
+        (colors.adjust_saturation, 1.2),
+        (colors.adjust_hue, 0.1),
+        (colors.blur, 1.0),
+        (colors.solarize, 0.5),
     ):
         core(x, amount)
-    augment.luma(x)
-    make_view(image, ViewParams((0, 0, 40, 40), order=augment.ORDERS[0], brightness=0.3), 40)
+    colors.luma(x)
+    make_view(image, Params((0, 0, 40, 40), order=colors.ORDERS[0], brightness=0.3), 40)
     np.testing.assert_array_equal(x, before[0])
     np.testing.assert_array_equal(image, before[1])
 
@@ -296,16 +296,16 @@ def test_cores_do_not_change_their_input():
 
 def test_orders_are_all_permutations():
     """There are exactly the 24 orders of the four jitters."""
-    assert len(augment.ORDERS) == 24
-    assert set(augment.ORDERS) == set(itertools.permutations(JITTERS))
+    assert len(colors.ORDERS) == 24
+    assert set(colors.ORDERS) == set(itertools.permutations(JITTERS))
 
 
 @pytest.mark.parametrize('grayed', [False, True])
-@pytest.mark.parametrize('order', augment.ORDERS, ids='-'.join)
+@pytest.mark.parametrize('order', colors.ORDERS, ids='-'.join)
 def test_view_is_the_cores_in_the_drawn_order(order, grayed):
-    """make_view is resize, flip, the jitters in the drawn order, gray, blur, solarize."""
+    """A view is resize, flip, the jitters in the drawn order, gray, blur, solarize."""
     image = photograph(50, 60)
-    params = ViewParams(
+    params = Params(
         crop=(4, 6, 40, 36),
         flip=True,
         order=order,
@@ -317,7 +317,7 @@ def test_view_is_the_cores_in_the_drawn_order(order, grayed):
         sigma=0.8,
         solarize=0.5,
     )
-    expected = augment.crop_resize(image, params.crop, 40)[:, ::-1] / 255
+    expected = crop.crop_resize(image, params.crop, 40)[:, ::-1] / 255
     for name in order:
         expected = JITTERS[name](expected, getattr(params, name))
     if grayed:
@@ -332,19 +332,19 @@ def test_view_is_the_cores_in_the_drawn_order(order, grayed):
 def test_order_matters():
     """Different orders give different views, so that the order test above can fail."""
     image = photograph(40, 40)
-    base = ViewParams((0, 0, 40, 40), brightness=0.35, contrast=1.4, saturation=1.2, hue=0.1)
-    views = {make_view(image, base._replace(order=o), 40).tobytes() for o in augment.ORDERS}
+    base = Params((0, 0, 40, 40), brightness=0.35, contrast=1.4, saturation=1.2, hue=0.1)
+    views = {make_view(image, base._replace(order=o), 40).tobytes() for o in colors.ORDERS}
     # Saturation and hue commute where they are neighbours, in 12 orders: 6 pairs may coincide.
     assert len(views) >= 18
 
 
-@pytest.mark.parametrize('order', [(), augment.ORDERS[0], augment.ORDERS[-1]])
+@pytest.mark.parametrize('order', [(), colors.ORDERS[0], colors.ORDERS[-1]])
 @pytest.mark.parametrize('flip', [False, True])
 def test_parameters_that_change_nothing(order, flip):
     """Neutral parameters give the resized crop itself, mirrored if flipped."""
     image = noise(50, 60)
-    params = ViewParams((3, 5, 30, 40), flip=flip, order=order)
-    expected = augment.crop_resize(image, params.crop, 24)
+    params = Params((3, 5, 30, 40), flip=flip, order=order)
+    expected = crop.crop_resize(image, params.crop, 24)
     expected = expected[:, ::-1] if flip else expected
     view = make_view(image, params, 24)
     np.testing.assert_array_equal(view, expected)
@@ -355,14 +355,14 @@ def test_parameters_that_change_nothing(order, flip):
 def test_jitter_amounts_without_jitter_change_nothing():
     """Amounts drawn for a view without colour jitter are not applied."""
     image = noise(40, 40)
-    params = ViewParams((0, 0, 40, 40), order=(), brightness=0.4, contrast=0.6, hue=0.1)
+    params = Params((0, 0, 40, 40), order=(), brightness=0.4, contrast=0.6, hue=0.1)
     np.testing.assert_array_equal(make_view(image, params, 40), image)
 
 
 def test_flip_mirrors_left_and_right():
     """A flipped view is the unflipped one with its columns reversed, whatever else is done."""
     image = photograph(50, 60)
-    params = ViewParams((3, 5, 30, 40), order=augment.ORDERS[5], contrast=0.7, sigma=1.0)
+    params = Params((3, 5, 30, 40), order=colors.ORDERS[5], contrast=0.7, sigma=1.0)
     plain = make_view(image, params, 40)
     flipped = make_view(image, params._replace(flip=True), 40)
     # Sums run in another order, so that a value at half a level may round the other way.
@@ -374,9 +374,7 @@ def test_flip_mirrors_left_and_right():
 def test_view_of_a_tiny_picture(shape):
     """Pictures of one or a few pixels give a view of the right shape, not an error."""
     image = noise(*shape)
-    params = ViewParams(
-        (0, 0, *shape), True, augment.ORDERS[0], 0.1, 1.2, 1.1, 0.05, True, 1.0, 0.5
-    )
+    params = Params((0, 0, *shape), True, colors.ORDERS[0], 0.1, 1.2, 1.1, 0.05, True, 1.0, 0.5)
     assert make_view(image, params, 16).shape == (16, 16, 3)
 
 
@@ -385,20 +383,19 @@ def test_view_of_a_tiny_picture(shape):
 SQUARE = (10_000, 10_000)
 
 
-def draws(view, height: int, width: int, number: int = 1, count: int = DRAWS) -> list[ViewParams]:
-    return [
-        draw_view(view, height, width, seed=0, epoch=i % 5, example=i // 5, number=number)
-        for i in range(count)
-    ]
+def draws(view, height: int, width: int, number: int = 1, count: int = DRAWS) -> list[Params]:
+    numbers = np.arange(count)
+    where = {'epochs': numbers % 5, 'examples': numbers // 5}
+    return draw_views(view, height, width, seed=0, number=number, **where)
 
 
 @pytest.fixture(scope='module')
-def view1() -> list[ViewParams]:
+def view1() -> list[Params]:
     return draws(get_view(blur=1.0, solarize=0.0), *SQUARE)
 
 
 @pytest.fixture(scope='module')
-def view2() -> list[ViewParams]:
+def view2() -> list[Params]:
     return draws(get_view(blur=0.1, solarize=0.2), *SQUARE, number=2)
 
 
@@ -466,7 +463,7 @@ def test_one_probability_changes_one_choice(probability, governed):
     for old, off, on in zip(
         base, draws(never, 333, 500, count=200), draws(always, 333, 500, count=200), strict=True
     ):
-        for field in ViewParams._fields:
+        for field in Params._fields:
             versions = {getattr(old, field), getattr(off, field), getattr(on, field)}
             if len(versions) > 1:
                 changed.add(field)
@@ -596,7 +593,7 @@ def test_choices_are_independent(view1, view2):
 def test_center_view_is_the_centre_square():
     """A 256 pixel picture at 0.875 gives its own middle 224 pixels, not resampled."""
     image = noise(256, 300)
-    np.testing.assert_array_equal(augment.center_view(image, 224, 224 / 256), image[16:240, 38:262])
+    np.testing.assert_array_equal(crop.center_view(image, 224, 224 / 256), image[16:240, 38:262])
 
 
 @pytest.mark.parametrize('shape', [(90, 151), (151, 90), (1, 60)])
@@ -606,10 +603,10 @@ def test_center_view_of_any_shape(shape):
     side = max(1, int(min(shape) * 0.875))
     top, left = (shape[0] - side) // 2, (shape[1] - side) // 2
     expected = bicubic(image[top : top + side, left : left + side], 32)
-    np.testing.assert_allclose(augment.center_view(image, 32, 0.875), expected, atol=1.125, rtol=0)
+    np.testing.assert_allclose(crop.center_view(image, 32, 0.875), expected, atol=1.125, rtol=0)
 
 
 def test_center_view_of_all():
     """A crop fraction of 1 keeps all of a square picture."""
     image = noise(32, 32)
-    np.testing.assert_array_equal(augment.center_view(image, 32, 1.0), image)
+    np.testing.assert_array_equal(crop.center_view(image, 32, 1.0), image)
