@@ -147,14 +147,14 @@ def shown_views(
         return [tuple(view.make(picture, steps) for view, picture, steps in at) for at in own]
     if held_array(stream.source) is not None:
         shown = np.stack([first for first, *_ in pictures])
-        batch = stream.drawn_whole(positions, *shown.shape[1:3])
+        batch: Batch = stream.drawn_whole(positions, *shown.shape[1:3])
         batch['example'] = np.arange(len(shown))
         make, shared = array_views(views, shown.shape)
         made = jax.jit(make)(batch, shown, *shared)
     else:
         crops = [[view.cut(picture, steps)[0] for view, picture, steps in at] for at in own]
         stacked = map(np.stack, zip(*crops, strict=True))
-        batch: Batch = dict(zip(views, stacked, strict=True))
+        batch = dict(zip(views, stacked, strict=True))
         batch |= {f'{name}/drawn': view.for_device(drawn[name]) for name, view in views.items()}
         made = jax.jit(crop_views(views))(batch)
     return list(zip(*(np.asarray(made[name]) for name in views), strict=True))
