@@ -87,7 +87,7 @@ def feed_of(source: Source, config, start: int = 0, bad_files=None, **given):
         stop_step=config.total_steps,
         on=config.views.on,
         workers=config.data.workers,
-        bad_files=bad_files or BadFiles(source, 'image', 0),
+        bad_files=BadFiles(source, 'image', 0) if bad_files is None else bad_files,
         **given,
     )
 
