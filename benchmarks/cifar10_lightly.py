@@ -38,9 +38,9 @@ import jax
 import numpy as np
 from PIL import Image
 
-from byol_jax.app.setup import build_run
+from byol_jax.app.build import build_run, step_of
 from byol_jax.input.feed import open_feed
-from byol_jax.training.step import make_train_step, pmap_feed, replicate, shard_batch
+from byol_jax.training.step import pmap_feed, replicate, shard_batch
 from configs import cifar10
 
 Contender = Callable[[Path], AbstractContextManager[Callable[[], None]]]
@@ -86,14 +86,7 @@ def own_steps(train: Path) -> Iterator[Callable[[], None]]:
     with config.unlocked():
         config.data.path = str(train)
     run = build_run(config)
-    train_step = make_train_step(
-        run.byol,
-        run.training.optimizer,
-        run.training.schedule,
-        run.plan,
-        config.target.tau_base,
-        config.seed,
-    )
+    train_step = step_of(run.config, run.plan, run.method, run.training)
     feed = open_feed(
         run.data.train,
         run.views,

@@ -14,7 +14,6 @@ import json
 import os
 import sys
 from pathlib import Path
-from typing import Any
 
 os.environ['XLA_FLAGS'] = '--xla_force_host_platform_device_count=8'
 os.environ['JAX_PLATFORMS'] = 'cpu'
@@ -24,17 +23,18 @@ import jax
 import numpy as np
 from absl import app, flags
 
+from byol_jax.app.build import build_training, method_of, step_of
 from byol_jax.app.plan import make_plan
-from byol_jax.app.setup import build_byol, build_training
-from byol_jax.methods.byol import Byol
-from byol_jax.training.step import AXIS, make_train_step, shard_batch
+from byol_jax.methods.base import Method
+from byol_jax.settings import Settings
+from byol_jax.training.step import AXIS, shard_batch
 from configs import default
 
 _RATE = flags.DEFINE_float('base_learning_rate', 0.2, 'Of the paper for 1000 epochs.')
 COUNTS, MARKS, BATCH, SIZE = (1, 2, 4, 8), (2, 5, 10, 20), 32, 32
 
 
-def small_config(base_learning_rate: float) -> Any:
+def small_config(base_learning_rate: float) -> Settings:
     """A config of a small network, for 40 steps."""
     config = default.get_config()
     config.batch_size = BATCH
@@ -46,17 +46,15 @@ def small_config(base_learning_rate: float) -> Any:
     config.encoder.kwargs = {'stage_sizes': (1, 1), 'width': 0.25}
     config.projector.hidden_size = config.predictor.hidden_size = 32
     config.projector.output_size = 16
-    return config
+    return Settings.of(config)
 
 
-def weights_after(byol: Byol, config: Any, devices: int) -> dict[int, np.ndarray]:
+def weights_after(byol: Method, config: Settings, devices: int) -> dict[int, np.ndarray]:
     """All online weights as one float64 vector, after each number of steps in MARKS."""
     plan = make_plan(config, examples=1000, device_count=devices)
     training = build_training(config, plan, byol)
     step = jax.pmap(
-        make_train_step(
-            byol, training.optimizer, training.schedule, plan, config.target.tau_base, config.seed
-        ),
+        step_of(config, plan, byol, training),
         axis_name=AXIS,
         in_axes=(None, 0),
         out_axes=(None, None),
@@ -76,7 +74,7 @@ def weights_after(byol: Byol, config: Any, devices: int) -> dict[int, np.ndarray
 
 def main(_: list[str]) -> None:
     config = small_config(_RATE.value)
-    byol = build_byol(config)
+    byol = method_of(config)
     one, *others = (weights_after(byol, config, n) for n in COUNTS)
     result = {
         f'{n} devices': {

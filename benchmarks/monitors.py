@@ -32,12 +32,12 @@ import numpy as np
 from absl import app, flags, logging
 from ml_collections import config_flags
 
+from byol_jax.app.build import Run, build_run, step_of
 from byol_jax.app.cli import checked_flags, load_config
 from byol_jax.app.monitors import Lidar, Monitors
-from byol_jax.app.setup import Run, build_run
 from byol_jax.errors import UserError
 from byol_jax.input.stream import Stream
-from byol_jax.training.step import make_train_step, pmap_step, replicate, shard_batch
+from byol_jax.training.step import pmap_step, replicate, shard_batch
 
 _CONFIG = config_flags.DEFINE_config_file('config', None, 'Config file with an optional :ARG.')
 _STEPS = flags.DEFINE_integer('steps', 100, 'Timed steps of each of the two.', lower_bound=4)
@@ -48,15 +48,7 @@ class Side:
 
     def __init__(self, run: Run, batch: Any, workdir: Path | None):
         count = run.plan.monitored if workdir else 0
-        step = make_train_step(
-            run.byol,
-            run.training.optimizer,
-            run.training.schedule,
-            run.plan,
-            run.config.target.tau_base,
-            run.config.seed,
-            count,
-        )
+        step = step_of(run.config, run.plan, run.method, run.training, count)
         self._step = pmap_step(step, monitored=bool(count))
         self._run, self._batch, self._made = run, batch, 0
         self.state = replicate(run.training.initial)
@@ -105,7 +97,7 @@ def main(_: list[str]) -> None:
         raise UserError(f'--steps={_STEPS.value} is below log.every_steps={run.plan.log_steps}.')
     ratios = [w / b for w, b in zip(times[watched], times[bare], strict=True)]
     lidar, seconds = (
-        Lidar(run.byol, Stream(run.data.train, run.views, config.seed), os.cpu_count() or 1),
+        Lidar(run.method, Stream(run.data.train, run.views, config.seed), os.cpu_count() or 1),
         [],
     )
     for _ in range(2):

@@ -37,11 +37,11 @@ import numpy as np
 from absl import app, flags, logging
 from ml_collections import config_flags
 
+from byol_jax.app.build import Training, build_training, method_of, step_of
 from byol_jax.app.cli import checked_flags, load_config
 from byol_jax.app.plan import Plan, make_plan
-from byol_jax.app.setup import Training, build_byol, build_training
 from byol_jax.errors import UserError
-from byol_jax.training.step import AXIS, make_train_step, pmap_step, replicate, shard_batch
+from byol_jax.training.step import AXIS, pmap_step, replicate, shard_batch
 
 _CONFIG = config_flags.DEFINE_config_file('config', None, 'Config file with an optional :ARG.')
 _STEPS = flags.DEFINE_integer('steps', 10, 'Timed steps; 0 to count only.', lower_bound=0)
@@ -77,9 +77,7 @@ def one_pass(byol: Any, config: Any, plan: Plan, training: Training) -> Any:
         device_batch_size=batch_size // plan.device_count,
         accumulate_steps=1,
     )
-    step = make_train_step(
-        byol, training.optimizer, training.schedule, single, config.target.tau_base, config.seed
-    )
+    step = step_of(config, single, byol, training)
     size = config.views.image_size
     shape = (jax.local_device_count(), single.device_batch_size, size, size, 3)
     view = jax.ShapeDtypeStruct(shape, jnp.uint8)
@@ -104,13 +102,9 @@ def main(_: list[str]) -> None:
     logging.set_verbosity(logging.WARNING)
     config = load_config(_CONFIG)
     plan = make_plan(config, _EXAMPLES, jax.device_count())
-    byol = build_byol(config)
+    byol = method_of(config)
     training = build_training(config, plan, byol)
-    step = pmap_step(
-        make_train_step(
-            byol, training.optimizer, training.schedule, plan, config.target.tau_base, config.seed
-        )
-    )
+    step = pmap_step(step_of(config, plan, byol, training))
     size, rng = config.views.image_size, np.random.default_rng(0)
     batch = shard_batch(
         {

@@ -36,7 +36,7 @@ from byol_jax.evaluation.features import encode_source
 from byol_jax.sources.bad_files import name_some
 from byol_jax.sources.base import Cached, Source
 from byol_jax.sources.folder import Folder
-from byol_jax.training.optimizers import adapted_params
+from byol_jax.training.optimizers import decay_mask
 from byol_jax.views.colors import Flip
 from byol_jax.views.crop import Crop
 from byol_jax.views.view import View
@@ -82,7 +82,7 @@ def finetune(
     steps = epochs * (len(train) // batch)
     schedule = optax.warmup_cosine_decay_schedule(0, learning_rate, steps // 10, steps)
     # No weight decay for biases and norm parameters.
-    optimizer = optax.adamw(schedule, weight_decay=1e-4, mask=adapted_params)
+    optimizer = optax.adamw(schedule, weight_decay=1e-4, mask=decay_mask)
     if linear:
         parts = {'encoder': optax.set_to_zero(), 'head': optimizer}
         optimizer = optax.partition(parts, {part: part for part in parts})

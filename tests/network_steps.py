@@ -9,11 +9,13 @@ import jax
 import numpy as np
 from conftest import QUICK
 
-from byol_jax.app.networks import adapted_params, build_byol, build_optimizer
+from byol_jax.app.build import method_of, optimizer_of
 from byol_jax.app.plan import make_plan
-from byol_jax.methods.byol import Byol
+from byol_jax.methods.base import Method
 from byol_jax.models.tap import TappedEncoder
-from byol_jax.training import optimizers as optim
+from byol_jax.settings import Settings
+from byol_jax.training.optimizers import decay_mask
+from byol_jax.training.schedules import learning_rate_schedule
 from byol_jax.training.state import TrainState, init_state
 from byol_jax.training.step import make_train_step, pmap_step, shard_batch
 from configs import default
@@ -28,7 +30,7 @@ IMAGES = np.random.default_rng(0).normal(size=SHAPE).astype(np.float32)
 class Case(NamedTuple):
     """The networks of a config, their state before the first step, and the mapped step."""
 
-    byol: Byol
+    byol: Method
     initial: TrainState
     step: object
     devices: int
@@ -67,17 +69,32 @@ def small_config(name, layer, **changes):
     return config
 
 
+def make_method(config):
+    """The networks of a config."""
+    return method_of(Settings.of(config))
+
+
 def make_case(config, devices):
     """What a run of this config trains, but for its data; its weights are as after training."""
-    byol = build_byol(config)
+    config = Settings.of(config)
+    byol = make_method(config)
     plan = make_plan(config, examples=100, device_count=devices)
     shapes = jax.eval_shape(lambda: byol.init(jax.random.key(0), SIZE))
     params, stats = as_trained({'params': shapes[0]})['params'], as_trained(shapes[1])
-    adapted = adapted_params(byol, params)
-    schedule = optim.learning_rate_schedule(plan.learning_rate, plan.warmup_steps, plan.total_steps)
-    optimizer = build_optimizer(config, adapted, schedule)
-    step = make_train_step(byol, optimizer, schedule, plan, base_ema=0.9, seed=config.seed)
-    initial = jax.device_get(init_state(optimizer, params, stats))
+    mask = decay_mask(params, byol.untrained())
+    schedule = learning_rate_schedule(plan.learning_rate, plan.warmup_steps, plan.total_steps)
+    optimizer = optimizer_of(config, mask, schedule)
+    step = make_train_step(
+        byol,
+        optimizer,
+        total_steps=plan.total_steps,
+        tau_base=0.9,
+        seed=config.seed,
+        schedule=schedule,
+        accumulate_steps=plan.accumulate_steps,
+        freeze_steps=plan.freeze_steps,
+    )
+    initial = jax.device_get(init_state(byol, optimizer, params, stats))
     batch = shard_batch(make_batch(0), devices)
     return Case(byol, initial, pmap_step(step).lower(initial, batch).compile(QUICK), devices)
 

@@ -10,15 +10,17 @@ import jax.numpy as jnp
 import numpy as np
 from conftest import QUICK
 
+from byol_jax.app.build import build_training, optimizer_of, step_of
 from byol_jax.app.monitors import on_host
-from byol_jax.app.networks import adapted_params, build_optimizer
 from byol_jax.app.plan import make_plan
-from byol_jax.app.setup import build_training
 from byol_jax.evaluation.monitors import measure
-from byol_jax.methods.byol import Byol, Features, regression_loss
-from byol_jax.models.mlp import MLP
+from byol_jax.methods.base import Outputs
+from byol_jax.methods.byol import Byol
+from byol_jax.models.heads import MLP
 from byol_jax.models.tap import TappedEncoder
-from byol_jax.training.step import AXIS, make_train_step, pmap_step, shard_batch
+from byol_jax.settings import Settings
+from byol_jax.training.optimizers import decay_mask
+from byol_jax.training.step import AXIS, pmap_step, shard_batch
 from configs import default
 
 SIZE, PICTURES, BATCH = 8, 256, 64
@@ -82,14 +84,18 @@ class NoPredictor(nn.Module):
 class NoStopGradient(Byol):
     """BYOL with the online network in the target's place, and a gradient through both sides."""
 
-    def loss_and_features(
-        self, online_params, target_params, online_stats, target_stats, view1, view2, rng=None
-    ):
-        y1, z1, q1, online_stats = self._online(online_params, online_stats, view1, None)
-        y2, z2, q2, online_stats = self._online(online_params, online_stats, view2, None)
-        loss = jnp.mean(regression_loss(q1, z2) + regression_loss(q2, z1))
-        pairs = ((y1, y2), (z1, z2), (q1, q2), (z1, z2))
-        return loss, (online_stats, target_stats, Features(*map(jnp.stack, pairs)))
+    def loss(self, params, target_params, stats, target_stats, batch, rng=None):
+        (y1, z1, q1), stats = self.online(params, stats, batch['view1'])
+        (y2, z2, q2), stats = self.online(params, stats, batch['view2'])
+        loss = jnp.mean(self.distance(q1, z2) + self.distance(q2, z1))
+        projection = jnp.stack([z1, z2])
+        features = {
+            'representation': jnp.stack([y1, y2]),
+            'projection': projection,
+            'prediction': jnp.stack([q1, q2]),
+            'target': projection,
+        }
+        return loss, Outputs(stats, target_stats, features)
 
 
 def make_byol(kind=Byol, predictor=None, synchronised=True):
@@ -136,27 +142,19 @@ def run(config: Any, byol: Byol, devices: int = 1, stop: int | None = None, jump
 
     `stop` ends it early; `jump`, (step, factor), multiplies the learning rate from a step on.
     """
+    config = Settings.of(config)
     plan = make_plan(config, PICTURES, devices)
     training = build_training(config, plan, byol)
-    schedule, optimizer = training.schedule, training.optimizer
     if jump is not None:
+        smooth = training.schedule
 
         def schedule(step):
-            return training.schedule(step) * jnp.where(step < jump[0], 1, jump[1])
+            return smooth(step) * jnp.where(step < jump[0], 1, jump[1])
 
-        optimizer = build_optimizer(config, adapted_params(byol, training.initial[1]), schedule)
-    step_fn = pmap_step(
-        make_train_step(
-            byol,
-            optimizer,
-            schedule,
-            plan,
-            config.target.tau_base,
-            config.seed,
-            plan.monitored,
-        ),
-        monitored=True,
-    )
+        mask = decay_mask(training.initial.online_params, byol.untrained())
+        optimizer = optimizer_of(config, mask, schedule)
+        training = training._replace(schedule=schedule, optimizer=optimizer)
+    step_fn = pmap_step(step_of(config, plan, byol, training, plan.monitored), monitored=True)
     state, records = training.initial, []
     first = {key: x[: plan.batch_size] for key, x in make_batch(0).items()}
     compiled = step_fn.lower(state, shard_batch(first, devices)).compile(QUICK)

@@ -19,6 +19,7 @@ import jax
 from PIL import Image
 
 from byol_jax.app.bad_files import BadFilesLog
+from byol_jax.app.build import Run, build_run, memory_named, online_encoder, step_of
 from byol_jax.app.checkpoints import Checkpoints
 from byol_jax.app.hosts import (
     check_same_everywhere,
@@ -30,14 +31,12 @@ from byol_jax.app.hosts import (
 )
 from byol_jax.app.metrics import MetricsLog
 from byol_jax.app.monitors import Monitors, NonFinite, check_finite
-from byol_jax.app.networks import online_encoder
 from byol_jax.app.periodic import Periodic, neighbours_of
 from byol_jax.app.picture_cache import fill_cache
 from byol_jax.app.progress import Stopwatch, duration, progress_line
 from byol_jax.app.report.illustrations import show_evaluations
 from byol_jax.app.report.pictures import draw_views
 from byol_jax.app.report.run_report import RunReport, finish_report
-from byol_jax.app.setup import Run, build_run
 from byol_jax.app.signals import Interrupted, stop_signals
 from byol_jax.app.weights_and_biases import check_wandb
 from byol_jax.app.workdir import claim_workdir, fingerprint
@@ -47,13 +46,7 @@ from byol_jax.interop.export import save_encoder
 from byol_jax.settings import Settings
 from byol_jax.training.online_probe import too_many_labels, without_unlabelled
 from byol_jax.training.state import TrainState
-from byol_jax.training.step import (
-    make_train_step,
-    memory_named,
-    pmap_feed,
-    replicate,
-    shard_batch,
-)
+from byol_jax.training.step import pmap_feed, replicate, shard_batch
 
 
 def train(config: Any, workdir: Path, command: str) -> None:
@@ -133,7 +126,8 @@ def _introduce(run: Run, workdir: Path) -> None:
         f'{jax.devices()[0].device_kind} device(s)\n'
         f'{run.training.excluded}'
     )
-    for line in (*data.left_out(), too_many_labels(run.config, data.train)):
+    too_many = too_many_labels(data.train) if run.config.evaluate.online_probe else ''
+    for line in (*data.left_out(), too_many):
         if line:
             say(line)
     if run.training.origin:
@@ -177,15 +171,7 @@ def _fit(
         bad_files=bad_files,
     )
     step_fn = pmap_feed(
-        make_train_step(
-            run.byol,
-            run.training.optimizer,
-            run.training.schedule,
-            plan,
-            config.target.tau_base,
-            config.seed,
-            plan.monitored,
-        ),
+        step_of(config, plan, run.method, run.training, plan.monitored),
         feed,
         monitored=True,
     )
@@ -305,11 +291,11 @@ def _finish(
     log: MetricsLog,
 ) -> None:
     report.evaluating()
-    trained = online_encoder(run.config, state)
+    trained = online_encoder(run.config, run.method, state)
     save_encoder(trained, workdir / 'encoder')
     say('comparing the encoder before and after training ...')
     try:
-        untrained = online_encoder(run.config, run.training.initial)
+        untrained = online_encoder(run.config, run.method, run.training.initial)
         before = neighbours_of(untrained, run.data, run.config)
         after = neighbours_of(trained, run.data, run.config)
         # Those of held-out pictures are found only here.

@@ -6,14 +6,12 @@ import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 
+from byol_jax.app.build import build_run, encoder_of_run, method_of
 from byol_jax.app.data import build_data
 from byol_jax.app.embeddings import Embeddings, check_embeddings_path, write_embeddings
 from byol_jax.app.evaluate import evaluate_encoder
 from byol_jax.app.loop import train
-from byol_jax.app.networks import build_byol
-from byol_jax.app.pretrained import encoder_of_run
 from byol_jax.app.report.pictures import draw_views
-from byol_jax.app.setup import build_run
 from byol_jax.app.workdir import check_workdir
 from byol_jax.evaluation.features import encode_source
 from byol_jax.interop.export import load_encoder, save_encoder
@@ -70,7 +68,7 @@ def summary(request: Request) -> None:
     config = request.config
     size = config.views.image_size
     print(f'{config.encoder.name} on views of {size}x{size} pixels\n')
-    print(layer_table(build_byol(config).encoder, size))
+    print(layer_table(method_of(config).encoder, size))
 
 
 def evaluate(request: Request) -> None:

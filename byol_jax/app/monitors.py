@@ -16,12 +16,12 @@ from threadpoolctl import ThreadpoolController
 
 from byol_jax.app.alarm_log import AlarmLog
 from byol_jax.app.alarms import Record, facts_of, non_finite
+from byol_jax.app.build import Run
 from byol_jax.app.hosts import is_main, say
-from byol_jax.app.setup import Run
 from byol_jax.errors import UserError
 from byol_jax.evaluation.monitors import lidar, measure
 from byol_jax.input.stream import Stream
-from byol_jax.methods.byol import Byol, Features
+from byol_jax.methods.base import Method
 from byol_jax.models.network import path_name
 from byol_jax.training.state import TrainState
 
@@ -65,7 +65,7 @@ class Monitors:
         self._facts = facts_of(run.config, run.plan)
         self._log = AlarmLog(workdir, self._facts, start_step) if is_main() else None
         self._lidar = Lidar(
-            run.byol,
+            run.method,
             Stream(run.data.train, run.views, run.config.seed),
             run.config.data.workers or os.cpu_count() or 1,
         )
@@ -74,7 +74,11 @@ class Monitors:
             say(self._log.still_raised())
 
     def measure(
-        self, step: int, values: Mapping[str, float], features: Features, state: TrainState
+        self,
+        step: int,
+        values: Mapping[str, float],
+        features: Mapping[str, jax.Array],
+        state: TrainState,
     ) -> dict[str, float]:
         """The monitors after a step, by name (`evaluate.monitors.measure`), and LiDAR if it is due.
 
@@ -135,33 +139,33 @@ class Monitors:
             say(self._log.add(non_finite(error.step, error.values, self._facts, saved)))
 
 
-def on_host(features: Features) -> dict[str, np.ndarray]:
-    """What a mapped step handed out, [devices, 2, M, size] -> float32 [2, devices M, size].
+def on_host(features: Mapping[str, jax.Array]) -> dict[str, np.ndarray]:
+    """What a mapped step handed out, [devices, V, M, size] -> float32 [V, devices M, size].
 
     Of several processes each gets its own devices' examples.
     """
     found = {}
-    for name, x in features._asdict().items():
+    for name, x in features.items():
         shards = sorted(x.addressable_shards, key=lambda shard: shard.index[0].start or 0)
         rows = np.concatenate([np.asarray(shard.data, np.float32) for shard in shards])
-        found[name] = np.moveaxis(rows, 0, 1).reshape(2, -1, x.shape[-1])
+        found[name] = np.moveaxis(rows, 0, 1).reshape(x.shape[1], -1, x.shape[-1])
     return found
 
 
 class Lidar:
     """LiDAR of the online projections, in inference mode, over the same views every time."""
 
-    def __init__(self, byol: Byol, stream: Stream, workers: int):
+    def __init__(self, method: Method, stream: Stream, workers: int):
         """Makes nothing yet.
 
         Args:
-          byol: the networks.
+          method: the networks.
           stream: of the run.
           workers: pictures whose views are made in parallel.
         """
-        self._byol, self._stream, self._workers = byol, stream, workers
+        self._stream, self._workers = stream, workers
         self._views: np.ndarray | None = None
-        self._project = jax.jit(byol.project)
+        self._project = jax.jit(method.project)
 
     def __call__(self, state: TrainState) -> float:
         """LiDAR of a state: 1 to the number of pictures less 1, or P if that is less.

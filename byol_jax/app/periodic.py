@@ -8,11 +8,10 @@ from typing import Any
 import jax
 import numpy as np
 
+from byol_jax.app.build import Run, online_encoder
 from byol_jax.app.hosts import is_main, say
-from byol_jax.app.networks import online_encoder
 from byol_jax.app.plan import Plan
 from byol_jax.app.progress import Stopwatch, duration
-from byol_jax.app.setup import Run
 from byol_jax.errors import UserError
 from byol_jax.evaluation.features import Encode
 from byol_jax.evaluation.neighbours import recall
@@ -56,7 +55,7 @@ class Periodic:
         began = time.perf_counter()
         # One device's copy: nothing here may wait for other processes.
         own = jax.tree.map(lambda x: x.addressable_data(0), state._replace(online_probe=None))
-        encoder = online_encoder(self._run.config, own)
+        encoder = online_encoder(self._run.config, self._run.method, own)
         variables = jax.device_put(encoder.variables, jax.local_devices()[0])
 
         def encode(images: np.ndarray) -> np.ndarray:

@@ -159,7 +159,8 @@ def _architecture(params: Mapping[str, np.ndarray]) -> tuple[str, dict[str, Any]
         for i in range(_GROUPS)
     )
     bottleneck = 'block_group_0/block_0/conv_2/w' in params
-    name = next((n for n, make in ENCODERS.items() if _makes(make, sizes, bottleneck)), 'resnet')
+    known = ENCODERS.entries.items()
+    name = next((n for n, make in known if _makes(make, sizes, bottleneck)), 'resnet')
     # Their convolutions and pooling pad as TensorFlow does; basic blocks of one width, which need
     # no projection for their shortcut, have one all the same.
     kwargs: dict[str, Any] = {'same_padding': True}

@@ -1,4 +1,4 @@
-"""What `vit.py` and `convnext.py` share: LayerNorm, dropout and stochastic depth."""
+"""What several networks share: their norms, dropout and stochastic depth."""
 
 from __future__ import annotations
 
@@ -7,6 +7,17 @@ from collections.abc import Sequence
 import flax.linen as nn
 import jax
 import numpy as np
+
+
+def batch_norm(axis_name: str | None, name: str, zero_scale: bool = False) -> nn.BatchNorm:
+    """BatchNorm with momentum 0.9 and epsilon 1e-5 (DeepMind byol/configs/byol.py, bn_config)."""
+    return nn.BatchNorm(
+        momentum=0.9,
+        epsilon=1e-5,
+        axis_name=axis_name,
+        scale_init=nn.initializers.zeros if zero_scale else nn.initializers.ones,
+        name=name,
+    )
 
 
 def layer_norm(name: str) -> nn.LayerNorm:

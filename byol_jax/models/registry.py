@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import functools
-import importlib
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import flax.linen as nn
@@ -13,15 +12,16 @@ from flax import nnx
 from flax.core import FrozenDict
 from flax.errors import FlaxError
 
-from byol_jax.errors import UserError, did_you_mean
+from byol_jax.errors import UserError
 from byol_jax.models.convnext import ConvNeXt
 from byol_jax.models.network import constructor_parameters
 from byol_jax.models.nnx_network import NnxNetwork
 from byol_jax.models.resnet import ResNet
 from byol_jax.models.vit import ViT
+from byol_jax.names import Registry
 
 # Stage sizes: He et al. 2015, Table 1; ResNet-200: He et al. 2016 (arXiv:1603.05027).
-ENCODERS: Mapping[str, Callable[..., nn.Module]] = {
+_NAMED = {
     'resnet': ResNet,
     'resnet18': functools.partial(ResNet, (2, 2, 2, 2)),
     'resnet34': functools.partial(ResNet, (3, 4, 6, 3)),
@@ -39,6 +39,8 @@ ENCODERS: Mapping[str, Callable[..., nn.Module]] = {
     'convnext_t': functools.partial(ConvNeXt, (3, 3, 9, 3), (96, 192, 384, 768)),
 }
 
+ENCODERS = Registry('encoder', 'encoder.name', _NAMED, kwargs_key='encoder.kwargs')
+
 
 def build_encoder(
     name: str, kwargs: Mapping[str, Any], axis_name: str | None = None
@@ -46,7 +48,7 @@ def build_encoder(
     """Builds an encoder.
 
     Args:
-      name: a key of ENCODERS, or 'package.module:Class' for any importable Linen or NNX module
+      name: one of ENCODERS, or 'package.module:Class' for any importable Linen or NNX module
         class, or functools.partial of one.
       kwargs: arguments of its constructor.
       axis_name: passed on to constructors that have an `axis_name` argument.
@@ -57,17 +59,18 @@ def build_encoder(
     Raises:
       UserError: the name does not exist or the arguments do not fit, saying which do.
     """
-    constructor = _constructor(name)
+    constructor = ENCODERS.find(name)
+    # Checked before it is called: the name may come from an encoder.json made by somebody else.
+    if not _is_a(constructor, nn.Module, nnx.Module):
+        raise UserError(
+            f"encoder.name='{name}' is no class derived from flax.linen.Module or flax.nnx.Module."
+        )
+    # NNX's metaclass hides them from `inspect.signature`, so the registry cannot look itself.
     known = constructor_parameters(constructor)
     given = {key: _hashable(value) for key, value in kwargs.items()}
-    free = any(p.kind is p.VAR_KEYWORD for p in known.values())
-    for key in given:
-        if key not in known and not free:
-            names = [k for k in known if k not in ('parent', 'name', 'axis_name', 'rngs')]
-            raise UserError(
-                f"encoder.kwargs: '{name}' takes no argument '{key}'."
-                f'{did_you_mean(key, names)} It takes: {", ".join(names) or "none"}.'
-            )
+    if not any(p.kind is p.VAR_KEYWORD for p in known.values()):
+        ours = ('axis_name', 'rngs', *(('parent', 'name') if _is_a(constructor, nn.Module) else ()))
+        ENCODERS.check_known(name, kwargs, [key for key in known if key not in ours])
     if 'axis_name' in known:
         given['axis_name'] = axis_name
     try:
@@ -79,38 +82,6 @@ def build_encoder(
         return constructor(**given)
     except (TypeError, ValueError, AttributeError, FlaxError) as error:
         raise UserError(f"encoder.kwargs do not fit '{name}': {error}") from error
-
-
-def _constructor(name: str) -> Callable[..., Any]:
-    if ':' not in name:
-        if name in ENCODERS:
-            return ENCODERS[name]
-        raise UserError(
-            f"encoder.name='{name}' is not a known encoder.{did_you_mean(name, ENCODERS)} "
-            f"Known: {', '.join(ENCODERS)}; or give your own as 'package.module:Class'."
-        )
-    module_name, _, attribute = name.partition(':')
-    if not module_name or not attribute:
-        raise UserError(f"encoder.name='{name}' must be of the form 'package.module:Class'.")
-    try:
-        module = importlib.import_module(module_name)
-    except ModuleNotFoundError as error:
-        raise UserError(
-            f"encoder.name='{name}': module '{error.name}' cannot be imported. Install it, or put "
-            'its folder on PYTHONPATH.'
-        ) from error
-    if not hasattr(module, attribute):
-        raise UserError(
-            f"encoder.name='{name}': module '{module_name}' has no '{attribute}'."
-            f'{did_you_mean(attribute, dir(module))}'
-        )
-    found = getattr(module, attribute)
-    # Checked before it is called: the name may come from an encoder.json made by somebody else.
-    if not _is_a(found, nn.Module, nnx.Module):
-        raise UserError(
-            f"encoder.name='{name}' is no class derived from flax.linen.Module or flax.nnx.Module."
-        )
-    return found
 
 
 def _is_a(constructor: Any, *kinds: type) -> bool:

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from byol_jax.models.convolution import quick_convolution
-from byol_jax.models.mlp import batch_norm
+from byol_jax.models.layers import batch_norm
 
 _he_normal = nn.initializers.variance_scaling(2.0, 'fan_out', 'truncated_normal')
 

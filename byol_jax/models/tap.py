@@ -1,9 +1,9 @@
-"""Taps a hidden layer of a network by its name and says what lies behind it."""
+"""Taps a hidden layer of a network, checks that it can be trained, and says what lies behind it."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -14,14 +14,84 @@ from jax.interpreters import partial_eval
 from byol_jax.errors import UserError, did_you_mean
 from byol_jax.models.flops import count_flops
 from byol_jax.models.linen_network import LinenNetwork
-from byol_jax.models.network import Calls, Network, Variables, path_name
+from byol_jax.models.network import TRAIN_ARGUMENTS, Calls, Network, Variables, path_name
 from byol_jax.models.nnx_network import NnxNetwork
-from byol_jax.models.tap_check import POOLS, check_tap
 from byol_jax.models.tappable import (
+    NETWORK_ERRORS,
     Layer,
+    draws_in_evaluation,
+    fails,
     may_hold,
     tappable_layers,
+    too_small,
 )
+
+POOLS = ('mean', 'cls', 'flatten')
+
+
+def tap(
+    network: nn.Module | NnxNetwork,
+    hidden_layer: str | int,
+    *,
+    image_size: int,
+    pool: str = 'mean',
+    axis_name: str | None = None,
+    frozen: Sequence[str] = (),
+) -> TappedEncoder:
+    """Taps a network, checks that it can be trained, and finds what is not.
+
+    Args:
+      network: a Linen module, or an `NnxNetwork`.
+      hidden_layer: path of a layer, or its index in the table of layers (`layer_at`).
+      image_size: side of the views, pixels.
+      pool: as in `TappedEncoder`.
+      axis_name: as in `TappedEncoder`.
+      frozen: paths of layers whose parameters stay as they start.
+
+    Raises:
+      UserError: the network does not fit its tap or the size of the views; says what there is.
+    """
+    shape = (2, image_size, image_size, 3)
+    encoder = TappedEncoder(network, str(hidden_layer), pool, axis_name)
+    if _is_index(encoder.hidden_layer):
+        path = layer_at(hidden_layer, [layer.path for layer in encoder.layers(shape)])
+        encoder = dataclasses.replace(encoder, hidden_layer=path)
+    encoder.check(shape)
+    images = jax.ShapeDtypeStruct(shape, jnp.float32)
+    variables = jax.eval_shape(encoder.init, jax.random.key(0), images)
+    return dataclasses.replace(
+        encoder,
+        behind=encoder.find_behind(variables, images),
+        frozen=encoder.find_frozen(frozen, variables),
+    )
+
+
+def layer_at(layer: str | int, paths: Sequence[str]) -> str:
+    """The path that `encoder.hidden_layer` means.
+
+    Args:
+      layer: a path, or an index as of a list: -1 is the network's own output, -2 the layer that
+        finishes before it. An index may be text, as a command line has it, unless a layer is
+        called so.
+      paths: of all layers, in the order they finish.
+
+    Raises:
+      UserError: there are fewer layers than that.
+    """
+    text = str(layer)
+    if text in paths or not _is_index(text):
+        return text
+    index, count = int(text), len(paths)
+    if not -count <= index < count:
+        raise UserError(
+            f'encoder.hidden_layer={index}: the encoder has {count} layers, 0 to {count - 1} or '
+            f'{-count} to -1. --mode=summary lists them.'
+        )
+    return paths[index]
+
+
+def _is_index(layer: str) -> bool:
+    return layer.removeprefix('-').isdecimal()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,8 +101,8 @@ class TappedEncoder:
     Attributes:
       module: the network: a Linen module, or the `NnxNetwork` of an NNX class.
       hidden_layer: path of the tapped layer, such as 'avgpool', 'stage4/block2' or 'output'.
-      pool: how a [B, tokens, D] output becomes features: 'mean' of the tokens, 'cls' for the first
-        one, 'flatten' for all of them. Feature maps [B, H, W, D] are averaged.
+      pool: one of POOLS, how a [B, tokens, D] output becomes features: 'mean' of the tokens, 'cls'
+        for the first one, 'flatten' for all of them. Feature maps [B, H, W, D] are averaged.
       axis_name: mapped axis over which batch normalisations average in training; None for one
         device.
       behind: paths of the variables behind the tap ('params/head/kernel'), from `find_behind`;
@@ -110,6 +180,13 @@ class TappedEncoder:
             dict(variables),
         )
 
+    def feature_shape(self, variables: Variables, images: Any) -> tuple[int, ...]:
+        """(B, D) of the features of images; computes nothing."""
+        features = jax.eval_shape(
+            lambda v, x: self.apply(v, x, train=False)[0], dict(variables), images
+        )
+        return tuple(features.shape)
+
     def find_behind(self, variables: Variables, images: Any) -> frozenset[str]:
         """Paths of the variables that the tapped output never depends on.
 
@@ -183,8 +260,24 @@ class TappedEncoder:
         return tappable_layers(self.network, image_shape)
 
     def check(self, image_shape: tuple[int, ...]) -> Layer:
-        """Returns the tapped layer, or raises UserError (`tap_check.py`)."""
-        return check_tap(self, image_shape)
+        """Checks that the network can be trained at its tap, before anything is compiled.
+
+        Args:
+          image_shape: (B, H, W, 3) of the images it is traced on.
+
+        Returns:
+          The tapped layer.
+
+        Raises:
+          UserError: it cannot; names the layers there are.
+        """
+        layers = {layer.path: layer for layer in self.layers(image_shape)}
+        layer = _find(self.hidden_layer, layers)
+        _check_pool(self, layer)
+        _check_batch(self, layer, image_shape)
+        _check_stride(self, list(layers.values()), image_shape)
+        _check_modes(self, image_shape)
+        return layer
 
 
 def _used(jaxpr: Any, names: list[str], outputs: list[bool]) -> set[str]:
@@ -210,3 +303,125 @@ def pooled(output: jax.Array, pool: str = 'mean') -> jax.Array:
     if output.ndim == 3 and pool == 'flatten':
         return output.reshape(output.shape[0], -1)
     return output if output.ndim == 2 else jnp.mean(output, axis=tuple(range(1, output.ndim - 1)))
+
+
+def _find(name: str, layers: Mapping[str, Layer]) -> Layer:
+    if name not in layers:
+        width = max(map(len, layers), default=0)
+        listing = '\n'.join(f'  {n:<{width}}  {list(layer.shape)}' for n, layer in layers.items())
+        raise UserError(
+            f"encoder.hidden_layer='{name}' is not a layer of this encoder."
+            f'{did_you_mean(name, layers)} Its layers are:\n{listing}'
+        )
+    layer = layers[name]
+    if not 2 <= len(layer.shape) <= 4:
+        raise UserError(
+            f"encoder.hidden_layer='{layer.path}' puts out {list(layer.shape)}; a tap needs "
+            '[B, D], [B, tokens, D] or [B, H, W, D].'
+        )
+    return layer
+
+
+def _check_pool(encoder: TappedEncoder, layer: Layer) -> None:
+    if encoder.pool not in POOLS:
+        raise UserError(
+            f"encoder.pool='{encoder.pool}' is not one of {', '.join(POOLS)}."
+            f'{did_you_mean(encoder.pool, POOLS)}'
+        )
+    if encoder.pool != 'mean' and len(layer.shape) != 3:
+        what = 'averaged' if len(layer.shape) == 4 else 'taken as it is'
+        raise UserError(
+            f"encoder.pool='{encoder.pool}' is for layers that put out tokens, [B, tokens, D]; "
+            f"'{layer.path}' puts out {list(layer.shape)}, which is {what}. Leave "
+            "encoder.pool at 'mean', or tap a layer of tokens (--mode=summary lists them)."
+        )
+
+
+def _check_batch(encoder: TappedEncoder, layer: Layer, image_shape: tuple[int, ...]) -> None:
+    """Raises UserError if the tapped output is not one row of floats for each image."""
+    for batch in (image_shape[0], image_shape[0] + 1):
+        shape = (batch, *image_shape[1:])
+        images = jax.ShapeDtypeStruct(shape, jnp.float32)
+        variables = jax.eval_shape(encoder.init, jax.random.key(0), images)
+        try:
+            features = jax.eval_shape(
+                lambda v, x: encoder.apply(v, x, train=False)[0], variables, images
+            )
+        except NETWORK_ERRORS as error:
+            where = f' in batches of {batch}'
+            raise UserError(fails(encoder.network, shape, where, error)) from error
+        if features.shape[0] != batch or not jnp.issubdtype(features.dtype, jnp.floating):
+            raise UserError(
+                f"encoder.hidden_layer='{layer.path}' puts out {features.dtype} "
+                f'{list(features.shape)}, pooled, for {batch} images: a tap needs floats, and '
+                'one row for each image. Tap a layer that keeps the batch as its first axis.'
+            )
+
+
+def _check_modes(encoder: TappedEncoder, image_shape: tuple[int, ...]) -> None:
+    """Raises UserError if the network cannot train, or draws when it does not."""
+    images = jax.ShapeDtypeStruct(image_shape, jnp.float32)
+    variables = jax.eval_shape(encoder.init, jax.random.key(0), images)
+
+    def evaluate(rng: jax.Array, variables: Variables, images: jax.Array) -> jax.Array:
+        return encoder.apply(variables, images, train=False, rng=rng)[0]
+
+    jaxpr = jax.make_jaxpr(evaluate)(jax.random.key(0), variables, images).jaxpr
+    if partial_eval.dce_jaxpr(jaxpr, [True])[1][0]:
+        raise UserError(draws_in_evaluation(encoder.network))
+    try:
+        training, kept = encoder.trace_training(variables, images)
+    except NETWORK_ERRORS as error:
+        raise UserError(fails(encoder.network, image_shape, ' in training mode', error)) from error
+    before = {path_name(p): leaf for p, leaf in jax.tree.leaves_with_path(dict(variables))}
+    for name, variable in zip(kept, training.outvars[1:], strict=True):
+        leaf, after = before[name], variable.aval
+        if (after.shape[1:], after.dtype) != (leaf.shape, leaf.dtype):
+            raise UserError(
+                f"The encoder {encoder.network.name} changes its variable '{name}' in training, "
+                f'from {leaf.dtype} {list(leaf.shape)} to {after.dtype} '
+                f'{list(after.shape[1:])}: shape and type must stay.'
+            )
+    _check_told(encoder, training, kept)
+
+
+def _check_told(encoder: TappedEncoder, training: Any, kept: list[str]) -> None:
+    """Raises UserError if training looks like evaluation because its word is not known."""
+    switches = encoder.network.unknown_switches()
+    statistics = [i for i, name in enumerate(kept) if name.startswith('batch_stats/')]
+    if not switches:
+        return
+
+    def depends(outputs: list[bool]) -> tuple[bool, bool]:
+        """Whether these outputs need the images and the key."""
+        used = partial_eval.dce_jaxpr(training, outputs)[1]
+        return used[-2], used[-1]
+
+    draws = depends([True] * len(training.outvars))[1]
+    moves = any(depends([j == i + 1 for j in range(len(training.outvars))])[0] for i in statistics)
+    if not draws and not moves:
+        raise UserError(
+            f'The encoder {encoder.network.name} does the same in training as outside of it, and '
+            f'its __call__ takes {", ".join(switches)}, which is not known here. Call the '
+            f'argument that says whether it trains one of {", ".join(TRAIN_ARGUMENTS)}.'
+        )
+
+
+def _check_stride(
+    encoder: TappedEncoder, layers: list[Layer], image_shape: tuple[int, ...]
+) -> None:
+    """Raises UserError if the last feature map before the tap would be mostly padding."""
+    before = layers[: [layer.path for layer in layers].index(encoder.hidden_layer) + 1]
+    maps = [layer for layer in before if len(layer.shape) == 4]
+    if not maps or maps[-1].shape[1] > 1:
+        return
+    probe = max(256, 16 * image_shape[1])
+    try:
+        wide = encoder.layers((1, probe, probe, image_shape[3]))
+    except UserError:
+        return  # Networks of one fixed size have no stride to speak of.
+    height = next(layer.shape[1] for layer in wide if layer.path == maps[-1].path)
+    stride = probe // height
+    if height > 1 and stride > image_shape[1]:
+        reason = f"'{maps[-1].path}' shrinks pictures {stride} times: use at least {stride}"
+        raise UserError(too_small(image_shape, reason))

@@ -1,1 +1,1 @@
-"""The training run: loop, step, state and checkpoint."""
+"""The training step, the state it changes, optimizers and schedules."""

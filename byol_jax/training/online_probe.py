@@ -33,7 +33,8 @@ class OnlineProbe(NamedTuple):
     """The classifier and its optimizer.
 
     Attributes:
-      kernel: float32 [D, C]. bias: float32 [C].
+      kernel: float32 [D, C].
+      bias: float32 [C].
       optimizer: optax state over both.
     """
 
@@ -42,17 +43,16 @@ class OnlineProbe(NamedTuple):
     optimizer: Any
 
 
-def labels_of_probe(config: Any, source: Source) -> int:
-    """How many labels a run's probe tells apart; 0: there is no probe."""
-    if not config.evaluate.online_probe or len(source.label_names) > MOST_LABELS:
-        return 0
-    return len(source.label_names)
-
-
-def too_many_labels(config: Any, source: Source) -> str:
-    """A line for a person if a run has no probe for that reason; else ''."""
+def labels_of_probe(source: Source) -> int:
+    """How many labels a probe of this source tells apart; 0: there can be none."""
     count = len(source.label_names)
-    if not config.evaluate.online_probe or count <= MOST_LABELS:
+    return count if count <= MOST_LABELS else 0
+
+
+def too_many_labels(source: Source) -> str:
+    """A line for a person if a source has no probe for that reason; else ''."""
+    count = len(source.label_names)
+    if count <= MOST_LABELS:
         return ''
     return f'no online linear probe: there are {count:,} labels, and it is for {MOST_LABELS:,}'
 
@@ -61,7 +61,8 @@ def start_probe(features: int, labels: int) -> OnlineProbe:
     """The probe before the first step, which finds all labels alike.
 
     Args:
-      features: D, size of the representation. labels: C.
+      features: D, size of the representation.
+      labels: C.
     """
     kernel, bias = jnp.zeros((features, labels)), jnp.zeros(labels)
     return OnlineProbe(kernel, bias, _optimizer(features).init((kernel, bias)))
@@ -84,6 +85,7 @@ def probe_step(
     Every channel of the representation is first given mean 0 and variance 1 over the batch.
 
     Args:
+      probe: before the step.
       representation: y of view 1, float [B, D], of this device.
       labels: int [B], in [0, C); negative where there is none.
       axis_name: of the device axis.

@@ -1,7 +1,9 @@
-"""LARS and AdamW with the paper's exclusions, the frozen start, and the learning-rate schedule."""
+"""Optimizers by name, LARS, the parameters that do not decay, and the encoder's frozen start."""
 
 from __future__ import annotations
 
+import inspect
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -9,79 +11,95 @@ import jax.numpy as jnp
 import optax
 
 from byol_jax.errors import UserError
-from byol_jax.models.tap import path_name
+from byol_jax.models.network import path_name
+from byol_jax.names import Registry
 
 Tree = Any
 
+OPTIMIZERS = Registry(
+    'optimizer',
+    'optimizer.name',
+    {'lars': 'byol_jax.training.optimizers:lars', 'adamw': 'optax:adamw'},
+    kwargs_key='optimizer.kwargs',
+)
 
-def learning_rate_schedule(peak: float, warmup_steps: int, total_steps: int) -> optax.Schedule:
-    """Linear warm-up from 0 to `peak`, then cosine to 0 at `total_steps` (paper, Section 3.3).
-
-    At step k < warmup_steps: peak k / warmup_steps; then peak (1 + cos(pi t)) / 2 with t the
-    share of the steps behind the warm-up (DeepMind byol/utils/schedules.py, learning_schedule).
-    """
-
-    def schedule(step: jax.Array | int) -> jax.Array:
-        warm = step / max(warmup_steps, 1)
-        t = jnp.minimum((step - warmup_steps) / (total_steps - warmup_steps), 1)
-        return peak * jnp.where(step < warmup_steps, warm, (1 + jnp.cos(jnp.pi * t)) / 2)
-
-    return schedule
+# What optimizers call the mask of the parameters that decay. LARS of optax has a second one, for
+# those that it adapts; the paper (Section 3.3) leaves out the same of both.
+_MASKS = ('mask', 'weight_decay_mask', 'decay_mask', 'trust_ratio_mask')
 
 
-def make_optimizer(
-    options: Any, schedule: optax.Schedule, adapted: Tree, freeze_steps: int
+def build_optimizer(
+    name: str,
+    kwargs: Mapping[str, Any],
+    *,
+    learning_rate: optax.Schedule,
+    weight_decay: float,
+    decay_mask: Tree,
+    freeze_steps: int = 0,
 ) -> optax.GradientTransformation:
-    """The optimizer a config asks for; in every one the learning rate comes last.
+    """Builds an optimizer: `factory(learning_rate, weight_decay=.., mask=.., **kwargs)`.
+
+    `weight_decay` and `decay_mask` are passed where the factory has an argument of that name;
+    the mask's may be 'mask', 'weight_decay_mask' or 'decay_mask'.
 
     Args:
-      options: the config's `optimizer`: `name`, one of OPTIMIZERS, `weight_decay`, and `momentum`
-        and `trust_coefficient` for LARS, `b1`, `b2` and `epsilon` for AdamW.
-      schedule: learning rate by optimizer step; the frozen start does not delay it.
-      adapted: tree of bools like the parameters, from `adapted_params`; the top level is a dict
-        with a part 'encoder'.
+      name: one of OPTIMIZERS, or 'package.module:attribute' of any factory like those of optax.
+      kwargs: the factory's other arguments.
+      learning_rate: by optimizer step; the frozen start does not delay it.
+      weight_decay: share of a parameter taken off in a step, per unit of learning rate.
+      decay_mask: tree of bools like the parameters, from the function of that name.
       freeze_steps: for this many optimizer steps the part 'encoder' stays as it is, and so does
         its share of the optimizer's state (`hold`); the other parts train from the first step.
 
     Raises:
-      UserError: there is no optimizer of this name.
+      UserError: there is no such optimizer, it does not take these arguments, or it cannot decay.
     """
-    if options.name == 'lars':
-        stages = _lars_stages(
-            adapted,
-            options.weight_decay,
-            options.kwargs.get('momentum', 0.9),
-            options.kwargs.get('trust_coefficient', 1e-3),
+    factory = OPTIMIZERS.find(name)
+    takes = inspect.signature(factory).parameters if callable(factory) else {}
+    if 'epsilon' in kwargs and 'eps' in takes and 'epsilon' not in takes:
+        # The word of the paper of Adam and of our older configs.
+        kwargs = {('eps' if key == 'epsilon' else key): kwargs[key] for key in kwargs}
+    masks = [mask for mask in _MASKS if mask in takes]
+    ours: dict[str, Any] = dict.fromkeys(masks, decay_mask)
+    if 'weight_decay' in takes:
+        ours['weight_decay'] = weight_decay
+    if weight_decay and not ('weight_decay' in takes and masks):
+        missing = 'weight_decay' if 'weight_decay' not in takes else 'mask'
+        raise UserError(
+            f"optimizer.weight_decay={weight_decay:g}: '{name}' has no argument '{missing}'. Set "
+            'it to 0, or take an optimizer that has weight_decay and mask, such as optax:adamw.'
         )
-    elif options.name == 'adamw':
-        stages = _adamw_stages(
-            adapted,
-            options.weight_decay,
-            options.kwargs.get('b1', 0.9),
-            options.kwargs.get('b2', 0.999),
-            options.kwargs.get('epsilon', 1e-8),
-        )
-    else:
-        raise UserError(f"optimizer.name='{options.name}': there is no such optimizer.")
-    if freeze_steps:
-        # Each side has a state of its own: AdamW counts the steps that its moments have seen.
-        inner = optax.chain(*stages)
-        sides = {'encoder': hold(inner, freeze_steps), 'heads': inner}
-        labels = {
-            part: jax.tree.map(lambda _, side=part if part in sides else 'heads': side, flags)
-            for part, flags in adapted.items()
-        }
-        stages = (optax.partition(sides, labels),)
-    return optax.chain(*stages, optax.scale_by_learning_rate(schedule))
+
+    def build(rate: optax.Schedule) -> optax.GradientTransformation:
+        made = OPTIMIZERS.build(name, kwargs, rate, **ours)
+        if not isinstance(made, optax.GradientTransformation):
+            raise UserError(
+                f"optimizer.name='{name}' makes a {type(made).__name__}, and not an "
+                'optax.GradientTransformation.'
+            )
+        return made
+
+    if not freeze_steps:
+        return build(learning_rate)
+    # Held, it does not count: its first step is the run's step `freeze_steps`.
+    sides = {
+        'encoder': hold(build(lambda step: learning_rate(step + freeze_steps)), freeze_steps),
+        'heads': build(learning_rate),
+    }
+    labels = {
+        part: jax.tree.map(lambda _, side=part if part in sides else 'heads': side, flags)
+        for part, flags in decay_mask.items()
+    }
+    return optax.partition(sides, labels)
 
 
 def lars(
-    schedule: optax.Schedule,
-    adapted: Tree,
+    learning_rate: optax.ScalarOrSchedule,
     *,
-    weight_decay: float,
+    weight_decay: float = 0.0,
     momentum: float = 0.9,
     trust_coefficient: float = 1e-3,
+    mask: Tree | None = None,
 ) -> optax.GradientTransformation:
     """LARS in the order of DeepMind's byol/utils/optimizers.py.
 
@@ -89,39 +107,20 @@ def lars(
     a changing schedule does not linger in the momentum, as it would in `optax.lars`.
 
     Args:
-      schedule: learning rate by optimizer step.
-      adapted: tree of bools like the parameters: True for those that get weight decay and trust
-        ratio, False for those that only get momentum (`adapted_params`).
+      learning_rate: a number, or a schedule by optimizer step.
       weight_decay: paper, Appendix J: 1.5e-6 for 1000 epochs, 1e-6 for fewer.
       momentum: paper, Appendix J: 0.9.
       trust_coefficient: eta; DeepMind byol/configs/byol.py: 1e-3.
+      mask: tree of bools like the parameters: True for those that get weight decay and trust
+        ratio, False for those that only get momentum (`decay_mask`); None: all get them.
     """
-    stages = _lars_stages(adapted, weight_decay, momentum, trust_coefficient)
-    return optax.chain(*stages, optax.scale_by_learning_rate(schedule))
-
-
-def adamw(
-    schedule: optax.Schedule,
-    adapted: Tree,
-    *,
-    weight_decay: float,
-    b1: float = 0.9,
-    b2: float = 0.999,
-    epsilon: float = 1e-8,
-) -> optax.GradientTransformation:
-    """Adam with bias correction and decoupled weight decay (arXiv:1711.05101, Algorithm 2).
-
-    As in torch.optim.AdamW the decay is multiplied by the learning rate, and by nothing else.
-
-    Args:
-      schedule: learning rate by optimizer step.
-      adapted: tree of bools like the parameters: True for those that decay (`adapted_params`).
-      weight_decay: share of a parameter taken off in a step, per unit of learning rate.
-      b1, b2: decay of the means of the gradients and of their squares; epsilon: added to the root
-        of the latter. Defaults: arXiv:1412.6980, Algorithm 1.
-    """
-    stages = _adamw_stages(adapted, weight_decay, b1, b2, epsilon)
-    return optax.chain(*stages, optax.scale_by_learning_rate(schedule))
+    trust = optax.scale_by_trust_ratio(trust_coefficient=trust_coefficient)
+    return optax.chain(
+        optax.add_decayed_weights(weight_decay, mask),
+        trust if mask is None else optax.masked(trust, mask),
+        optax.trace(momentum),
+        optax.scale_by_learning_rate(learning_rate),
+    )
 
 
 class HoldState(NamedTuple):
@@ -141,6 +140,10 @@ def hold(inner: optax.GradientTransformation, steps: int) -> optax.GradientTrans
 
     Its state does not move either, so it then begins like a fresh one: no momentum or moments of
     gradients from before, and a bias correction that starts at its first step.
+
+    Args:
+      inner: what is held.
+      steps: for how many updates.
     """
 
     def init(params: Tree) -> HoldState:
@@ -158,26 +161,7 @@ def hold(inner: optax.GradientTransformation, steps: int) -> optax.GradientTrans
     return optax.GradientTransformation(init, update)
 
 
-def _lars_stages(
-    adapted: Tree, weight_decay: float, momentum: float, trust_coefficient: float
-) -> tuple[optax.GradientTransformation, ...]:
-    return (
-        optax.masked(optax.add_decayed_weights(weight_decay), adapted),
-        optax.masked(optax.scale_by_trust_ratio(trust_coefficient=trust_coefficient), adapted),
-        optax.trace(momentum),
-    )
-
-
-def _adamw_stages(
-    adapted: Tree, weight_decay: float, b1: float, b2: float, epsilon: float
-) -> tuple[optax.GradientTransformation, ...]:
-    return (
-        optax.scale_by_adam(b1, b2, epsilon),
-        optax.masked(optax.add_decayed_weights(weight_decay), adapted),
-    )
-
-
-def adapted_params(params: Tree, untrained: frozenset[str] = frozenset()) -> Tree:
+def decay_mask(params: Tree, untrained: frozenset[str] = frozenset()) -> Tree:
     """Which parameters decay, and LARS adapts: all but biases, norm parameters and untrained ones.
 
     The paper (Section 3.3) excludes biases and batch normalisation parameters. Told by structure:
@@ -187,8 +171,11 @@ def adapted_params(params: Tree, untrained: frozenset[str] = frozenset()) -> Tre
 
     Args:
       params: tree of arrays.
-      untrained: paths of the parameters behind the tap or frozen by the config's
-        `encoder.frozen`, such as 'encoder/head/kernel'.
+      untrained: paths of the parameters that get no gradient, such as 'encoder/head/kernel'
+        (`Method.untrained`).
+
+    Returns:
+      A tree of bools like `params`.
 
     Raises:
       UserError: nothing is excluded, or nothing is left, which means the network's parameters
@@ -202,8 +189,8 @@ def adapted_params(params: Tree, untrained: frozenset[str] = frozenset()) -> Tre
         told = name in ('bias', 'scale') or name.startswith('pos_embed')
         return not (vector or told or full in untrained)
 
-    adapted = jax.tree_util.tree_map_with_path(rule, params)
-    flags = jax.tree.leaves(adapted)
+    mask = jax.tree_util.tree_map_with_path(rule, params)
+    flags = jax.tree.leaves(mask)
     if all(flags) or not any(flags):
         what = 'excluded from' if all(flags) else 'left for'
         names = ', '.join(path_name(path) for path, _ in jax.tree.leaves_with_path(params))
@@ -212,19 +199,21 @@ def adapted_params(params: Tree, untrained: frozenset[str] = frozenset()) -> Tre
             "parameters are told by the names 'bias' and 'scale' or by being vectors. "
             f'Parameters: {names}'
         )
-    return adapted
+    return mask
 
 
-def describe_excluded(params: Tree, adapted: Tree, optimizer: str = 'lars') -> str:
+def describe_excluded(params: Tree, mask: Tree, optimizer: str = 'lars') -> str:
     """One line a run prints: how many parameters are excluded, and which kinds of leaf they are.
 
     Args:
-      params, adapted: as of `adapted_params`. optimizer: its name, which says excluded from what.
+      params: as of `decay_mask`.
+      mask: from `decay_mask`.
+      optimizer: its name, which says excluded from what.
     """
     kinds: dict[str, int] = {}
     excluded = total = 0
     for (path, leaf), flag in zip(
-        jax.tree.leaves_with_path(params), jax.tree.leaves(adapted), strict=True
+        jax.tree.leaves_with_path(params), jax.tree.leaves(mask), strict=True
     ):
         total += leaf.size
         if not flag:
@@ -232,5 +221,5 @@ def describe_excluded(params: Tree, adapted: Tree, optimizer: str = 'lars') -> s
             kind = '/'.join(path_name(path).split('/')[-2:])
             kinds[kind] = kinds.get(kind, 0) + 1
     listing = ', '.join(f'{kind} x{count}' for kind, count in sorted(kinds.items()))
-    what = 'no weight decay' + (' and no LARS adaptation' if optimizer == 'lars' else '')
+    what = 'no weight decay' + (' and no LARS adaptation' if 'lars' in optimizer else '')
     return f'{excluded:,} of {total:,} parameters get {what}: {listing}'

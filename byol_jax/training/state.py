@@ -8,6 +8,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from byol_jax.methods.base import Method
+
 Tree = Any
 
 
@@ -16,9 +18,9 @@ class TrainState(NamedTuple):
 
     Attributes:
       step: int32 [], optimizer steps made.
-      online_params: theta, a dict of 'encoder', 'projector' and 'predictor'.
+      online_params: theta, a dict by part of the method: 'encoder', 'projector', ..
       online_stats: batch statistics of the online network, by part.
-      target_params: xi, a dict of 'encoder' and 'projector'.
+      target_params: xi, a dict of the method's target parts.
       target_stats: batch statistics of the target network, by part.
       optimizer: optax state over `online_params`.
       online_probe: an `OnlineProbe`; None in a run without one.
@@ -33,15 +35,23 @@ class TrainState(NamedTuple):
     online_probe: Tree = None
 
 
-def init_state(optimizer: optax.GradientTransformation, params: Tree, stats: Tree) -> TrainState:
+def init_state(
+    method: Method,
+    optimizer: optax.GradientTransformation,
+    params: Tree,
+    stats: Tree,
+    online_probe: Tree = None,
+) -> TrainState:
     """The state before the first step; the target starts as a copy of the online network.
 
     Args:
+      method: says which parts have a target.
       optimizer: whose state is made.
-      params, stats: of the online network, from `Byol.init`.
+      params: of the online network, from `method.init`.
+      stats: as `params`.
+      online_probe: from `start_probe`; None: there is no probe.
     """
-    parts = ('encoder', 'projector')
-    copy = lambda tree: jax.tree.map(jnp.copy, {part: tree[part] for part in parts})  # noqa: E731
+    copy = lambda tree: jax.tree.map(jnp.copy, {p: tree[p] for p in method.target_parts})  # noqa: E731
     return TrainState(
         step=jnp.zeros((), jnp.int32),
         online_params=params,
@@ -49,4 +59,5 @@ def init_state(optimizer: optax.GradientTransformation, params: Tree, stats: Tre
         target_params=copy(params),
         target_stats=copy(stats),
         optimizer=optimizer.init(params),
+        online_probe=online_probe,
     )

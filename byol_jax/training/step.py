@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -11,121 +10,137 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from byol_jax.app.plan import Plan
-from byol_jax.errors import UserError
 from byol_jax.input.feed import Feed
-from byol_jax.methods.byol import Byol, Features, feature_std, target_tau, update_target
+from byol_jax.methods.base import Method, l2_normalize
 from byol_jax.training.online_probe import probe_step
+from byol_jax.training.schedules import target_tau
 from byol_jax.training.state import TrainState
 
 # The name of the device axis: gradients, metrics and batch statistics are averaged over it.
 AXIS = 'devices'
 
-Batch = dict[str, jax.Array]
+Tree = Any
+Batch = Mapping[str, jax.Array]
 Metrics = dict[str, jax.Array]
 
 
 def make_train_step(
-    byol: Byol,
+    method: Method,
     optimizer: optax.GradientTransformation,
-    schedule: optax.Schedule,
-    plan: Plan,
-    base_ema: float,
+    *,
+    total_steps: int,
+    tau_base: float,
     seed: int,
+    schedule: optax.Schedule | None = None,
+    accumulate_steps: int = 1,
+    freeze_steps: int = 0,
     monitored: int = 0,
 ) -> Callable[[TrainState, Batch], Any]:
     """Returns the pure step `(state, batch) -> (state, metrics)` of one device.
 
-    It must run where the axis AXIS is mapped. `batch` holds this device's share: 'view1' and
-    'view2', uint8 [B, S, S, 3] with B divisible by `plan.accumulate_steps`. Metrics are float32
-    scalars, equal on all devices.
-
-    With accumulation the gradients of the passes are averaged and batch statistics move with
-    every pass; the optimizer, the target and the schedules move once. For the first
-    `plan.freeze_steps` steps no gradient of the encoder is computed.
+    It must run where the axis AXIS is mapped (`pmap_step`). `batch` holds this device's share of
+    all that `method.loss` takes, each array with the examples first, B of them, divisible by
+    `accumulate_steps`. Metrics are float32 scalars, equal on all devices; the method's own are
+    among them.
 
     A state with an online probe has that trained too (`online_probe.probe_step`); 'label' in the
     batch, int [B], is what it learns, and its metrics are among the others. Nothing else changes.
 
-    What the encoder draws is a function of (seed, step, device, pass): nothing of it is saved.
+    What the networks draw is a function of (seed, step, device, microbatch): nothing of it is
+    saved.
 
-    With `monitored` above 0 the step returns `(state, metrics, features)`: the `byol.Features` of
-    the first so many examples of each pass of this device, [2, M, size], for the monitors. Metrics
-    then also hold 'parameter_norm', of the online network after the step, and 'stats_spread', how
-    far its batch statistics differ between devices: root of the mean square, of their own size.
+    Args:
+      method: what is learned.
+      optimizer: of the online network's parameters.
+      total_steps: optimizer steps of the whole run, K.
+      tau_base: of the target's moving average, in [0, 1] (`target_tau`).
+      seed: of what the networks draw.
+      schedule: of the learning rate, for the metric 'learning_rate'; None: there is none.
+      accumulate_steps: microbatches that the batch is passed in. Their gradients are averaged, and
+        statistics move with every one; the optimizer, the target and the schedules move once.
+      freeze_steps: for so many steps no gradient of the part 'encoder' is computed.
+      monitored: above 0 the step returns `(state, metrics, features)`: the method's features of
+        the first so many examples of each microbatch, float [V, M, size] by name. Metrics then
+        also hold 'parameter_norm', of the online network after the step, and 'stats_spread', how
+        far its statistics differ between devices: root of the mean square, of their own size.
     """
-    everything = jax.value_and_grad(byol.loss_and_features, has_aux=True)
+    everything = jax.value_and_grad(method.loss, has_aux=True)
 
-    def heads_alone(online_params: Any, *rest: Any) -> Any:
-        held = jax.lax.stop_gradient(online_params['encoder'])
-        return byol.loss_and_features({**online_params, 'encoder': held}, *rest)
+    def heads_alone(params: Tree, *rest: Any) -> Any:
+        held = jax.lax.stop_gradient(params['encoder'])
+        return method.loss({**params, 'encoder': held}, *rest)
 
     def value_and_grad(step: jax.Array, *arguments: Any) -> Any:
-        if not plan.freeze_steps:
+        if not freeze_steps:
             return everything(*arguments)
         heads = jax.value_and_grad(heads_alone, has_aux=True)
-        return jax.lax.cond(step < plan.freeze_steps, heads, everything, *arguments)
+        return jax.lax.cond(step < freeze_steps, heads, everything, *arguments)
 
     def passes(state: TrainState, batch: Batch) -> Any:
         """What this device's whole batch gives.
 
-        Loss, gradients, stats, projections, what the probe sees, and features for the monitors.
+        Loss, the method's metrics, gradients, stats, projections, what the probe sees, and
+        features for the monitors.
         """
         rng = jax.random.fold_in(jax.random.key(seed), state.step)
         rng = jax.random.fold_in(rng, jax.lax.axis_index(AXIS))
 
         def one(carry: Any, inputs: tuple[Batch, jax.Array]) -> Any:
             grads, online_stats, target_stats = carry
-            views, number = inputs
-            (loss, (online_stats, target_stats, features)), new = value_and_grad(
+            microbatch, number = inputs
+            (loss, outputs), new = value_and_grad(
                 state.step,
                 state.online_params,
                 state.target_params,
                 online_stats,
                 target_stats,
-                views['view1'],
-                views['view2'],
+                microbatch,
                 jax.random.fold_in(rng, number),
             )
             grads = new if grads is None else jax.tree.map(jnp.add, grads, new)
-            projections = jnp.concatenate(list(features.projection))
-            shown = jax.tree.map(lambda x: x[:, :monitored], features)
-            seen = None if state.online_probe is None else features.representation[0]
-            return (grads, online_stats, target_stats), (loss, projections, seen, shown)
+            features = dict(outputs.features)
+            watched = 'projection' if 'projection' in features else 'representation'
+            projections = jnp.concatenate(list(features[watched]))
+            shown = {name: x[:, :monitored] for name, x in features.items()}
+            seen = None if state.online_probe is None else features['representation'][0]
+            carry = (grads, outputs.stats, outputs.target_stats)
+            return carry, (loss, dict(outputs.metrics), projections, seen, shown)
 
-        n = plan.accumulate_steps
+        n = accumulate_steps
         if n == 1:
             start = (None, state.online_stats, state.target_stats)
-            carry, (loss, *made) = one(start, (batch, jnp.zeros((), jnp.int32)))
-            return loss, *carry, *made
+            carry, (loss, own, *made) = one(start, (batch, jnp.zeros((), jnp.int32)))
+            return loss, own, *carry, *made
         zeros = jax.tree.map(jnp.zeros_like, state.online_params)
         split = {key: x.reshape(n, -1, *x.shape[1:]) for key, x in batch.items()}
-        (grads, *stats), (losses, projections, seen, shown) = jax.lax.scan(
+        (grads, *stats), (losses, own, projections, seen, shown) = jax.lax.scan(
             one, (zeros, state.online_stats, state.target_stats), (split, jnp.arange(n))
         )
         grads = jax.tree.map(lambda g: g / n, grads)
         projections, seen = jax.tree.map(lambda x: x.reshape(-1, x.shape[-1]), (projections, seen))
-        # [passes, 2, M, size] -> [2, passes M, size]
+        # [microbatches, V, M, size] -> [V, microbatches M, size]
         shown = jax.tree.map(
-            lambda x: jnp.moveaxis(x, 0, 1).reshape(2, -1, x.shape[-1]), Features(*shown)
+            lambda x: jnp.moveaxis(x, 0, 1).reshape(x.shape[1], -1, x.shape[-1]), shown
         )
-        return losses.mean(), grads, *stats, projections, seen, shown
+        own = jax.tree.map(lambda x: x.mean(axis=0), own)
+        return losses.mean(), own, grads, *stats, projections, seen, shown
 
     def train_step(state: TrainState, batch: Batch) -> Any:
-        loss, grads, own_stats, target_stats, projections, seen, shown = passes(state, batch)
+        loss, own, grads, own_stats, target_stats, projections, seen, shown = passes(state, batch)
         loss, grads = jax.lax.pmean((loss, grads), AXIS)
         online_stats, target_stats = average_stats((own_stats, target_stats))
         updates, optimizer_state = optimizer.update(grads, state.optimizer, state.online_params)
         online_params = optax.apply_updates(state.online_params, updates)
-        tau = target_tau(state.step, plan.total_steps, base_ema)
+        tau = target_tau(state.step, total_steps, tau_base)
         metrics = {
             'loss': loss,
-            'learning_rate': schedule(state.step),
             'tau': tau,
             'feature_std': feature_std(projections, AXIS),
             'gradient_norm': global_norm(grads),
             'update_norm': global_norm(updates),
         }
+        if schedule is not None:
+            metrics['learning_rate'] = schedule(state.step)
         if monitored:
             metrics['parameter_norm'] = global_norm(online_params)
             metrics['stats_spread'] = spread(own_stats, online_stats)
@@ -133,6 +148,10 @@ def make_train_step(
         if probe is not None:
             probe, probed = probe_step(probe, seen, batch['label'], AXIS)
             metrics |= probed
+        taken = sorted(metrics.keys() & own.keys())
+        if taken:
+            raise ValueError(f"the method's metric '{taken[0]}' has the name of one of the step's")
+        metrics |= jax.lax.pmean(own, AXIS)
         state = TrainState(
             step=state.step + 1,
             online_params=online_params,
@@ -148,22 +167,23 @@ def make_train_step(
     return train_step
 
 
-@contextmanager
-def memory_named(config: Any) -> Iterator[None]:
-    """Turns a device's lack of memory into a UserError that names what takes it."""
-    try:
-        yield
-    except jax.errors.JaxRuntimeError as error:
-        if 'RESOURCE_EXHAUSTED' not in str(error):
-            raise
-        said = str(error).splitlines()[0]
-        raise UserError(
-            f'The device has too little memory for a step of batch_size={config.batch_size} pairs '
-            f'at views.image_size={config.views.image_size} in accumulate_steps='
-            f'{config.accumulate_steps} parts: {said} Double accumulate_steps until it fits (the '
-            'batch stays as it is), or take precision=bfloat16, smaller views or a smaller batch, '
-            'in a new workdir.'
-        ) from error
+def update_target(target_params: Tree, online_params: Tree, tau: jax.Array) -> Tree:
+    """xi <- tau xi + (1 - tau) theta for every leaf of the target (paper, Equation 1)."""
+    online = {part: online_params[part] for part in target_params}
+    return jax.tree.map(lambda xi, theta: xi + (1 - tau) * (theta - xi), target_params, online)
+
+
+def feature_std(projections: jax.Array, axis_name: str | None = None) -> jax.Array:
+    """Mean over channels of the std of unit-length projections [B, P]: near 1/sqrt(P) if healthy.
+
+    It goes to 0 when all images are given the same projection (collapse). Definition: SimSiam,
+    arXiv:2011.10566, Section 4.1.
+    """
+    z = l2_normalize(projections)
+    mean, square = jnp.mean(z, axis=0), jnp.mean(z**2, axis=0)
+    if axis_name is not None:
+        mean, square = jax.lax.pmean((mean, square), axis_name)
+    return jnp.mean(jnp.sqrt(jnp.maximum(square - mean**2, 0)))
 
 
 def average_stats(stats: Any) -> Any:

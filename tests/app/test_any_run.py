@@ -16,16 +16,16 @@ import numpy as np
 import pytest
 from conftest import ROOT, TINY, process_environment
 from flax import nnx
-from ml_collections import ConfigDict
-from network_steps import as_trained, by_path, quick_jit, small_config
+from network_steps import as_trained, by_path, make_method, quick_jit, small_config
 from own_networks import NnxConvNet, NnxViT
 from torchvision_reference import random_weights, torchvision_shapes, write
 
 from byol_jax import UserError, load_encoder
+from byol_jax.app.build import encoder_of_run, find_encoder, method_of, optimizer_of, start_from
 from byol_jax.app.checkpoints import Checkpoints
-from byol_jax.app.networks import adapted_params, build_byol, build_optimizer
-from byol_jax.app.pretrained import encoder_of_run, find_encoder, start_from
 from byol_jax.interop.torchvision import load_torchvision
+from byol_jax.settings import Settings
+from byol_jax.training.optimizers import decay_mask
 from byol_jax.training.state import TrainState, init_state
 
 TESTS = ROOT / 'tests'
@@ -97,18 +97,19 @@ NNX = [pytest.param(kind, marks=pytest.mark.slow) for kind in ('nnx', 'vit')]
 
 def config_of(workdir):
     """The config a run has written down."""
-    return ConfigDict(json.loads((workdir / 'config.json').read_text()))
+    return Settings.of(json.loads((workdir / 'config.json').read_text()))
 
 
 def last_state(workdir):
     """(networks, state of the last checkpoint), restored into what the config describes."""
     config = config_of(workdir)
-    byol = build_byol(config)
+    byol = method_of(config)
 
     def state():
         params, stats = byol.init(jax.random.key(0), config.views.image_size)
-        optimizer = build_optimizer(config, adapted_params(byol, params), lambda step: 0.0)
-        return init_state(optimizer, params, stats)
+        mask = decay_mask(params, byol.untrained())
+        optimizer = optimizer_of(config, mask, lambda step: 0.0)
+        return init_state(byol, optimizer, params, stats)
 
     checkpoints = Checkpoints(workdir, config.checkpoint.keep, read_only=True)
     step, restored = checkpoints.restore(jax.eval_shape(state))
@@ -228,7 +229,7 @@ def networks(kwargs, **changes):
     """(networks of ConvNet, fresh parameters, fresh statistics) as a run begins with."""
     config = small_config('ConvNet', 'drop', encoder__kwargs=kwargs, views__image_size=32)
     config.update_from_flattened_dict(changes)
-    byol = build_byol(config)
+    byol = make_method(config)
     params, stats = jax.eval_shape(lambda: byol.init(jax.random.key(0), 32))
     return byol, as_trained({'params': params}, 1)['params'], as_trained(stats, 1)
 

@@ -16,11 +16,11 @@ from test_pipeline import make_config
 from test_table import Colours, labelled, measured, one_hot_of_label, options_with
 
 from byol_jax.app.bad_files import BadFilesLog
+from byol_jax.app.build import Run
 from byol_jax.app.data import build_data
 from byol_jax.app.hosts import check_same_everywhere, gather_texts
 from byol_jax.app.modes import MODES, Request
 from byol_jax.app.report.pictures import draw_views
-from byol_jax.app.setup import Run
 from byol_jax.app.workdir import check_workdir, claim_workdir
 from byol_jax.errors import BadPicture, UserError
 from byol_jax.evaluation.features import encode_source

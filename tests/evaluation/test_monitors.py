@@ -15,6 +15,7 @@ from conftest import QUICK
 from streams import stream_of, views_at, views_of
 from tiny_runs import Keep, make_config
 
+from byol_jax.app.build import build_training, step_of
 from byol_jax.app.monitors import (
     LIDAR_PICTURES,
     LIDAR_VIEWS,
@@ -26,21 +27,22 @@ from byol_jax.app.monitors import (
     on_host,
 )
 from byol_jax.app.plan import make_plan
-from byol_jax.app.setup import build_training
 from byol_jax.evaluation.monitors import lidar, measure, unit_std
-from byol_jax.methods.byol import Byol, Features
+from byol_jax.methods.byol import Byol
 from byol_jax.models.tap import TappedEncoder
+from byol_jax.settings import Settings
 from byol_jax.sources.base import Source
-from byol_jax.training.step import make_train_step, pmap_step, shard_batch, spread
+from byol_jax.training.step import pmap_step, shard_batch, spread
 
 pytestmark = pytest.mark.timeout(120)
+
+NAMES = ('representation', 'projection', 'prediction', 'target')
 
 
 def features(rows, **changes):
     """The same rows as every feature of both views; `changes` put others in their place."""
     both = np.stack([rows, rows]).astype(np.float32)
-    names = ('representation', 'projection', 'prediction', 'target')
-    return dict.fromkeys(names, both) | changes
+    return dict.fromkeys(NAMES, both) | changes
 
 
 def test_orthogonal_features():
@@ -128,6 +130,20 @@ def test_wide_features_are_thinned_out():
     assert found['rankme_representation'] == pytest.approx(64, rel=0.01)
 
 
+def test_only_what_is_there_is_measured():
+    """A method without a predictor or a target, and of other views, has fewer monitors."""
+    rows = np.random.default_rng(0).normal(size=(3, 8, 4))
+    found = measure({'representation': rows, 'projection': rows, 'of its own': rows})
+    whole = measure(dict.fromkeys(NAMES, rows[:2]))
+    cosines = {name for name in whole if name.endswith('_cosine')}
+    assert len(cosines) == 3
+    assert found.keys() == whole.keys() - cosines
+    assert measure({'representation': rows}).keys() == {
+        'representation_std',
+        'rankme_representation',
+    }
+
+
 class Sum(nn.Module):
     """The mean colour of each picture, times a kernel of ones, plus a bias that is 0."""
 
@@ -160,12 +176,11 @@ def test_the_step_hands_out_the_features_of_its_batch():
         pytest.skip('needs two devices')
     config = make_config(batch_size=16, accumulate_steps=2, projector__output_size=4)
     byol, plan = linear_byol(), make_plan(make_config(batch_size=16, accumulate_steps=2), 100, 2)
+    config = Settings.of(config)
     training = build_training(config, plan, byol)
     rng = np.random.default_rng(0)
     batch = {view: rng.integers(0, 256, (16, 8, 8, 3), np.uint8) for view in ('view1', 'view2')}
-    step = make_train_step(
-        byol, training.optimizer, training.schedule, plan, 0.9, 0, monitored=plan.monitored
-    )
+    step = step_of(config, plan, byol, training, plan.monitored)
     given, shares = jax.tree.map(np.array, training.initial), shard_batch(batch, 2)
     compiled = pmap_step(step, monitored=True).lower(given, shares).compile(QUICK)
     _, metrics, shown = compiled(given, shares)
@@ -274,12 +289,13 @@ def test_lidar_comes_at_its_interval(tmp_path):
     state = SimpleNamespace(online_params=params, online_stats=stats)
     rows = jnp.asarray(np.random.default_rng(0).normal(size=(1, 2, 6, 4)))
     monitors = make_monitors(tmp_path, log__lidar_every_steps=20)
-    found = [monitors.measure(step, VALUES, Features(*[rows] * 4), state) for step in (10, 20, 30)]
+    shown = dict.fromkeys(NAMES, rows)
+    found = [monitors.measure(step, VALUES, shown, state) for step in (10, 20, 30)]
     assert ['lidar' in values for values in found] == [False, True, False]
     assert all('rankme_projection' in values for values in found)
     assert 1 <= found[1]['lidar'] <= 4.01
     never = make_monitors(tmp_path, log__lidar_every_steps=0)
-    assert 'lidar' not in never.measure(20, VALUES, Features(*[rows] * 4), state)
+    assert 'lidar' not in never.measure(20, VALUES, shown, state)
 
 
 def make_monitors(tmp_path, initial=None, **changes):
@@ -288,7 +304,7 @@ def make_monitors(tmp_path, initial=None, **changes):
     run = SimpleNamespace(
         config=config,
         plan=plan,
-        byol=linear_byol(),
+        method=linear_byol(),
         data=SimpleNamespace(train=Pictures()),
         training=SimpleNamespace(initial=initial),
         views=views_of(config),
@@ -306,7 +322,7 @@ def test_what_is_not_finite_stops_a_run(tmp_path, capsys):
         check_finite(3, VALUES | {'loss': math.nan})
     monitors = make_monitors(tmp_path)
     bad = jnp.full((1, 2, 4, 4), jnp.inf)
-    handed_out = SimpleNamespace(_asdict=lambda: {'representation': bad})
+    handed_out = {'representation': bad}
     with pytest.raises(NonFinite, match='the representation is not finite') as caught:
         monitors.measure(4, VALUES, handed_out, None)
     monitors.stopped(caught.value, saved=2)

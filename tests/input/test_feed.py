@@ -11,19 +11,19 @@ import numpy as np
 import pytest
 from conftest import ROOT, process_environment
 from streams import batches, stream_of, views_of
-from test_step import BASE_EMA, make_byol
+from test_step import make_byol
 
+from byol_jax.app.build import build_training, step_of
 from byol_jax.app.plan import make_plan
-from byol_jax.app.setup import build_training
 from byol_jax.errors import UserError
 from byol_jax.input.feed import open_feed, pictures_in_memory, shown_views
+from byol_jax.settings import Settings
 from byol_jax.sources.array import Array
 from byol_jax.sources.bad_files import BadFiles
 from byol_jax.sources.base import Source, Subset
 from byol_jax.training.step import (
     AXIS,
     everywhere,
-    make_train_step,
     pmap_feed,
     pmap_step,
     replicate,
@@ -200,8 +200,9 @@ def test_step_trains_on_the_views(array):
     feed = feed_of(array, config)
     plan = make_plan(config, COUNT, devices)
     byol = make_byol(AXIS)
-    training = build_training(config, plan, byol)
-    step = make_train_step(byol, training.optimizer, training.schedule, plan, BASE_EMA, seed=0)
+    settings = Settings.of(config)
+    training = build_training(settings, plan, byol)
+    step = step_of(settings, plan, byol, training)
     fed, plain = pmap_feed(step, feed), pmap_step(step)
     state, expected = replicate(training.initial), replicate(training.initial)
     make = jax.jit(feed.views)

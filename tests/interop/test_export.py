@@ -18,7 +18,7 @@ from byol_jax import UserError, load_encoder
 from byol_jax.interop.encoder import make_encoder
 from byol_jax.interop.export import save_encoder
 from byol_jax.methods.byol import Byol
-from byol_jax.models.mlp import MLP
+from byol_jax.models.heads import MLP
 from byol_jax.models.registry import build_encoder
 from byol_jax.models.tap import TappedEncoder
 from byol_jax.training.step import AXIS

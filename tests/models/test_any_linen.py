@@ -25,6 +25,7 @@ from network_steps import (
     features_of,
     make_batch,
     make_case,
+    make_method,
     normalised,
     quick_jit,
     small_config,
@@ -32,7 +33,6 @@ from network_steps import (
 )
 from own_networks import ConvNet, Everything, Keep, Mlp, TokenNet
 
-from byol_jax.app.networks import build_byol
 from byol_jax.errors import UserError
 from byol_jax.interop.encoder import make_encoder
 from byol_jax.interop.export import load_encoder, save_encoder
@@ -111,7 +111,7 @@ def test_tokens_and_their_pools():
 @pytest.mark.parametrize(('pool', 'size'), [('cls', 6), ('flatten', 30)])
 def test_the_projector_takes_the_features_as_they_are(pool, size):
     """The projector is made for D features, or N x D of 'flatten'."""
-    byol = build_byol(small_config('TokenNet', 'block0', encoder__pool=pool))
+    byol = make_method(small_config('TokenNet', 'block0', encoder__pool=pool))
     params, _ = jax.eval_shape(lambda: byol.init(jax.random.key(0), 8))
     assert params['projector']['linear1']['kernel'].shape == (size, 8)
 
@@ -580,7 +580,7 @@ class AdoptsType(nn.Module):
 @pytest.mark.xfail(strict=True, reason='a statistic that adopts the compute type changes its own')
 def test_statistics_keep_their_type_in_bfloat16():
     """With precision='bfloat16' a network's own statistics stay float32, as the state must."""
-    byol = build_byol(small_config('ConvNet', 'drop', precision='bfloat16'))
+    byol = make_method(small_config('ConvNet', 'drop', precision='bfloat16'))
     byol = dataclasses.replace(byol, encoder=TappedEncoder(AdoptsType(), 'output'))
     params, stats = jax.eval_shape(lambda: byol.init(jax.random.key(0), 8))
     images = jax.ShapeDtypeStruct(SHAPE, np.uint8)
@@ -909,11 +909,11 @@ def test_an_unknown_layer(layer):
         if event == '/jax/core/compile/backend_compile_duration':
             compiled.append(event)
 
-    build_byol(small_config('ConvNet', 'conv2'))  # Keys are made by then.
+    make_method(small_config('ConvNet', 'conv2'))  # Keys are made by then.
     jax.monitoring.register_event_duration_secs_listener(listen)
     try:
         with pytest.raises(UserError) as caught:
-            build_byol(small_config('ConvNet', layer, encoder__kwargs={'width': 5}))
+            make_method(small_config('ConvNet', layer, encoder__kwargs={'width': 5}))
     finally:
         jax.monitoring.unregister_event_duration_listener(listen)
     assert compiled == []
@@ -1032,7 +1032,7 @@ ARGUMENTS = {'stages': [{'width': 5}, {'width': 6}], 'options': {'features': 4, 
 
 def test_arguments_from_a_config():
     """Lists and dicts in encoder.kwargs reach the network as sequences and mappings."""
-    byol = build_byol(small_config('Configured', 'out', encoder__kwargs=ARGUMENTS))
+    byol = make_method(small_config('Configured', 'out', encoder__kwargs=ARGUMENTS))
     assert byol.encoder.module == build_encoder('own_networks:Configured', ARGUMENTS)
 
 
@@ -1213,7 +1213,7 @@ def test_a_layer_to_freeze_that_is_none():
     for wrong, near in (('convv', 'conv'), ('bn1', 'bn'), ('features', 'fc')):
         config = small_config('Everything', 'features', encoder__frozen=('fc', wrong))
         with pytest.raises(UserError, match=f"encoder.frozen: '{wrong}' is no layer") as caught:
-            build_byol(config)
+            make_method(config)
         if wrong != 'features':
             assert f"Did you mean '{near}'?" in str(caught.value)
 

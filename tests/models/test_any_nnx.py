@@ -23,13 +23,13 @@ from network_steps import (
     features_of,
     make_batch,
     make_case,
+    make_method,
     normalised,
     quick_jit,
     small_config,
 )
 from own_networks import NnxConfigured, NnxConvNet, NnxEverything, NnxKeep, NnxMlp, NnxViT
 
-from byol_jax.app.networks import build_byol
 from byol_jax.errors import UserError
 from byol_jax.interop.encoder import make_encoder
 from byol_jax.interop.export import load_encoder, save_encoder
@@ -701,11 +701,11 @@ def test_an_unknown_layer(layer):
         if event == '/jax/core/compile/backend_compile_duration':
             compiled.append(event)
 
-    build_byol(small_config('NnxConvNet', 'drop'))  # Keys are made by then.
+    make_method(small_config('NnxConvNet', 'drop'))  # Keys are made by then.
     jax.monitoring.register_event_duration_secs_listener(listen)
     try:
         with pytest.raises(UserError) as caught:
-            build_byol(small_config('NnxConvNet', layer, encoder__kwargs={'width': 5}))
+            make_method(small_config('NnxConvNet', layer, encoder__kwargs={'width': 5}))
     finally:
         jax.monitoring.unregister_event_duration_listener(listen)
     assert compiled == []
@@ -803,7 +803,7 @@ ARGUMENTS = {
 
 def test_arguments_from_a_config():
     """Lists and dicts in encoder.kwargs reach the network's constructor."""
-    byol = build_byol(small_config('NnxConfigured', 'out', encoder__kwargs=ARGUMENTS))
+    byol = make_method(small_config('NnxConfigured', 'out', encoder__kwargs=ARGUMENTS))
     assert byol.encoder.module == build_encoder('own_networks:NnxConfigured', ARGUMENTS)
 
 
@@ -941,7 +941,7 @@ def test_a_layer_to_freeze_that_is_none():
     for wrong, near in (('stages/0/layers/9', 'stages/0/layers/'), ('heads', 'head')):
         config = small_config('NnxConvNet', 'drop', encoder__frozen=(wrong,))
         with pytest.raises(UserError, match=f"encoder.frozen: '{wrong}' is no layer") as caught:
-            build_byol(config)
+            make_method(config)
         assert f"Did you mean '{near}" in str(caught.value)
 
 

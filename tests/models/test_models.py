@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from byol_jax.errors import UserError
-from byol_jax.models.mlp import MLP
+from byol_jax.models.heads import MLP
 from byol_jax.models.registry import ENCODERS, build_encoder
 from byol_jax.models.resnet import ResNet
 from byol_jax.models.tap import TappedEncoder
@@ -312,7 +312,11 @@ def test_own_encoder():
 @pytest.mark.parametrize(
     ('name', 'kwargs', 'says'),
     [
-        ('resnet51', {}, ["encoder.name='resnet51'", "mean 'resnet50'?", 'package.module:Class']),
+        (
+            'resnet51',
+            {},
+            ["encoder.name='resnet51'", "mean 'resnet50'?", 'package.module:a'],
+        ),
         ('xyz', {}, ["encoder.name='xyz'", 'Known: resnet, resnet18, resnet34']),
         ('resnet18', {'widht': 2}, ["no argument 'widht'", "mean 'width'?", 'num_classes']),
         ('resnet', {}, ["do not fit 'resnet'", 'stage_sizes']),

@@ -10,16 +10,14 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from starts import make_start
 
-from byol_jax.app.plan import make_plan
-from byol_jax.app.setup import build_training
 from byol_jax.errors import UserError
 from byol_jax.methods.byol import Byol
-from byol_jax.models.mlp import MLP
+from byol_jax.models.heads import MLP
 from byol_jax.models.resnet import ResNet
-from byol_jax.models.tap import TappedEncoder
+from byol_jax.models.tap import TappedEncoder, layer_at, tap
 from byol_jax.training.step import AXIS, make_train_step, shard_batch
-from configs import default
 
 BATCH = 32
 IMAGES = np.random.default_rng(0).normal(size=(4, 8, 8, 3)).astype(np.float32)
@@ -66,12 +64,44 @@ BEHIND = {
 }
 
 
-def with_behind(module, layer):
-    """The tapped network with its dead variables found, as the training run builds it."""
-    tapped = TappedEncoder(module, layer)
-    images = jax.ShapeDtypeStruct(IMAGES.shape, jnp.float32)
-    variables = jax.eval_shape(tapped.init, jax.random.key(0), images)
-    return dataclasses.replace(tapped, behind=tapped.find_behind(variables, images))
+PATHS = ['conv', 'trunk_aside', 'bn', 'pool', 'conv2', 'bn2', 'trunk', 'output']
+
+
+@pytest.mark.parametrize(
+    ('index', 'path'), [(-1, 'output'), (-2, 'trunk'), ('-2', 'trunk'), (-5, 'pool'), (3, 'pool')]
+)
+def test_an_index_counts_the_layers_as_they_finish(index, path):
+    """-2 is the layer before the network's own output, as in the original recipe; text will do."""
+    tapped = tap(Classifier(), index, image_size=8)
+    assert [layer.path for layer in tapped.layers((2, 8, 8, 3))] == PATHS
+    assert tapped.hidden_layer == path
+    assert tapped == tap(Classifier(), path, image_size=8)
+
+
+def test_a_layer_called_like_an_index_is_that_layer():
+    """A name comes before a number, as of NNX's lists, whose layers are counted."""
+    assert layer_at('1', ['0', '1', '2', 'output']) == '1'
+    assert layer_at('-1', ['0', '1', '2', 'output']) == 'output'
+    assert layer_at('3', ['0', '1', '2', 'output']) == 'output'
+    assert layer_at('pool2', ['0', 'output']) == 'pool2'
+
+
+@pytest.mark.parametrize('index', [-9, 8, '8'])
+def test_an_index_that_does_not_exist(index):
+    """The message says how many layers there are and where they are listed."""
+    says = rf'encoder.hidden_layer={index}: the encoder has 8 layers, 0 to 7 or -8 to -1. --mode=su'
+    with pytest.raises(UserError, match=says):
+        tap(Classifier(), index, image_size=8)
+
+
+def test_tap_finds_what_is_not_trained():
+    """Everything that a training run needs of an encoder comes from one call."""
+    tapped = tap(Classifier(), 'pool', image_size=8, axis_name=AXIS, frozen=('conv',))
+    assert tapped.behind == BEHIND
+    assert tapped.frozen == {'params/conv/kernel', 'params/conv/bias'}
+    assert tapped.axis_name == AXIS
+    with pytest.raises(UserError, match=r"'pol' is not a layer of .*\. Did you mean 'pool'"):
+        tap(Classifier(), 'pol', image_size=8)
 
 
 @pytest.fixture(scope='module')
@@ -215,8 +245,8 @@ def test_a_network_of_one_size():
 
 def test_variables_behind_the_tap():
     """Exactly the variables that the tapped output does not depend on are behind the tap."""
-    assert with_behind(Classifier(), 'pool').behind == BEHIND
-    assert with_behind(Classifier(), 'trunk').behind == frozenset()
+    assert tap(Classifier(), 'pool', image_size=8).behind == BEHIND
+    assert tap(Classifier(), 'trunk', image_size=8).behind == frozenset()
 
 
 class Spelling(nn.Module):
@@ -333,28 +363,20 @@ def test_a_layer_called_twice_is_tapped_at_its_last_call():
 
 def compiled_step(classes):
     """(initial state, batch, compiled step) of a run with strong weight decay, on one device."""
-    config = default.get_config()
-    config.batch_size = BATCH
-    config.total_epochs, config.total_steps = None, 10
-    config.warmup_epochs, config.warmup_steps = None, 0
-    config.optimizer.weight_decay = 0.1
-    config.optimizer.base_learning_rate = 10.0
-    config.views.image_size = 8
     byol = Byol(
-        with_behind(Classifier(classes, AXIS), 'pool'),
+        tap(Classifier(classes, AXIS), 'pool', image_size=8),
         MLP(6, 4, AXIS),
         MLP(6, 4, AXIS),
         (0.5,) * 3,
         (0.25,) * 3,
     )
-    plan = make_plan(config, examples=100, device_count=1)
-    training = build_training(config, plan, byol)
-    step = make_train_step(byol, training.optimizer, training.schedule, plan, base_ema=0.9, seed=0)
+    start = make_start(byol, 8, peak=10 * BATCH / 256, total_steps=10, weight_decay=0.1)
+    step = make_train_step(byol, start.optimizer, total_steps=10, tau_base=0.9, seed=0)
     shape = (2, BATCH, 8, 8, 3)
     view1, view2 = np.random.default_rng(1).integers(0, 256, shape, np.uint8)
     batch = shard_batch({'view1': view1, 'view2': view2}, 1)
     mapped = jax.jit(jax.vmap(step, (None, 0), None, axis_name=AXIS))
-    return training.initial, batch, mapped.lower(training.initial, batch).compile()
+    return start.initial, batch, mapped.lower(start.initial, batch).compile()
 
 
 @pytest.fixture(scope='module')

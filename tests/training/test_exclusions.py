@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import pytest
 
 from byol_jax.errors import UserError
-from byol_jax.training.optimizers import adapted_params, describe_excluded
+from byol_jax.training.optimizers import decay_mask, describe_excluded
 
 
 def shaped(*shape):
@@ -28,9 +28,9 @@ PARAMS = {
 }
 
 
-def test_adapted_params_by_structure():
+def test_decay_mask_by_structure():
     """Biases, scales, positions and vectors are excluded; every kernel is kept, even [D, 1]."""
-    assert adapted_params(PARAMS) == {
+    assert decay_mask(PARAMS) == {
         'conv': {'kernel': True},
         'bn': {'scale': False, 'bias': False},
         'group_norm': {'gamma': False, 'beta': False},
@@ -44,7 +44,7 @@ def test_adapted_params_by_structure():
     }
 
 
-def test_adapted_params_of_a_transformer():
+def test_decay_mask_of_a_transformer():
     """Blocks counted by strings, as in NNX: kernels decay, class token and scales do not."""
     block = {
         'norm1': {'scale': shaped(8), 'bias': shaped(8)},
@@ -56,10 +56,10 @@ def test_adapted_params_of_a_transformer():
     }
     encoder = {'cls_token': shaped(1, 1, 8), 'blocks': {'0': block, '1': block}}
     frozen = frozenset({'encoder/blocks/0/attn/query/kernel'})
-    adapted = adapted_params({'encoder': encoder}, frozen)['encoder']
-    assert not adapted['cls_token']
+    mask = decay_mask({'encoder': encoder}, frozen)['encoder']
+    assert not mask['cls_token']
     for number, query in (('0', False), ('1', True)):
-        assert adapted['blocks'][number] == {
+        assert mask['blocks'][number] == {
             'norm1': {'scale': False, 'bias': False},
             'attn': {
                 'query': {'kernel': query, 'bias': False},
@@ -69,24 +69,24 @@ def test_adapted_params_of_a_transformer():
         }
 
 
-def test_adapted_params_untrained():
+def test_decay_mask_untrained():
     """A parameter that is not trained is excluded although it is a kernel."""
-    adapted = adapted_params(PARAMS, frozenset({'head/kernel', 'head/bias'}))
-    assert adapted['head'] == {'kernel': False, 'bias': False}
-    assert adapted['conv']['kernel']
+    mask = decay_mask(PARAMS, frozenset({'head/kernel', 'head/bias'}))
+    assert mask['head'] == {'kernel': False, 'bias': False}
+    assert mask['conv']['kernel']
 
 
 def test_nothing_excluded_is_an_error():
     """A network in which no bias or norm is recognised is refused, naming its parameters."""
     params = {'dense': {'kernel': shaped(3, 4), 'offset': shaped(2, 2)}}
     with pytest.raises(UserError, match=r'(?s)excluded from.*dense/kernel, dense/offset'):
-        adapted_params(params)
+        decay_mask(params)
 
 
 def test_nothing_left_is_an_error():
     """A network in which everything would be excluded is refused, naming its parameters."""
     with pytest.raises(UserError, match=r'(?s)left for.*dense/bias, dense/w'):
-        adapted_params({'dense': {'w': shaped(3), 'bias': shaped(3)}})
+        decay_mask({'dense': {'w': shaped(3), 'bias': shaped(3)}})
 
 
 def test_describe_excluded_counts():
@@ -95,10 +95,10 @@ def test_describe_excluded_counts():
         'a': {'bn': {'scale': shaped(8), 'bias': shaped(8)}, 'conv': {'kernel': shaped(10, 100)}},
         'b': {'bn': {'scale': shaped(4), 'bias': shaped(4)}, 'conv': {'bias': shaped(1000)}},
     }
-    assert describe_excluded(params, adapted_params(params)) == (
+    assert describe_excluded(params, decay_mask(params)) == (
         '1,024 of 2,024 parameters get no weight decay and no LARS adaptation: '
         'bn/bias x2, bn/scale x2, conv/bias x1'
     )
-    assert describe_excluded(params, adapted_params(params), 'adamw').startswith(
+    assert describe_excluded(params, decay_mask(params), 'adamw').startswith(
         '1,024 of 2,024 parameters get no weight decay: bn/bias x2'
     )

@@ -14,9 +14,10 @@ from network_steps import QUICK
 from test_feed import SIZE, Mixed, feed_of, make_config
 from tiny_runs import make_batch, make_byol
 
+from byol_jax.app.build import build_training, step_of
 from byol_jax.app.plan import make_plan
-from byol_jax.app.setup import build_training
 from byol_jax.errors import BadPicture
+from byol_jax.settings import Settings
 from byol_jax.sources.bad_files import BadFiles
 from byol_jax.sources.base import Cached, Subset
 from byol_jax.training.online_probe import (
@@ -27,7 +28,7 @@ from byol_jax.training.online_probe import (
     too_many_labels,
     without_unlabelled,
 )
-from byol_jax.training.step import AXIS, make_train_step, pmap_step, shard_batch
+from byol_jax.training.step import AXIS, pmap_step, shard_batch
 
 # A step that is not awaited can deadlock on simulated devices: a hard limit.
 pytestmark = pytest.mark.timeout(120)
@@ -99,12 +100,10 @@ def test_is_softmax_regression(devices):
 @functools.cache
 def compiled(devices, accumulate_steps, probing):
     """The first state of a tiny run, and its monitored step."""
-    config = tiny_runs.make_config(accumulate_steps=accumulate_steps)
+    config = Settings.of(tiny_runs.make_config(accumulate_steps=accumulate_steps))
     byol, plan = make_byol(), make_plan(config, tiny_runs.PICTURES, devices)
     training = build_training(config, plan, byol)
-    step = make_train_step(
-        byol, training.optimizer, training.schedule, plan, 0.9, config.seed, plan.monitored
-    )
+    step = step_of(config, plan, byol, training, plan.monitored)
     state, batch = training.initial, make_batch(0)
     if probing:
         state = state._replace(online_probe=jax.device_get(start_probe(tiny_runs.WIDTH, 2)))
@@ -242,18 +241,15 @@ def test_labels_are_those_of_what_is_shown(on, wrap):
 
 
 def test_no_probe_without_labels():
-    """There is no probe, and no label in a batch, without labels, with more than it is worth, or
-    if it is turned off."""
-    config = make_config()
-    assert labels_of_probe(config, Labelled()) == 4
-    assert labels_of_probe(config, Mixed()) == 0
+    """There is no probe, and no label in a batch, without labels or with more than it is
+    worth."""
+    assert labels_of_probe(Labelled()) == 4
+    assert labels_of_probe(Mixed()) == 0
     many = Labelled()
     many.label_names = range(MOST_LABELS + 1)
-    assert labels_of_probe(config, many) == 0
-    assert '22,001 labels' in too_many_labels(config, many)
-    assert too_many_labels(config, Labelled()) == too_many_labels(config, Mixed()) == ''
-    config.evaluate.online_probe = False
-    assert labels_of_probe(config, Labelled()) == 0
+    assert labels_of_probe(many) == 0
+    assert '22,001 labels' in too_many_labels(many)
+    assert too_many_labels(Labelled()) == too_many_labels(Mixed()) == ''
     feed = feed_of(Labelled(), make_config(), bad_files=BadFiles(Labelled(), 'image', 0.5))
     assert 'label' not in next(feed.batches)
     feed.batches.close()

@@ -1,9 +1,11 @@
-"""LARS, AdamW, the frozen start and the learning-rate schedule."""
+"""Optimizers by name: LARS and AdamW against NumPy, anybody's own, and the frozen start."""
 
 from __future__ import annotations
 
 import math
-from types import SimpleNamespace
+import re
+import sys
+import types
 
 import jax
 import jax.numpy as jnp
@@ -12,20 +14,15 @@ import optax
 import pytest
 
 from byol_jax.errors import UserError
-from byol_jax.models.tap import path_name
-from byol_jax.training.optimizers import (
-    adamw,
-    lars,
-    learning_rate_schedule,
-    make_optimizer,
-)
+from byol_jax.models.network import path_name
+from byol_jax.training.optimizers import build_optimizer, lars
 
 MOMENTUM, ETA = 0.9, 1e-3
 STEPS = 6
 
 # Adapted leaves, an ordinary one and two with a norm of 0 somewhere, and one excluded leaf.
 SHAPES = {'kernel': (3, 4), 'still': (4, 2), 'zero': (2, 3), 'bias': (4,)}
-ADAPTED = {name: name != 'bias' for name in SHAPES}
+DECAYS = {name: name != 'bias' for name in SHAPES}
 
 
 def start_and_gradients():
@@ -52,7 +49,7 @@ def reference_lars(weight_decay, rate):
     for step in range(STEPS):
         for name, g in gradients[step].items():
             update = g
-            if ADAPTED[name]:
+            if DECAYS[name]:
                 update = g + weight_decay * params[name]
                 w, u = np.linalg.norm(params[name]), np.linalg.norm(update)
                 update = update * (ETA * w / u if w > 0 and u > 0 else 1)
@@ -80,10 +77,10 @@ def test_lars_matches_numpy(weight_decay):
     actual = run(
         lars(
             changing_rate,
-            ADAPTED,
             weight_decay=weight_decay,
             momentum=MOMENTUM,
             trust_coefficient=ETA,
+            mask=DECAYS,
         )
     )
     for step, expected in enumerate(reference_lars(weight_decay, changing_rate)):
@@ -96,14 +93,14 @@ def test_lars_matches_numpy(weight_decay):
 def test_lars_trust_ratio_of_zero_norms_is_one():
     """Zero parameters move by the plain gradient, and zero updates leave a leaf as it is."""
     start, gradients = start_and_gradients()
-    first = run(lars(lambda step: 0.5, ADAPTED, weight_decay=0.0))[0]
+    first = run(lars(lambda step: 0.5, mask=DECAYS))[0]
     np.testing.assert_allclose(first['zero'], -0.5 * gradients[0]['zero'], rtol=1e-6)
     np.testing.assert_array_equal(first['still'], start['still'].astype(np.float32))
 
 
 def test_lars_excluded_parameters_get_plain_momentum():
     """A leaf that is not adapted follows optax.sgd: no decay, no trust ratio."""
-    actual = run(lars(changing_rate, ADAPTED, weight_decay=0.05))
+    actual = run(lars(changing_rate, weight_decay=0.05, mask=DECAYS))
     expected = run(optax.sgd(changing_rate, MOMENTUM))
     # With the rate inside, optax.sgd's momentum is the same as ours: it too scales last.
     for a, e in zip(actual, expected, strict=True):
@@ -114,16 +111,16 @@ def optax_lars(rate):
     return optax.lars(
         rate,
         weight_decay=0.05,
-        weight_decay_mask=ADAPTED,
+        weight_decay_mask=DECAYS,
         trust_coefficient=ETA,
-        trust_ratio_mask=ADAPTED,
+        trust_ratio_mask=DECAYS,
         momentum=MOMENTUM,
     )
 
 
 def test_lars_equals_optax_while_the_rate_is_constant():
     """With a constant learning rate the order does not matter, and optax.lars agrees."""
-    actual = run(lars(lambda step: 0.5, ADAPTED, weight_decay=0.05))
+    actual = run(lars(0.5, weight_decay=0.05, mask=DECAYS))
     expected = run(optax_lars(0.5))
     for a, e in zip(actual, expected, strict=True):
         for name in SHAPES:
@@ -132,7 +129,7 @@ def test_lars_equals_optax_while_the_rate_is_constant():
 
 def test_lars_differs_from_optax_when_the_rate_changes():
     """A lower rate acts at once on the momentum too; in optax.lars old rates linger there."""
-    ours = run(lars(changing_rate, ADAPTED, weight_decay=0.05))
+    ours = run(lars(changing_rate, weight_decay=0.05, mask=DECAYS))
     theirs = run(optax_lars(changing_rate))
     moved = [np.linalg.norm(h[-1]['bias'] - h[-2]['bias']) for h in (ours, theirs)]
     assert moved[0] < 0.7 * moved[1]
@@ -153,7 +150,7 @@ def reference_adamw(weight_decay, rate):
             square[name] = B2 * square[name] + (1 - B2) * g**2
             unbiased = mean[name] / (1 - B1 ** (step + 1))
             root = np.sqrt(square[name] / (1 - B2 ** (step + 1)))
-            decay = weight_decay * params[name] * ADAPTED[name]
+            decay = weight_decay * params[name] * DECAYS[name]
             params[name] = params[name] - rate(step) * (unbiased / (root + EPSILON) + decay)
         history.append(dict(params))
     return history
@@ -165,7 +162,7 @@ def torch_adamw(weight_decay, rate):
     params, gradients = start_and_gradients()
     tensors = {name: torch.tensor(value, requires_grad=True) for name, value in params.items()}
     options = [
-        {'params': [tensor], 'weight_decay': weight_decay * ADAPTED[name]}
+        {'params': [tensor], 'weight_decay': weight_decay * DECAYS[name]}
         for name, tensor in tensors.items()
     ]
     optimizer = torch.optim.AdamW(options, lr=1.0, betas=(B1, B2), eps=EPSILON)
@@ -185,7 +182,13 @@ def torch_adamw(weight_decay, rate):
 def test_adamw_matches(reference, weight_decay):
     """Six steps with a changing rate equal float64 NumPy and PyTorch, decay on kernels only."""
     actual = run(
-        adamw(changing_rate, ADAPTED, weight_decay=weight_decay, b1=B1, b2=B2, epsilon=EPSILON)
+        build_optimizer(
+            'adamw',
+            {'b1': B1, 'b2': B2, 'epsilon': EPSILON},
+            learning_rate=changing_rate,
+            weight_decay=weight_decay,
+            decay_mask=DECAYS,
+        )
     )
     for step, expected in enumerate(reference(weight_decay, changing_rate)):
         for name in SHAPES:
@@ -196,8 +199,11 @@ def test_adamw_matches(reference, weight_decay):
 
 def test_adamw_leaves_untrained_parameters():
     """A leaf without gradient that does not decay keeps its bits: 0 / epsilon, not 0 / 0."""
-    untrained = ADAPTED | {'still': False}
-    last = run(adamw(changing_rate, untrained, weight_decay=0.3))[-1]
+    untrained = DECAYS | {'still': False}
+    adamw = build_optimizer(
+        'adamw', {}, learning_rate=changing_rate, weight_decay=0.3, decay_mask=untrained
+    )
+    last = run(adamw)[-1]
     start = start_and_gradients()[0]['still'].astype(np.float32)
     np.testing.assert_array_equal(last['still'], start)
 
@@ -206,9 +212,12 @@ PARTS = ('encoder', 'projector', 'predictor')
 FROZEN = 3
 
 
-def options(name, **more):
-    given = {'weight_decay': 0.05, 'momentum': MOMENTUM, 'trust_coefficient': ETA}
-    return SimpleNamespace(name=name, b1=B1, b2=B2, epsilon=EPSILON, **given, **more)
+KWARGS = {
+    'lars': {'momentum': MOMENTUM, 'trust_coefficient': ETA},
+    'adamw': {'b1': B1, 'b2': B2, 'eps': EPSILON},
+    'optax:sgd': {'momentum': MOMENTUM, 'nesterov': True},
+    'optax:lamb': {},
+}
 
 
 def run_parts(name, freeze_steps, rate=changing_rate, skip=0):
@@ -218,8 +227,13 @@ def run_parts(name, freeze_steps, rate=changing_rate, skip=0):
     """
     params, gradients = jax.tree.map(jnp.float32, start_and_gradients())
     params = {part: jax.tree.map(lambda x, i=i: x + i, params) for i, part in enumerate(PARTS)}
-    optimizer = make_optimizer(
-        options(name), lambda step: rate(step + skip), dict.fromkeys(PARTS, ADAPTED), freeze_steps
+    optimizer = build_optimizer(
+        name,
+        KWARGS[name],
+        learning_rate=lambda step: rate(step + skip),
+        weight_decay=0.0 if name == 'optax:sgd' else 0.05,
+        decay_mask=dict.fromkeys(PARTS, DECAYS),
+        freeze_steps=freeze_steps,
     )
     state, update = optimizer.init(params), jax.jit(optimizer.update)
     history = [params]
@@ -237,11 +251,11 @@ def assert_same(actual, expected, rtol=1e-6):
         np.testing.assert_allclose(a, e, rtol=rtol, atol=rtol)
 
 
-@pytest.mark.parametrize('name', ['lars', 'adamw'])
+@pytest.mark.parametrize('name', KWARGS)
 def test_frozen_start(name):
     """For freeze_steps the encoder keeps its bits; then it starts as under a fresh optimizer.
 
-    Fresh are LARS's momentum, AdamW's moments and its bias correction; the learning rate is the
+    Fresh are momentum, moments and bias correction, of any optimizer; the learning rate is the
     schedule's own for that step.
     """
     history, _ = run_parts(name, FROZEN)
@@ -254,7 +268,7 @@ def test_frozen_start(name):
     assert moved.all()
 
 
-@pytest.mark.parametrize('name', ['lars', 'adamw'])
+@pytest.mark.parametrize('name', KWARGS)
 def test_frozen_start_leaves_the_heads_alone(name):
     """Projector and predictor train from the first step as if nothing were frozen."""
     frozen, free = run_parts(name, FROZEN)[0], run_parts(name, 0)[0]
@@ -266,8 +280,13 @@ def test_frozen_start_leaves_the_heads_alone(name):
 def test_frozen_start_withstands_gradients_that_are_not_finite():
     """What the encoder's gradients are while it is held does not matter at all."""
     params = {part: {'kernel': jnp.ones((2, 2))} for part in PARTS}
-    optimizer = make_optimizer(
-        options('adamw'), changing_rate, {part: {'kernel': True} for part in PARTS}, 1
+    optimizer = build_optimizer(
+        'adamw',
+        {},
+        learning_rate=changing_rate,
+        weight_decay=0.1,
+        decay_mask={part: {'kernel': True} for part in PARTS},
+        freeze_steps=1,
     )
     start = optimizer.init(params)
     bad = {**params, 'encoder': {'kernel': jnp.full((2, 2), jnp.nan)}}
@@ -291,55 +310,97 @@ def test_state_without_a_frozen_start(name, expected):
     assert sorted({'/'.join(path.split('/')[:2]) for path in paths}) == expected
 
 
-def test_make_optimizer_hands_the_options_on():
-    """The config's keys reach LARS and AdamW under their names."""
+def test_what_is_built_is_what_the_factory_makes():
+    """optax's own, called by hand with schedule, decay, mask and arguments, does the same."""
     given = {'weight_decay': 0.05}
-    whole = {'encoder': ADAPTED}
-    for name, made in (
-        ('lars', lars(changing_rate, whole, **given, momentum=MOMENTUM, trust_coefficient=ETA)),
-        ('adamw', adamw(changing_rate, whole, **given, b1=B1, b2=B2, epsilon=EPSILON)),
+    for name, kwargs, made in (
+        ('lars', KWARGS['lars'], lars(changing_rate, mask=DECAYS, **given)),
+        ('optax:lars', {'momentum': MOMENTUM}, optax_lars(changing_rate)),
+        ('adamw', {'b1': B1}, optax.adamw(changing_rate, b1=B1, mask=DECAYS, **given)),
+        ('optax:lion', {}, optax.lion(changing_rate, mask=DECAYS, **given)),
+        ('optax:adam', {'b2': B2}, optax.adam(changing_rate, b2=B2)),
     ):
-        params, gradients = jax.tree.map(jnp.float32, start_and_gradients())
-        asked = make_optimizer(options(name), changing_rate, whole, 0)
-        results = []
-        for optimizer in (asked, made):
-            state = optimizer.init({'encoder': params})
-            for g in gradients[:2]:
-                updates, state = optimizer.update({'encoder': g}, state, {'encoder': params})
-            results.append((updates, state))
-        assert_same(*results)
+        asked = build_optimizer(
+            name,
+            kwargs,
+            learning_rate=changing_rate,
+            weight_decay=0.0 if name == 'optax:adam' else 0.05,
+            decay_mask=DECAYS,
+        )
+        assert_same(run(asked)[-1], run(made)[-1])
 
 
-def test_unknown_optimizer():
-    """A name that is not known is answered with the nearest one and with all."""
-    with pytest.raises(UserError, match=r"'adam': .*Did you mean 'adamw'\? There are: 'lars', 'ad"):
-        make_optimizer(options('adam'), changing_rate, ADAPTED, 0)
+@pytest.fixture
+def own(monkeypatch):
+    """Factories of the user's own, importable as 'own_optimizers'."""
+
+    def clipped(learning_rate, norm=1.0, weight_decay=0.0, decay_mask=None):
+        return optax.chain(
+            optax.clip_by_global_norm(norm),
+            optax.add_decayed_weights(weight_decay, decay_mask),
+            optax.sgd(learning_rate),
+        )
+
+    def decays_all(learning_rate, weight_decay):
+        return optax.adamw(learning_rate, weight_decay=weight_decay)
+
+    module = types.ModuleType('own_optimizers')
+    module.clipped, module.decays_all = clipped, decays_all
+    module.nothing = lambda learning_rate: None
+    monkeypatch.setitem(sys.modules, 'own_optimizers', module)
 
 
+@pytest.mark.usefixtures('own')
+def test_an_optimizer_of_ones_own():
+    """SGD with clipping, named by its module: it gets the schedule, the decay and the mask."""
+    optimizer = build_optimizer(
+        'own_optimizers:clipped',
+        {'norm': 0.1},
+        learning_rate=changing_rate,
+        weight_decay=0.05,
+        decay_mask=DECAYS,
+    )
+    params, gradients = start_and_gradients()
+    for step, (actual, g) in enumerate(zip(run(optimizer), gradients, strict=True)):
+        length = math.sqrt(sum(np.sum(x**2) for x in g.values()))
+        for name, x in g.items():
+            update = x * 0.1 / length + 0.05 * params[name] * DECAYS[name]
+            params[name] = params[name] - changing_rate(step) * update
+            np.testing.assert_allclose(actual[name], params[name], rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.usefixtures('own')
 @pytest.mark.parametrize(
-    ('warmup', 'step', 'expected'),
+    ('name', 'kwargs', 'says'),
     [
-        (10, 0, 0.0),
-        (10, 1, 0.32),
-        (10, 9, 2.88),
-        (10, 10, 3.2),
-        (10, 11, 3.2 * (1 + math.cos(math.pi / 100)) / 2),
-        (10, 60, 1.6),
-        (10, 109, 3.2 * (1 + math.cos(math.pi * 0.99)) / 2),
-        (10, 110, 0.0),
-        (0, 0, 3.2),
-        (0, 1, 3.2 * (1 + math.cos(math.pi / 110)) / 2),
-        (0, 55, 1.6),
-        (0, 110, 0.0),
+        ('adam', {}, ["optimizer.name='adam' is not a known", "mean 'adamw'?", 'lars, adamw']),
+        ('optax:adamv', {}, ["module 'optax' has no 'adamv'", "Did you mean 'adam"]),
+        ('lars', {'momentun': 1}, ["'lars' takes no argument 'momentun'", "mean 'momentum'?"]),
+        ('adamw', {'momentum': 1}, ["optimizer.kwargs: 'adamw' takes no", 'It takes: ', 'eps']),
+        ('adamw', {'weight_decay': 1}, ["takes no argument 'weight_decay'"]),
+        ('optax:sgd', {}, ["weight_decay=0.1: 'optax:sgd' has no argument 'weight_decay'", '0,']),
+        ('own_optimizers:decays_all', {}, ["has no argument 'mask'"]),
     ],
 )
-def test_learning_rate_schedule(warmup, step, expected):
-    """Linear from 0 to the peak over the warm-up, then half a cosine to 0, jitted or not."""
-    schedule = learning_rate_schedule(3.2, warmup, 110)
-    assert float(schedule(step)) == pytest.approx(expected, rel=1e-5, abs=1e-6)
-    assert float(jax.jit(schedule)(jnp.int32(step))) == pytest.approx(expected, rel=1e-5, abs=1e-6)
+def test_what_cannot_be_built(name, kwargs, says):
+    """A line says what was given, what there is, and the nearest of it."""
+    with pytest.raises(UserError) as caught:
+        build_optimizer(
+            name, kwargs, learning_rate=changing_rate, weight_decay=0.1, decay_mask=DECAYS
+        )
+    assert '\n' not in str(caught.value)
+    for words in says:
+        assert words in str(caught.value)
 
 
-def test_learning_rate_stays_at_zero_behind_the_end():
-    """A step behind the last one does not go up the cosine again."""
-    assert float(learning_rate_schedule(3.2, 10, 110)(150)) == pytest.approx(0, abs=1e-6)
+@pytest.mark.usefixtures('own')
+def test_a_factory_that_makes_something_else():
+    """What is no optax transformation is refused before anything is compiled."""
+    with pytest.raises(UserError, match=re.escape('makes a NoneType, and not an optax.Gradient')):
+        build_optimizer(
+            'own_optimizers:nothing',
+            {},
+            learning_rate=changing_rate,
+            weight_decay=0.0,
+            decay_mask=DECAYS,
+        )

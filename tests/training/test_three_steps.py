@@ -9,19 +9,17 @@ import jax
 import numpy as np
 import optax
 import pytest
+from starts import make_start
 
-from byol_jax.app.plan import make_plan
-from byol_jax.app.setup import build_training
 from byol_jax.methods.byol import Byol
-from byol_jax.models.mlp import MLP
+from byol_jax.models.heads import MLP
 from byol_jax.models.tap import TappedEncoder
 from byol_jax.training.step import AXIS, make_train_step, pmap_step, replicate, shard_batch
-from configs import default
 
 pytestmark = pytest.mark.timeout(120)
 
 BATCH, SIZE, TOTAL_STEPS, WARMUP = 16, 4, 6, 1
-BASE_EMA, WEIGHT_DECAY, PEAK = 0.9, 0.05, 2.0
+TAU_BASE, WEIGHT_DECAY, PEAK = 0.9, 0.05, 2.0
 MEAN, STD = np.array((0.5, 0.4, 0.3)), np.array((0.2, 0.3, 0.25))
 
 
@@ -161,7 +159,7 @@ def reference_step(state, batch, step):
 
     momentum = jax.tree_util.tree_map_with_path(lars, online, grads, momentum)
     online = jax.tree.map(lambda w, m: w - rate * m, online, momentum)
-    tau = 1 - (1 - BASE_EMA) * (math.cos(math.pi * step / TOTAL_STEPS) + 1) / 2
+    tau = 1 - (1 - TAU_BASE) * (math.cos(math.pi * step / TOTAL_STEPS) + 1) / 2
     theta = {part: online[part] for part in target}
     target = jax.tree.map(lambda xi, t: tau * xi + (1 - tau) * t, target, theta)
     return (online, target, online_stats, target_stats, momentum), sum(losses)
@@ -181,26 +179,27 @@ def assert_close(actual, expected):
         assert error <= limit, jax.tree_util.keystr(path)
 
 
-def make_case(devices):
-    config = default.get_config()
-    config.batch_size = BATCH
-    config.total_epochs, config.total_steps = None, TOTAL_STEPS
-    config.warmup_epochs, config.warmup_steps = None, WARMUP
-    config.optimizer.weight_decay = WEIGHT_DECAY
-    config.optimizer.base_learning_rate = PEAK * 256 / BATCH
-    config.views.image_size = SIZE
+def make_case():
     heads = MLP(12, 6, AXIS), MLP(10, 6, AXIS)
     byol = Byol(TappedEncoder(Net(AXIS), 'out'), *heads, tuple(MEAN), tuple(STD))
-    plan = make_plan(config, examples=100, device_count=devices)
-    training = build_training(config, plan, byol)
-    step = make_train_step(byol, training.optimizer, training.schedule, plan, BASE_EMA, seed=0)
-    return training.initial, pmap_step(step)
+    start = make_start(
+        byol,
+        SIZE,
+        peak=PEAK,
+        total_steps=TOTAL_STEPS,
+        warmup_steps=WARMUP,
+        weight_decay=WEIGHT_DECAY,
+    )
+    step = make_train_step(
+        byol, start.optimizer, total_steps=TOTAL_STEPS, tau_base=TAU_BASE, seed=0
+    )
+    return start.initial, pmap_step(step)
 
 
 def test_three_steps_match_numpy():
     """Parameters, target, statistics and momentum of three updates equal float64 to 1e-5."""
     devices = jax.local_device_count()
-    initial, step_fn = make_case(devices)
+    initial, step_fn = make_case()
     double = lambda tree: jax.tree.map(lambda x: np.asarray(x, np.float64), tree)  # noqa: E731
     reference = (
         double(initial.online_params),

@@ -16,13 +16,13 @@ from PIL import Image
 
 from byol_jax.app.alarm_log import Verdict, read_alarms, summary, verdict
 from byol_jax.app.alarms import Alarm, History, facts_of
+from byol_jax.app.build import Run
 from byol_jax.app.hosts import is_main, say
 from byol_jax.app.metrics import MetricsLog, read_metrics
 from byol_jax.app.progress import Stopwatch, duration
 from byol_jax.app.report.curves import Group, draw_curves
 from byol_jax.app.report.illustrations import Illustrations, show_evaluations
 from byol_jax.app.report.page import data_uri, write_page
-from byol_jax.app.setup import Run
 from byol_jax.evaluation.table import Evaluation, describe
 from byol_jax.files import write_whole
 

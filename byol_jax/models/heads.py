@@ -5,6 +5,8 @@ from __future__ import annotations
 import flax.linen as nn
 import jax
 
+from byol_jax.models.layers import batch_norm
+
 
 class MLP(nn.Module):
     """Linear (bias) -> BatchNorm -> ReLU -> Linear (no bias); one class serves g and q.
@@ -26,14 +28,3 @@ class MLP(nn.Module):
         x = batch_norm(self.axis_name, 'bn')(x, use_running_average=not train)
         x = nn.relu(x)
         return nn.Dense(self.output_size, use_bias=False, name='linear2')(x)
-
-
-def batch_norm(axis_name: str | None, name: str, zero_scale: bool = False) -> nn.BatchNorm:
-    """BatchNorm with momentum 0.9 and epsilon 1e-5 (DeepMind byol/configs/byol.py, bn_config)."""
-    return nn.BatchNorm(
-        momentum=0.9,
-        epsilon=1e-5,
-        axis_name=axis_name,
-        scale_init=nn.initializers.zeros if zero_scale else nn.initializers.ones,
-        name=name,
-    )

@@ -1,0 +1,347 @@
+"""Config -> the parts of a run, checked before anything is compiled; and a run -> its encoder."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from byol_jax.app.checkpoints import Checkpoints
+from byol_jax.app.data import build_data
+from byol_jax.app.plan import Plan, make_plan
+from byol_jax.app.workdir import config_of_run
+from byol_jax.errors import UserError, did_you_mean
+from byol_jax.interop.encoder import Encoder, make_encoder
+from byol_jax.interop.export import load_encoder
+from byol_jax.interop.imports import LOADERS, load_from
+from byol_jax.methods.base import Method, build_method
+from byol_jax.models.heads import MLP
+from byol_jax.models.network import path_name
+from byol_jax.models.registry import build_encoder
+from byol_jax.models.tap import tap
+from byol_jax.settings import Settings
+from byol_jax.sources.data import Data
+from byol_jax.training.online_probe import labels_of_probe, start_probe
+from byol_jax.training.optimizers import build_optimizer, decay_mask, describe_excluded
+from byol_jax.training.schedules import learning_rate_schedule
+from byol_jax.training.state import TrainState, init_state
+from byol_jax.training.step import AXIS, make_train_step
+from byol_jax.views.recipes import config_views
+from byol_jax.views.view import View
+
+Tree = Any
+
+
+class Training(NamedTuple):
+    """What optimises the networks.
+
+    Attributes:
+      optimizer: of the online network's parameters.
+      schedule: its learning rate.
+      excluded: which parameters do not decay, for a person to read.
+      origin: where the encoder's first weights are from, for a person; '' if they are random.
+      initial: the state before the first step.
+    """
+
+    optimizer: optax.GradientTransformation
+    schedule: optax.Schedule
+    excluded: str
+    origin: str
+    initial: TrainState
+
+
+class Run(NamedTuple):
+    """A config brought to life.
+
+    Attributes:
+      config: what it is made of.
+      data: pictures to train on and held-out ones.
+      plan: derived numbers.
+      method: the networks and their loss.
+      training: their optimizer and initial state.
+      views: of each example, by name.
+    """
+
+    config: Settings
+    data: Data
+    plan: Plan
+    method: Method
+    training: Training
+    views: dict[str, View]
+
+
+def build_run(config: Any) -> Run:
+    """Builds all parts of a run.
+
+    Args:
+      config: whatever `Settings.of` takes.
+
+    Raises:
+      UserError: something in the config cannot be used.
+    """
+    config = Settings.of(config)
+    views = config_views(config.views, config.data.pair_keys)
+    data = build_data(config)
+    plan = make_plan(config, len(data.train), jax.device_count(), jax.process_count())
+    method = method_of(config)
+    missing = [view for view in method.views if view not in views]
+    if missing:
+        raise UserError(
+            f"method.name='{config.method.name}' takes a view '{missing[0]}'. There are: "
+            f'{", ".join(views)}.'
+        )
+    training = build_training(config, plan, method)
+    labels = labels_of_probe(data.train) if config.evaluate.online_probe else 0
+    if labels:
+        probe = jax.device_get(start_probe(method.feature_size(config.views.image_size), labels))
+        training = training._replace(initial=training.initial._replace(online_probe=probe))
+    return Run(config, data, plan, method, training, views)
+
+
+def method_of(config: Settings) -> Method:
+    """Builds the networks and checks that the encoder fits its tap and the size of the views.
+
+    Raises:
+      UserError: it does not; says what there is instead.
+    """
+    options = config.encoder
+    output = config.projector.output_size
+    return build_method(
+        config.method.name,
+        config.method.kwargs,
+        encoder=tap(
+            build_encoder(options.name, options.kwargs, AXIS),
+            options.hidden_layer,
+            image_size=config.views.image_size,
+            pool=options.pool,
+            axis_name=AXIS,
+            frozen=options.frozen,
+        ),
+        projector=MLP(config.projector.hidden_size, output, AXIS),
+        predictor=MLP(config.predictor.hidden_size, output, AXIS),
+        mean=config.views.mean,
+        std=config.views.std,
+        dtype=jnp.dtype(config.precision),
+        axis_name=AXIS,
+    )
+
+
+def optimizer_of(config: Settings, mask: Tree, schedule: optax.Schedule) -> Any:
+    """The config's optimizer.
+
+    Args:
+      config: of the run.
+      mask: of the parameters that decay, from `decay_mask`.
+      schedule: learning rate by optimizer step.
+    """
+    options = config.optimizer
+    return build_optimizer(
+        options.name,
+        options.kwargs,
+        learning_rate=schedule,
+        weight_decay=options.weight_decay,
+        decay_mask=mask,
+        freeze_steps=config.encoder.freeze_steps,
+    )
+
+
+def build_training(config: Settings, plan: Plan, method: Method) -> Training:
+    """Initialises the networks, or loads their first weights, and builds their optimizer."""
+    params, stats = method.init(jax.random.key(config.seed), config.views.image_size)
+    origin = ''
+    if config.encoder.init_from:
+        params, stats, origin = start_from(config.encoder.init_from, method, params, stats)
+    mask = decay_mask(params, method.untrained())
+    schedule = learning_rate_schedule(plan.learning_rate, plan.warmup_steps, plan.total_steps)
+    optimizer = optimizer_of(config, mask, schedule)
+    return Training(
+        optimizer=optimizer,
+        schedule=schedule,
+        excluded=describe_excluded(params, mask, config.optimizer.name),
+        origin=origin,
+        # On the host: it is needed again for the table at the end, and would fill a device.
+        initial=jax.device_get(init_state(method, optimizer, params, stats)),
+    )
+
+
+def step_of(
+    config: Settings, plan: Plan, method: Method, training: Training, monitored: int = 0
+) -> Callable[..., Any]:
+    """The pure step of a run (`make_train_step`).
+
+    Args:
+      config: of the run.
+      plan: of the run.
+      method: of the run.
+      training: of the run.
+      monitored: examples of each microbatch whose features it hands out; 0: none.
+    """
+    return make_train_step(
+        method,
+        training.optimizer,
+        total_steps=plan.total_steps,
+        tau_base=config.target.tau_base,
+        seed=config.seed,
+        schedule=training.schedule,
+        accumulate_steps=plan.accumulate_steps,
+        freeze_steps=plan.freeze_steps,
+        monitored=monitored,
+    )
+
+
+def online_encoder(config: Settings, method: Method, state: TrainState) -> Encoder:
+    """The online encoder of a state, as it is exported."""
+    return make_encoder(
+        name=config.encoder.name,
+        kwargs=config.encoder.kwargs,
+        hidden_layer=method.encoder.hidden_layer,
+        pool=config.encoder.pool,
+        variables={'params': state.online_params['encoder'], **state.online_stats['encoder']},
+        image_size=config.views.image_size,
+        mean=config.views.mean,
+        std=config.views.std,
+        step=int(state.step),
+    )
+
+
+def find_encoder(source: str) -> Encoder:
+    """Loads the encoder that `encoder.init_from` names.
+
+    Args:
+      source: an exported encoder's folder; a workdir, whose `encoder/` is taken or, if the run has
+        not ended, its newest good checkpoint; or PREFIX:FILE with a prefix of
+        `interop.imports.LOADERS`.
+
+    Raises:
+      UserError: there is no such thing, or it is damaged.
+    """
+    prefix, colon, _ = source.partition(':')
+    if colon and prefix in LOADERS:
+        return load_from(source)
+    path = Path(source).expanduser()
+    if (path / 'encoder.json').is_file():
+        return load_encoder(path)
+    if (path / 'encoder' / 'encoder.json').is_file():
+        return load_encoder(path / 'encoder')
+    if (path / 'checkpoints').is_dir() and (path / 'config.json').is_file():
+        return encoder_of_run(path)
+    if path.is_file():
+        ways = ', '.join(f'{name}:{source}' for name in LOADERS)
+        raise UserError(f'encoder.init_from={source} is a file: say whose it is ({ways}).')
+    if path.is_dir():
+        raise UserError(
+            f'encoder.init_from={source} is neither an exported encoder (encoder.json) nor a '
+            'workdir (encoder/ or checkpoints/).'
+        )
+    beside = [p.name for p in path.parent.iterdir() if p.is_dir()] if path.parent.is_dir() else []
+    raise UserError(f'encoder.init_from={source} does not exist.{did_you_mean(path.name, beside)}')
+
+
+def encoder_of_run(workdir: Path) -> Encoder:
+    """The online encoder of a workdir's newest good checkpoint; changes nothing there.
+
+    Raises:
+      UserError: there is no checkpoint, or no good one.
+    """
+    if not (workdir / 'checkpoints').is_dir() or not (workdir / 'config.json').is_file():
+        raise UserError(f'{workdir} holds no checkpoints of a run.')
+    config = config_of_run(workdir)
+    method = method_of(config)
+
+    def state() -> TrainState:
+        params, stats = method.init(jax.random.key(0), config.views.image_size)
+        mask = decay_mask(params, method.untrained())
+        optimizer = optimizer_of(config, mask, lambda step: 0.0)
+        return init_state(method, optimizer, params, stats)
+
+    checkpoints = Checkpoints(workdir, config.checkpoint.keep, read_only=True)
+    restored = checkpoints.restore(jax.eval_shape(state))
+    checkpoints.close()
+    if restored is None:
+        raise UserError(f'{workdir / "checkpoints"} is empty: the run has saved nothing yet.')
+    return online_encoder(config, method, restored[1])
+
+
+def start_from(source: str, method: Method, params: Tree, stats: Tree) -> tuple[Tree, Tree, str]:
+    """Puts pretrained weights into an encoder.
+
+    What lies behind the tap of either network need not agree: a classification head of another
+    size stays as it was initialised.
+
+    Args:
+      source: see `find_encoder`.
+      method: the networks.
+      params: from `method.init`.
+      stats: from `method.init`.
+
+    Returns:
+      params and stats with the encoder's replaced, and a sentence on where they are from.
+
+    Raises:
+      UserError: the weights cannot be loaded or are another network's; names the first that is
+        missing, odd or of another shape.
+    """
+    encoder = find_encoder(source)
+    given = _by_path(encoder.variables)
+    variables = {'params': params['encoder'], **stats['encoder']}
+    behind_there = encoder.behind()
+    odd = sorted(given.keys() - _by_path(variables).keys() - behind_there)
+    about = encoder.description
+    built = f'{about["name"]} with {dict(about["kwargs"]) or "no arguments"}'
+
+    def refuse(name: str, there: Any, here: Any) -> UserError:
+        return UserError(
+            f"encoder.init_from={source}: '{name}' is {there} there and {here} in this encoder. "
+            f'Those weights are of {built}; set encoder.name and encoder.kwargs to fit.'
+        )
+
+    def choose(path: Any, leaf: jax.Array) -> jax.Array:
+        name = path_name(path)
+        found = given.get(name)
+        if found is not None and found.shape == leaf.shape:
+            return jnp.asarray(found, leaf.dtype)
+        if name in method.encoder.behind:
+            return leaf
+        raise refuse(name, 'absent' if found is None else list(found.shape), list(leaf.shape))
+
+    if odd:
+        raise refuse(odd[0], list(given[odd[0]].shape), 'absent')
+    chosen = jax.tree_util.tree_map_with_path(choose, variables)
+    note = (
+        f'encoder starts from {source} (step {about["step"]:,}, weights '
+        f'{encoder.weights_sha256[:12]})'
+    )
+    if (tuple(about['mean']), tuple(about['std'])) != (method.mean, method.std):
+        note += (
+            f'; it was trained with views.mean={tuple(about["mean"])} and '
+            f'views.std={tuple(about["std"])}, this run uses others'
+        )
+    new_stats = {name: tree for name, tree in chosen.items() if name != 'params'}
+    return {**params, 'encoder': chosen['params']}, {**stats, 'encoder': new_stats}, note
+
+
+def _by_path(tree: Tree) -> dict[str, Any]:
+    return {path_name(path): leaf for path, leaf in jax.tree.leaves_with_path(tree)}
+
+
+@contextmanager
+def memory_named(config: Settings) -> Iterator[None]:
+    """Turns a device's lack of memory into a UserError that names what takes it."""
+    try:
+        yield
+    except jax.errors.JaxRuntimeError as error:
+        if 'RESOURCE_EXHAUSTED' not in str(error):
+            raise
+        said = str(error).splitlines()[0]
+        raise UserError(
+            f'The device has too little memory for a step of batch_size={config.batch_size} pairs '
+            f'at views.image_size={config.views.image_size} in accumulate_steps='
+            f'{config.accumulate_steps} parts: {said} Double accumulate_steps until it fits (the '
+            'batch stays as it is), or take precision=bfloat16, smaller views or a smaller batch, '
+            'in a new workdir.'
+        ) from error
