@@ -130,20 +130,6 @@ def test_wide_features_are_thinned_out():
     assert found['rankme_representation'] == pytest.approx(64, rel=0.01)
 
 
-def test_only_what_is_there_is_measured():
-    """A method without a predictor or a target, and of other views, has fewer monitors."""
-    rows = np.random.default_rng(0).normal(size=(3, 8, 4))
-    found = measure({'representation': rows, 'projection': rows, 'of its own': rows})
-    whole = measure(dict.fromkeys(NAMES, rows[:2]))
-    cosines = {name for name in whole if name.endswith('_cosine')}
-    assert len(cosines) == 3
-    assert found.keys() == whole.keys() - cosines
-    assert measure({'representation': rows}).keys() == {
-        'representation_std',
-        'rankme_representation',
-    }
-
-
 class Sum(nn.Module):
     """The mean colour of each picture, times a kernel of ones, plus a bias that is 0."""
 
