@@ -14,6 +14,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from byol_jax.app.plan import Plan
+from byol_jax.methods.base import LossScale
 from byol_jax.settings import Settings
 
 # A record of metrics.jsonl, and all of a run so far, oldest first.
@@ -25,24 +26,6 @@ WATCH, ALARM = 'watch', 'alarm'
 
 # Trends are judged from this step on. Before it the weights are still near their random start.
 FIRST_STEP = 20
-
-
-class LossScale(NamedTuple):
-    """What the values of a loss mean.
-
-    Attributes:
-      lowest: of a perfect prediction.
-      chance: of a prediction that knows nothing of its target.
-      highest: of the worst prediction.
-    """
-
-    lowest: float
-    chance: float
-    highest: float
-
-
-# Paper, Equation 2: two terms of 2 - 2 cos, of cosines from 1 over 0 to -1.
-BYOL_LOSS = LossScale(0, 4, 8)
 
 
 class Alarm(NamedTuple):
@@ -109,10 +92,10 @@ class Facts(NamedTuple):
     cache_gib: float
     image_size: int
     views_on: str
-    loss_scale: LossScale = BYOL_LOSS
+    loss_scale: LossScale
 
 
-def facts_of(config: Settings, plan: Plan, loss_scale: LossScale = BYOL_LOSS) -> Facts:
+def facts_of(config: Settings, plan: Plan, loss_scale: LossScale) -> Facts:
     """The facts of a run on this host.
 
     Args:

@@ -62,7 +62,7 @@ class Monitors:
         start_step: the step the run goes on from.
         """
         self._run = run
-        self._facts = facts_of(run.config, run.plan)
+        self._facts = facts_of(run.config, run.plan, run.method.loss_scale)
         self._log = AlarmLog(workdir, self._facts, start_step) if is_main() else None
         self._lidar = Lidar(
             run.method,

@@ -8,12 +8,13 @@ from tiny_runs import make_config
 
 from byol_jax.app.alarms import Alarm, facts_of
 from byol_jax.app.plan import make_plan
+from byol_jax.methods.byol import Byol
 from byol_jax.settings import Settings
 from configs import div2k
 
 CONFIG = Settings.of(div2k.get_config('sample'))
 PLAN = make_plan(CONFIG, 3409, 1)
-FACTS = facts_of(CONFIG, PLAN)
+FACTS = facts_of(CONFIG, PLAN, Byol.loss_scale)
 # Steps after the warm-up of the sample run.
 LATE = range(100, 200, 10)
 
@@ -71,7 +72,7 @@ def healthy(step, **changes):
 
 def facts(config, devices=1):
     settings = Settings.of(config)
-    return facts_of(settings, make_plan(settings, 10_000, devices))
+    return facts_of(settings, make_plan(settings, 10_000, devices), Byol.loss_scale)
 
 
 def sample_config(**changes):

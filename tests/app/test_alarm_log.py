@@ -18,10 +18,11 @@ from byol_jax.app.alarm_log import (
     summary,
     verdict,
 )
-from byol_jax.app.alarms import WATCH, LossScale
+from byol_jax.app.alarms import WATCH
 from byol_jax.app.metrics import MetricsLog
 from byol_jax.app.report.page import render
 from byol_jax.app.report.run_report import Report
+from byol_jax.methods.base import LossScale
 
 # A run of the default config whose features have 128 channels, as those of `healthy`.
 STORY_FACTS = facts(sample_config())

@@ -10,9 +10,11 @@ import pytest
 from records import facts, healthy, sample_config
 from tiny_runs import LinearPredictor, NoPredictor, NoStopGradient, make_byol, make_config, run
 
-from byol_jax.app.alarms import ALARM, BYOL_LOSS, WATCH, LossScale, non_finite, standing
+from byol_jax.app.alarms import ALARM, WATCH, non_finite, standing
 from byol_jax.app.plan import make_plan
 from byol_jax.app.progress import Stopwatch
+from byol_jax.methods.base import LossScale
+from byol_jax.methods.byol import Byol
 
 # Two steps under way on simulated devices can deadlock: a hard limit, and every step is awaited.
 pytestmark = pytest.mark.timeout(120)
@@ -249,7 +251,7 @@ COSINE, CONTRAST = LossScale(-1, 0, 1), LossScale(0, 6.9, math.inf)
 @pytest.mark.parametrize(
     ('scale', 'low', 'near_low', 'near_chance', 'chance'),
     [
-        (BYOL_LOSS, 0.099, 0.101, 3.59, 3.61),
+        (Byol.loss_scale, 0.099, 0.101, 3.59, 3.61),
         (COSINE, -0.976, -0.974, -0.11, -0.09),
         (CONTRAST, 0.172, 0.173, 6.2, 6.22),
     ],

@@ -175,10 +175,10 @@ def test_accuracy_needs_labels_and_held_out_pictures():
 def measured(monkeypatch):
     """Measures Flat pictures with `colour` in the encoder's place: (data) -> (values, watch)."""
     encoder = types.SimpleNamespace(variables={}, compiled=lambda _, images: colour(images))
-    monkeypatch.setattr(periodic, 'online_encoder', lambda config, state: encoder)
+    monkeypatch.setattr(periodic, 'online_encoder', lambda config, method, state: encoder)
 
     def call(data):
-        run = types.SimpleNamespace(config=flat_config(), plan=plan(10, 10), data=data)
+        run = types.SimpleNamespace(config=flat_config(), plan=plan(10, 10), data=data, method=None)
         clock = Stopwatch(run.plan, 0)
         before = clock._last
         state = types.SimpleNamespace(_replace=lambda **_: {})

@@ -11,6 +11,7 @@ import numpy as np
 from markupsafe import Markup
 from PIL import Image
 
+from byol_jax.app.build import Run
 from byol_jax.app.metrics import MetricsLog
 from byol_jax.app.report.charts import Line, line_chart, thin
 from byol_jax.app.report.page import data_uri
@@ -23,7 +24,6 @@ from byol_jax.app.report.pictures import (
     map_picture,
     neighbours_picture,
 )
-from byol_jax.app.setup import Run
 from byol_jax.errors import BadPicture
 from byol_jax.evaluation.monitors import rank_of, singular_values
 from byol_jax.evaluation.plane import UMAP_FEWEST, UMAP_MISSING, pca, umap, umap_installed

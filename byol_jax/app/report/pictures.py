@@ -11,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image, ImageDraw
 
-from byol_jax.app.setup import Run
+from byol_jax.app.build import Run
 from byol_jax.files import write_whole
 from byol_jax.input.feed import shown_views
 from byol_jax.input.stream import Stream

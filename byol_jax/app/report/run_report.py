@@ -120,7 +120,7 @@ class RunReport:
           command: that started it.
         """
         self._run, self._workdir, self._command = run, workdir, command
-        self._facts = facts_of(run.config, run.plan)
+        self._facts = facts_of(run.config, run.plan, run.method.loss_scale)
         self._views = ''
         self._shown: Illustrations | None = None
         self._started = time.perf_counter()

@@ -9,11 +9,11 @@ import pytest
 from conftest import ROOT
 from records import FACTS, LATE, alarm, record
 
-from byol_jax.app.alarms import LossScale
 from byol_jax.app.report.charts import thin
 from byol_jax.app.report.curves import GROUPS, UPDATE_SHARE, draw_curves
 from byol_jax.app.report.page import render
 from byol_jax.app.report.run_report import Report
+from byol_jax.methods.base import LossScale
 
 
 def page_of(records, facts, alarms):

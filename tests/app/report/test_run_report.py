@@ -19,6 +19,7 @@ from byol_jax.app.report.illustrations import Illustrations, Map, draw_spectrum,
 from byol_jax.app.report.page import data_uri, render, write_page
 from byol_jax.app.report.pictures import Thumbnail
 from byol_jax.app.report.run_report import Report, Result, RunReport, evaluation_tables
+from byol_jax.methods.byol import Byol
 
 
 def test_evaluation_table(tmp_path):
@@ -161,6 +162,7 @@ def live(tmp_path):
     run = SimpleNamespace(
         config=CONFIG,
         plan=PLAN,
+        method=Byol,
         data=SimpleNamespace(small=(), held_out=range(7)),
         training=SimpleNamespace(origin=''),
     )
