@@ -218,7 +218,7 @@ def test_views_are_drawn_around_bad_pictures(tmp_path):
     config = make_config()
     for bad in (set(), {0, 3, 5}):
         source = Damaged(8, bad)
-        run = Run(config, Data(source, source), None, None, None)
+        run = Run(config, Data(source, source), None, None, None, views_of(config))
         (tmp_path / str(len(bad))).mkdir()
         found = draw_views(run, tmp_path / str(len(bad)))
         assert {b.file for b in found} == {source.name(i) for i in bad}
