@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from PIL import Image
+from streams import views_of
 from test_bad_files import Damaged
 from test_cli import release_locks
 from test_pipeline import make_config
