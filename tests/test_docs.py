@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import re
+import runpy
 import shlex
 
+import griffe
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -123,3 +125,23 @@ def test_own_model_trains(commands, main_py, tmp_path):
     done = main_py(*again, PYTHONPATH=str(tmp_path))
     assert done.returncode == 0, done.stderr
     assert 'as loaded' in done.stdout
+
+
+def test_docstrings_parse(caplog):
+    """Sections of docstrings are Google's, with one argument a line, each one a parameter."""
+    package = griffe.load('byol_jax', search_paths=[ROOT], docstring_parser='google')
+    waiting = [package]
+    while waiting:
+        found = waiting.pop()
+        if found.docstring:
+            found.docstring.parse('google')
+        waiting += [member for member in found.members.values() if not member.is_alias]
+    wrong = [record.getMessage() for record in caplog.records if record.name == 'griffe']
+    assert not wrong, '\n'.join(wrong)
+
+
+def test_drawing_is_true():
+    """docs/images/house.svg shows the imports there are."""
+    house = runpy.run_path(str(ROOT / 'docs' / 'site' / 'house.py'))
+    same = house['DRAWING'].read_text() == house['draw']()
+    assert same, 'imports have changed: run python docs/site/house.py'
