@@ -169,10 +169,14 @@ def make_encoder(
     """Builds an Encoder from a network's name and arguments and its variables.
 
     Args:
-      name, kwargs, hidden_layer, pool: as in the config's `encoder`.
+      name: of the network, as in the config's `encoder`.
+      kwargs: of its constructor, likewise.
+      hidden_layer: whose output is the representation, likewise.
+      pool: of a layer of tokens, likewise.
       variables: 'params' and the other collections; copied to the host.
       image_size: side of the views it was trained on, pixels.
-      mean, std: of the RGB channels in [0, 1] it was trained with.
+      mean: of the RGB channels in [0, 1] it was trained with.
+      std: of the same.
       step: optimizer steps it was trained for.
     """
     network = build_encoder(name, kwargs)

@@ -37,7 +37,9 @@ def quick_convolution(
       rhs: the kernel, float [h, w, C, D].
       window_strides: of height and width.
       padding: 'SAME', 'VALID' or (before, after) of height and width.
-      lhs_dilation, rhs_dilation, feature_group_count: ones.
+      lhs_dilation: ones.
+      rhs_dilation: ones.
+      feature_group_count: 1.
       dimension_numbers: of the layouts above.
       precision: of all products, as of `lax.conv_general_dilated`.
 
