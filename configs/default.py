@@ -154,5 +154,5 @@ def get_config() -> ml_collections.ConfigDict:
     evaluate.retrieval_pool = 1000  # images among whose views the other view is sought
 
     # Your own classes that watch a run: 'package.module:Class' or ('package.module:Class', {..}).
-    config.hooks = ()  # docs/own.md
+    config.hooks = ()  # your own classes that watch a run: docs/own.md
     return config

@@ -8,6 +8,7 @@ as code.
 
 from __future__ import annotations
 
+import html
 import os
 import posixpath
 import re
@@ -112,7 +113,8 @@ def _table_of_keys() -> str:
             other = config.views.view2[key.rpartition('.')[2]]
             shown += '' if other == value else f', `view2`: `{other!r}`'
         section = key.rpartition('.')[0]
-        rows.setdefault(section, []).append(f'| `{key}` | {shown} | {comments.get(key, "")} |')
+        comment = html.escape(comments.get(key, '')).replace('|', '\\|')
+        rows.setdefault(section, []).append(f'| `{key}` | {shown} | {comment} |')
     return '\n\n'.join(
         (f'### {section}\n\n' if section else '')
         + '| key | default | |\n|---|---|---|\n'
