@@ -59,7 +59,8 @@ def mutual_information(labels1: np.ndarray, labels2: np.ndarray) -> float:
     0 whatever they are.
 
     Args:
-      labels1, labels2: int [N]. Where both are constant the result is 1, where one is, 0.
+      labels1: int [N]. Where both are constant the result is 1, where one is, 0.
+      labels2: int [N].
 
     Raises:
       ValueError: not whole numbers, not as many of each, or none.
@@ -77,9 +78,11 @@ def clustering_score(
     """Normalised mutual information of k-means clusters with the labels, in [0, 1].
 
     Args:
-      features: float [N, D]. labels: int [N].
-      seed, restarts: see `k_means`.
+      features: float [N, D].
+      labels: int [N].
+      seed: see `k_means`.
       k: clusters; None for as many as there are different labels.
+      restarts: see `k_means`.
 
     Raises:
       ValueError: as `k_means` and `mutual_information`.
