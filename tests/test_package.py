@@ -77,3 +77,15 @@ def test_ways_to_start(arguments):
     done = run(*arguments, '--help')
     for flag in ('--config:', '--mode:', '--workdir:', '--process_index:'):
         assert flag in done.stdout
+
+
+def test_command_is_shown_as_typed(monkeypatch):
+    """command.txt and the report have the command without the folders Python puts before it."""
+    from byol_jax.app import main
+
+    monkeypatch.setattr(sys, 'argv', ['/x/bin/byol-jax', '--config=div2k'])
+    monkeypatch.setattr(sys, 'orig_argv', ['/x/bin/python', '/x/bin/byol-jax', '--config=div2k'])
+    assert main._command() == 'byol-jax --config=div2k'
+    monkeypatch.setattr(sys, 'argv', ['main.py', '--config=div2k'])
+    monkeypatch.setattr(sys, 'orig_argv', ['/x/bin/python', 'main.py', '--config=div2k'])
+    assert main._command() == 'python main.py --config=div2k'
