@@ -16,6 +16,7 @@ Pictures are random; the input pipeline is not measured here.
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import statistics
@@ -34,6 +35,7 @@ from ml_collections import config_flags
 
 from byol_jax.app.build import Run, build_run, step_of
 from byol_jax.app.cli import checked_flags, load_config
+from byol_jax.app.hooks import Event
 from byol_jax.app.monitors import Lidar, Monitors
 from byol_jax.errors import UserError
 from byol_jax.input.stream import Stream
@@ -52,7 +54,13 @@ class Side:
         self._step = pmap_step(step, monitored=bool(count))
         self._run, self._batch, self._made = run, batch, 0
         self.state = replicate(run.training.initial)
-        self._monitors = Monitors(run, workdir, 0) if workdir else None
+        self._monitors = Monitors() if workdir else None
+        if self._monitors is not None:
+            # LiDAR is measured by itself.
+            log = dataclasses.replace(run.config.log, lidar_every_steps=0)
+            config = dataclasses.replace(run.config, log=log)
+            watched = run._replace(config=config, workdir=workdir)
+            self._monitors.start(watched, run.training.initial)
         self.host: list[float] = []
 
     def step(self) -> float:
@@ -64,9 +72,10 @@ class Side:
         self._made += 1
         if self._monitors is not None and self._made % self._run.plan.log_steps == 0:
             begun = time.perf_counter()
-            # Never a multiple of log.lidar_every_steps: LiDAR is measured by itself.
-            values |= self._monitors.measure(-1, values, features[0], self.state)
-            self._monitors.judge({'step': self._made, **values})
+            event = Event(self._run, self._made, self.state, features[0])
+            event.add(values)
+            event.add(self._monitors.measure(event))
+            self._monitors.logged(event)
             self.host.append(time.perf_counter() - begun)
         return seconds
 

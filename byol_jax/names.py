@@ -89,7 +89,7 @@ class Registry:
                 return self._import(entry) if isinstance(entry, str) else entry
             raise UserError(
                 f"{self.key}='{name}' is not a known {self.kind}.{did_you_mean(name, self.entries)}"
-                f' Known: {", ".join(self.entries)}; or give your own as '
+                f' Known: {", ".join(self.entries) or "none"}; or give your own as '
                 "'package.module:attribute'."
             )
         return self._import(name)

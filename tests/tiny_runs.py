@@ -11,7 +11,7 @@ import numpy as np
 from conftest import QUICK
 
 from byol_jax.app.build import build_training, optimizer_of, step_of
-from byol_jax.app.monitors import on_host
+from byol_jax.app.hooks import on_host
 from byol_jax.app.plan import make_plan
 from byol_jax.evaluation.monitors import measure
 from byol_jax.methods.base import Outputs

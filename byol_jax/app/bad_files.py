@@ -1,51 +1,90 @@
-"""What a run tells of its bad files: in its log, in bad_files.txt, and to its other processes."""
+"""Bad files of a run: named in its log, listed in bad_files.txt, limited in number."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from byol_jax.app.build import Run
+from byol_jax.app.hooks import Event, Hook
 from byol_jax.app.hosts import gather_texts, is_main, say
+from byol_jax.errors import UserError
 from byol_jax.files import write_whole
 from byol_jax.sources.bad_files import SHOWN, BadFile, BadFiles, printable, still_bad
 from byol_jax.sources.data import Data
+from byol_jax.training.state import TrainState
 
 
-class BadFilesLog:
-    """Names bad files as they are found and keeps `workdir/bad_files.txt`.
+class BadFilesLog(Hook):
+    """Names bad files as they are found, keeps `workdir/bad_files.txt`, and ends a run of too many.
 
-    A line of the file is the name of a bad file, a tab, and what is wrong with it. A found file is
-    appended at once, so that a kill loses none; `open` and `close` sort the lines. The file is
-    there only if something is bad. Process 0 alone writes and speaks.
+    A line of the file is the name of a bad file, a tab, and what is wrong with it. Each is appended
+    when it is found, so that a kill loses none; the lines are sorted when the run starts and ends.
+    Without bad files there is no such file. Only process 0 writes and prints.
     """
+
+    optional = False
+    everywhere = True
 
     def __init__(self, data: Data, config: Any, workdir: Path):
         """Reads and writes nothing yet.
 
         Args:
-          data: of the run; pictures left out because they are bad count from the start.
+          data: of the run. Bad pictures that it leaves out are counted.
           config: whose data.pair_keys and data.max_bad_fraction are used.
           workdir: of the run.
 
         Raises:
-          UserError: those left out are more than data.max_bad_fraction allows.
+          UserError: more are left out than data.max_bad_fraction allows.
         """
         self._data = data
         self._keys = config.data.pair_keys
         self.bad_files = BadFiles(data.train, self._keys[0], config.data.max_bad_fraction, data.bad)
         self.bad_files.check()
         self.path = workdir / 'bad_files.txt'
-        # How many have been shared with the other processes, written, and counted in the log.
+        # How many were sent to the other processes, written to the file, and counted in the log.
         self._shared = self._written = self._counted = len(self.bad_files)
         self._named = 0
-        # Listed, but of the held-out part or the test set: the limit is one on training pictures.
+        # Of the held-out part or the test set: listed, but the limit is on training pictures.
         self._elsewhere: list[BadFile] = []
 
+    def start(self, run: Run, state: TrainState) -> None:
+        if is_main():
+            self.open()
+
+    def measure(self, event: Event) -> Mapping[str, float]:
+        """'bad_files': how many were found so far, by all processes."""
+        self.note_all()
+        return {'bad_files': len(self.bad_files)}
+
+    def logged(self, event: Event) -> None:
+        """Ends the run if more are bad than allowed."""
+        try:
+            self.bad_files.check()
+        except UserError as error:
+            # All processes count the same files, so all stop here.
+            event.stop(error=error)
+
+    def finish(self, event: Event) -> None:
+        self.close()
+
+    def add(self, found: Iterable[BadFile]) -> None:
+        """Counts and writes what was found elsewhere."""
+        self.bad_files.add(found)
+        self.close()
+
+    def watch(self, batches: Iterator[Any]) -> Iterator[Any]:
+        """Passes batches on, and names what was found bad while each was made."""
+        for batch in batches:
+            self.note()
+            yield batch
+
     def open(self) -> None:
-        """Reads again what an earlier start of the run listed: what is mended leaves the list."""
+        """Reads the files again that an earlier start listed; mended ones leave the list."""
         listed = _read(self.path)
-        # Those left out are in no part that could be read again.
+        # Those left out belong to no part that could be read again.
         found = [bad for bad in self._data.bad if bad.file in listed]
         found += still_bad(self._data.train, self._keys, listed - _files(found))
         self.bad_files.add(found)
@@ -58,7 +97,7 @@ class BadFilesLog:
             say(f'{len(found):,} of {len(listed):,} files in {self.path} still cannot be read')
 
     def _bad_elsewhere(self, listed: set[str]) -> list[BadFile]:
-        """Those of the listed files that are of no training picture and still cannot be read."""
+        """Listed files that belong to no training picture and still cannot be read."""
         found, parts = [], [self._data.held_out]
         if self._data.test is not None:
             found += [bad for bad in self._data.test.bad if bad.file in listed]
@@ -68,7 +107,7 @@ class BadFilesLog:
         return found
 
     def note(self) -> None:
-        """Writes and names what was found since the last call; of many, the first few."""
+        """Writes what was found since the last call, and names the first few."""
         new = self.bad_files.since(self._written)
         self._written = len(self.bad_files)
         if not new or not is_main():
@@ -81,9 +120,9 @@ class BadFilesLog:
             self._counted += 1
 
     def note_all(self) -> None:
-        """As `note`, for all processes together, and says how many were not named.
+        """As `note`, of all processes, and prints how many were not named.
 
-        All processes must call it at the same place.
+        Every process must call it at the same place.
         """
         for text in gather_texts(json.dumps(self.bad_files.since(self._shared))):
             self.bad_files.add(BadFile(*entry) for entry in json.loads(text))
@@ -92,7 +131,7 @@ class BadFilesLog:
         self._count()
 
     def close(self) -> None:
-        """Writes what is not written yet, and all of it sorted."""
+        """Writes all of it, sorted."""
         self.note()
         self._count()
         self._write()
@@ -106,7 +145,7 @@ class BadFilesLog:
     def _write(self) -> None:
         if not is_main():
             return
-        # Evaluation may have found again what is listed: the file once.
+        # Evaluation may have found a listed file again: it is written once.
         bad = {bad.file: bad for bad in (*self._elsewhere, *self.bad_files.since(0))}
         if not bad:
             self.path.unlink(missing_ok=True)
@@ -127,12 +166,12 @@ def _line(bad: BadFile) -> str:
 
 
 def _one_line(text: str) -> str:
-    """A name as a line can hold it; almost every name is itself."""
+    """A name with its control characters escaped."""
     return ''.join(c if c >= ' ' else f'\\x{ord(c):02x}' for c in text)
 
 
 def _read(path: Path) -> set[str]:
-    """The names of the files listed; a last line cut off by a kill is left out."""
+    """Names of the listed files, without a last line that a kill cut off."""
     if not path.exists():
         return set()
     text = path.read_text(encoding='utf-8', errors='surrogateescape')

@@ -65,6 +65,7 @@ class Run(NamedTuple):
       method: the networks and their loss.
       training: their optimizer and initial state.
       views: of each example, by name.
+      workdir: where a training run writes; otherwise the current folder, and not used.
     """
 
     config: Settings
@@ -73,6 +74,7 @@ class Run(NamedTuple):
     method: Method
     training: Training
     views: dict[str, View]
+    workdir: Path = Path()
 
 
 def build_run(config: Any) -> Run:

@@ -23,8 +23,7 @@ from byol_jax.training.state import TrainState
 
 Tree = Any
 
-# The field of a state that is saved as an item of its own: it is no part of the networks, and a
-# run may go on without it or begin it anew.
+# The field of a state that is saved separately: a run may go on without it or with a new one.
 _PROBE = 'online_probe'
 
 # Orbax reports damaged or missing files as any of these, depending on which file it is.
@@ -38,9 +37,12 @@ class Checkpoints:
     """
 
     def __init__(self, workdir: Path, keep: int, read_only: bool = False):
-        """Opens (and makes) `workdir/checkpoints`, keeping the newest `keep`.
+        """Opens `workdir/checkpoints`, and makes it if it is not there.
 
-        With `read_only` nothing is made, cleaned up or set aside: a run may be writing there.
+        Args:
+          workdir: of the run.
+          keep: how many checkpoints, the newest ones, are kept.
+          read_only: change nothing there: a run may be writing.
         """
         self._folder = (workdir / 'checkpoints').absolute()
         self._keep = keep
@@ -54,7 +56,7 @@ class Checkpoints:
                 max_to_keep=self._keep,
                 cleanup_tmp_directories=not self._read_only,
                 read_only=self._read_only,
-                # The state is small beside a step; a failed write must be known at once.
+                # A failed write must be known at once.
                 enable_async_checkpointing=False,
             ),
             item_names=('state', _PROBE, 'digests'),
@@ -69,7 +71,11 @@ class Checkpoints:
         return max(self.steps(), default=0)
 
     def save(self, step: int, state: TrainState) -> None:
-        """Writes the state of `step` and returns when it is on disk.
+        """Writes a state and returns when it is on disk.
+
+        Args:
+          step: it is of.
+          state: to be saved.
 
         Raises:
           UserError: it could not be written (a full disk, say). Older checkpoints stay.
@@ -103,11 +109,11 @@ class Checkpoints:
     def restore(self, like: TrainState) -> tuple[int, TrainState] | None:
         """Loads the newest good checkpoint.
 
-        Damaged ones are moved to `checkpoints/damaged-<step>` and named on the way.
+        Damaged ones are named and moved to `checkpoints/damaged-<step>`.
 
         Args:
-          like: a state of the same structure, shapes and dtypes. Where it has an online probe and
-            the checkpoint none like it, the probe of `like` is taken, and it is said.
+          like: a state of the same structure, shapes and dtypes. If the checkpoint has no online
+            probe like that of `like`, the latter is taken, and a line says so.
 
         Returns:
           (step, state as NumPy arrays), or None if there is no checkpoint at all.
@@ -188,7 +194,7 @@ class Checkpoints:
 
 
 def digests(state: Tree) -> dict[str, dict[str, Any]]:
-    """'dtype', 'shape' and the 'sha256' of the bytes of each leaf, by its path."""
+    """By path of each leaf its 'dtype', 'shape' and the 'sha256' of its bytes."""
     result = {}
     for path, leaf in jax.tree.leaves_with_path(state):
         array = np.asarray(leaf, order='C')
@@ -213,7 +219,7 @@ def _check_same_network(saved: Mapping[str, Any], like: Tree, folder: Path) -> N
 
 
 def _first_other(saved: Mapping[str, Any], like: Tree) -> tuple[str, Any, Any] | None:
-    """The first leaf that is not in `saved` as it is in `like`: its path, and what either has."""
+    """The first leaf that differs in dtype or shape: its path, what is saved, what `like` has."""
     wanted = {
         path_name(path): (str(leaf.dtype), list(leaf.shape))
         for path, leaf in jax.tree.leaves_with_path(like)
@@ -227,7 +233,7 @@ def _first_other(saved: Mapping[str, Any], like: Tree) -> tuple[str, Any, Any] |
 
 @contextmanager
 def _quiet_orbax() -> Iterator[None]:
-    """Mutes Orbax's own log, in which every failed write is a traceback; errors still raise."""
+    """Mutes Orbax's log, which shows a traceback for each failed write; errors still raise."""
     log = logging.getLogger('absl')
     before, log.disabled = log.disabled, True
     try:
@@ -237,7 +243,7 @@ def _quiet_orbax() -> Iterator[None]:
 
 
 def _reason(error: BaseException) -> str:
-    """What the operating system said, if it can be found in TensorStore's long message."""
+    """The operating system's error, if TensorStore's long message contains one."""
     for number in (errno.ENOSPC, errno.EFBIG, errno.EDQUOT, errno.EACCES, errno.EROFS):
         if os.strerror(number) in str(error):
             return f'{os.strerror(number)}.'

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 from typing import Any
@@ -12,8 +13,8 @@ from jax.experimental import multihost_utils
 
 from byol_jax.errors import UserError
 
-# A launcher that JAX knows (jax.distributed finds address, count and index by itself), and its
-# variable that holds the number of processes.
+# Launchers from which jax.distributed learns address, count and index, and the variable with the
+# number of processes.
 _LAUNCHERS = {'SLURM': 'SLURM_STEP_NUM_TASKS', 'Open MPI': 'OMPI_COMM_WORLD_SIZE'}
 
 
@@ -24,7 +25,8 @@ def join_hosts(coordinator: str | None, count: int | None, index: int | None) ->
 
     Args:
       coordinator: 'host:port' of process 0, reachable from all.
-      count: number of processes. index: of this one, from 0.
+      count: number of processes.
+      index: of this process, from 0.
 
     Raises:
       UserError: only some of the three are given, or the others do not come.
@@ -55,24 +57,24 @@ def _abort(kind: type[BaseException], error: BaseException, trace: Any) -> None:
 
 
 def is_main() -> bool:
-    """Whether this process speaks and writes for all: it is process 0."""
+    """Whether this is process 0, the only one that prints and writes."""
     return jax.process_index() == 0
 
 
 def say(text: str) -> None:
-    """Prints a line, once for all processes."""
+    """Prints a line in process 0 only."""
     if is_main():
         print(text, flush=True)
 
 
 def wait_for_all(what: str) -> None:
-    """Returns when every process has got here; `what` names the place."""
+    """Returns when every process has called this with the same `what`."""
     if jax.process_count() > 1:
         multihost_utils.sync_global_devices(what)
 
 
 def gather_texts(text: str) -> list[str]:
-    """The texts of all processes, by index; all must call it at the same place.
+    """The texts of all processes, by index; all processes must call it at the same place.
 
     Args:
       text: of this process; ASCII, not empty.
@@ -81,18 +83,28 @@ def gather_texts(text: str) -> list[str]:
         return [text]
     data = np.frombuffer(text.encode('ascii'), np.uint8)
     lengths = np.ravel(multihost_utils.process_allgather(np.array(len(data), np.int32)))
-    # A power of two: JAX compiles the exchange anew for every length.
+    # To a power of two: JAX compiles the exchange for every length.
     padded = np.zeros(1 << (int(lengths.max()) - 1).bit_length(), np.uint8)
     padded[: len(data)] = data
     rows = np.asarray(multihost_utils.process_allgather(padded))
     return [bytes(row[:n]).decode('ascii') for row, n in zip(rows, lengths, strict=True)]
 
 
+def told_by_main(text: str) -> str:
+    """The text of process 0, which all processes must ask for at the same place.
+
+    Args:
+      text: of this process; only that of process 0 counts.
+    """
+    return str(json.loads(gather_texts(json.dumps(text))[0]))
+
+
 def check_same_everywhere(text: str, what: str) -> None:
     """Checks that a text is the same in all processes, which must all call this.
 
     Args:
-      text: of this process; ASCII, not empty. what: it says, for the message.
+      text: of this process; ASCII, not empty.
+      what: the text describes, for the message.
 
     Raises:
       UserError: it is not; in every process.
@@ -108,10 +120,12 @@ def check_same_everywhere(text: str, what: str) -> None:
 
 
 def stop_together(step: int, asked: bool) -> bool:
-    """Whether all processes stop after this step, because one of them was asked to.
+    """Whether all processes stop after this step, because one of them got a signal.
 
-    JAX takes SIGTERM in a run of several processes and tells all at the same step; in a run of
-    one, `asked` decides.
+    Args:
+      step: made; every process must ask at each step.
+      asked: whether this process got one. Counts in a run of one process; in a run of several JAX
+        catches SIGTERM and tells all processes at the same step.
     """
     if jax.process_count() == 1:
         return asked
@@ -119,10 +133,9 @@ def stop_together(step: int, asked: bool) -> bool:
 
 
 def part() -> None:
-    """Ends the connection between the processes, when the last step is done by all.
+    """Ends the connection between the processes when all have made the last step.
 
-    What follows (evaluation, report) is done by process 0 alone and may take longer than JAX
-    would have the others wait.
+    Process 0 alone then evaluates and reports, which may take longer than JAX lets others wait.
     """
     if jax.process_count() > 1:
         wait_for_all('last step')
@@ -132,8 +145,10 @@ def part() -> None:
 def leave(status: Any) -> None:
     """Ends the process; after an error in a run of several, without waiting for the others.
 
-    A process that has failed would hang in JAX's barrier at exit; the others find out by
-    themselves that it is gone.
+    A failed process would hang in JAX's barrier at exit. The others notice that it is gone.
+
+    Args:
+      status: an exit status, or a message for stderr, as `sys.exit` takes.
     """
     if jax.process_count() > 1 and status:
         if isinstance(status, str):

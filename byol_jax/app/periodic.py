@@ -1,17 +1,23 @@
-"""The online encoder measured during training: nearest neighbours, and views found again."""
+"""The online encoder measured: every few epochs, and at the end beside the untrained one."""
 
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from typing import Any
 
 import jax
 import numpy as np
 
-from byol_jax.app.build import Run, online_encoder
-from byol_jax.app.hosts import is_main, say
+from byol_jax.app.bad_files import BadFilesLog
+from byol_jax.app.build import online_encoder
+from byol_jax.app.hooks import Event, Hook
+from byol_jax.app.hosts import say
 from byol_jax.app.plan import Plan
-from byol_jax.app.progress import Stopwatch, duration
+from byol_jax.app.progress import duration
+from byol_jax.app.report.illustrations import show_evaluations
+from byol_jax.app.report.run_report import RunReport, finish_report
+from byol_jax.app.reporting import Metrics
 from byol_jax.errors import UserError
 from byol_jax.evaluation.features import Encode
 from byol_jax.evaluation.neighbours import recall
@@ -19,55 +25,53 @@ from byol_jax.evaluation.table import Evaluation, evaluate
 from byol_jax.evaluation.views import encode_pairs
 from byol_jax.input.stream import Stream
 from byol_jax.sources.data import Data
-from byol_jax.training.state import TrainState
 from byol_jax.views.recipes import config_views
 
-# Pictures among whose views the other view of each is sought, at most. It sets the level of
-# chance, so it is the same for data sets of any size.
+# Pictures, at most, among whose views the other view of each is sought. Chance depends on it, so it
+# is the same for data sets of any size.
 POOL = 1000
 # Ranks at which the other view may be found.
 RECALL_AT = (1, 5)
 
 
-class Periodic:
-    """Measures the online encoder every evaluate.every_epochs; process 0 alone does.
+class Periodic(Hook):
+    """Measures the online encoder every evaluate.every_epochs, and has the report show it.
 
-    What it finds is a function of the state, so a run that goes on finds the same. The protocol is
-    that of the table at the end, by the code that an exported encoder runs.
+    What it finds depends on the state alone, so a run that goes on finds the same. It is measured
+    as for the table at the end (`BeforeAfter`).
     """
 
-    def __init__(self, run: Run):
-        self._run = run
-        # The neighbours of the last time, for who shows them: may be taken away.
-        self.found: Evaluation | None = None
-
-    def __call__(self, step: int, state: TrainState, watch: Stopwatch) -> dict[str, float]:
-        """'knn_K' and 'recall_K' (`knn`, `other_views`) after a logged step, if they are due.
-
-        The time it takes is said and not counted as the steps'. Pictures that cannot be read do
-        not stop a run here: it is said that there is no figure, and why.
+    def __init__(self, report: RunReport, metrics: Metrics):
+        """Measures nothing yet.
 
         Args:
-          step: made. state: it left. watch: of the run.
+          report: of the run.
+          metrics: of the run, for the pictures.
         """
-        if not is_main() or not due(self._run.plan, step):
+        self._report, self._metrics = report, metrics
+        self._found: Evaluation | None = None
+
+    def measure(self, event: Event) -> Mapping[str, float]:
+        """'knn_K' and 'recall_K' (`accuracy_of`, `other_views`), if they are due.
+
+        The time it takes is printed and left out of the measured speed. Pictures that cannot be
+        read do not stop a run here: it prints why there is no figure.
+        """
+        if not due(event.run.plan, event.step):
             return {}
         began = time.perf_counter()
-        # One device's copy: nothing here may wait for other processes.
-        own = jax.tree.map(lambda x: x.addressable_data(0), state._replace(online_probe=None))
-        encoder = online_encoder(self._run.config, self._run.method, own)
+        encoder, data, config = event.encoder, event.run.data, event.run.config
         variables = jax.device_put(encoder.variables, jax.local_devices()[0])
 
         def encode(images: np.ndarray) -> np.ndarray:
             return np.asarray(encoder.compiled(variables, images))
 
-        data, config = self._run.data, self._run.config
         found: dict[str, float] = {}
         said: list[str] = []
-        # One of them must not take the other with it.
+        # Each without the other, if one fails.
         try:
-            self.found = neighbours_of(encode, data, config)
-            found |= accuracy_of(self.found, config)
+            self._found = neighbours_of(encode, data, config)
+            found |= accuracy_of(self._found, config)
         except UserError as error:
             said.append(f'no neighbours. {error}')
         try:
@@ -76,10 +80,62 @@ class Periodic:
             said.append(f'no views. {error}')
         figures = '  '.join(f'{name} {value:.3f}' for name, value in found.items())
         seconds = time.perf_counter() - began
-        watch.paused(seconds)
+        event.watch.paused(seconds)
         words = '; '.join(filter(None, [figures, *said]))
-        say(f'evaluated at step {step} in {duration(seconds)}: {words or "too few pictures"}')
+        say(f'evaluated at step {event.step} in {duration(seconds)}: {words or "too few pictures"}')
         return found
+
+    def logged(self, event: Event) -> None:
+        """Has the report show what was measured; at the last step `BeforeAfter` shows more."""
+        found, self._found = self._found, None
+        if found is None or event.last:
+            return
+        began = time.perf_counter()
+        name = f'step {event.step:,}'
+        self._report.show(
+            show_evaluations(
+                {name: found}, event.run, self._metrics.log, event.step, with_umap=False
+            )
+        )
+        event.watch.paused(time.perf_counter() - began)
+
+
+class BeforeAfter(Hook):
+    """Compares the encoder before and after training, and writes the last report."""
+
+    optional = False
+
+    def __init__(self, report: RunReport, metrics: Metrics, bad_files: BadFilesLog):
+        """Measures nothing yet.
+
+        Args:
+          report: of the run.
+          metrics: of the run, for the pictures.
+          bad_files: of the run; gets those that only evaluation reads.
+        """
+        self._report, self._metrics, self._bad_files = report, metrics, bad_files
+
+    def finish(self, event: Event) -> None:
+        """Prints the table and writes results.json and report.html.
+
+        Raises:
+          UserError: the encoder cannot be evaluated.
+        """
+        run = event.run
+        say('comparing the encoder before and after training ...')
+        try:
+            initial = online_encoder(run.config, run.method, run.training.initial)
+            before = neighbours_of(initial, run.data, run.config)
+            after = neighbours_of(event.encoder, run.data, run.config)
+            self._bad_files.add(before.bad + after.bad)
+            bad = len(self._bad_files.bad_files)
+            text = finish_report(event, self._report, self._metrics.log, before, after, bad)
+        except UserError as error:
+            raise UserError(
+                f'Training is done and the encoder is in {run.workdir / "encoder"}, but it could '
+                f'not be evaluated: {error} Then give the same command again for the report.'
+            ) from error
+        say(f'\n{text}\n')
 
 
 def neighbours_of(encode: Encode, data: Data, config: Any) -> Evaluation:
@@ -102,15 +158,15 @@ def due(plan: Plan, step: int) -> bool:
 
 
 def accuracy_of(found: Evaluation, config: Any) -> dict[str, float]:
-    """{'knn_K': accuracy of the table at the end}; nothing where there is none."""
+    """{'knn_K': accuracy as in the table at the end}; empty without labels or held-out pictures."""
     return {} if found.accuracy is None else {f'knn_{config.evaluate.knn_k[0]}': found.accuracy}
 
 
 def other_views(encode: Encode, data: Data, config: Any) -> dict[str, float]:
     """{'recall_1', 'recall_5'}: how often view 1 of a picture finds its view 2 among up to POOL.
 
-    The pictures are held-out ones where there are any, else training ones. Nothing of a pool too
-    small for it to say anything.
+    The pictures are held-out ones where there are any, else training ones. Empty if they are too
+    few to miss one.
 
     Raises:
       UserError: no picture can be read.

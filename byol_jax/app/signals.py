@@ -12,7 +12,11 @@ import jax
 
 
 class Interrupted(Exception):
-    """The run was asked to stop and has saved its state; `signal_number` says by what."""
+    """A signal ended the run; its state is saved.
+
+    Attributes:
+      signal_number: of the signal.
+    """
 
     def __init__(self, signal_number: int):
         super().__init__(f'{signal.Signals(signal_number).name}, and the state is saved.')
@@ -21,9 +25,9 @@ class Interrupted(Exception):
 
 @contextmanager
 def stop_signals() -> Iterator[list[int]]:
-    """Collects SIGTERM and SIGINT instead of dying of them; a second one kills as usual.
+    """A list that gets the number of the first SIGTERM or SIGINT; a second one kills as usual.
 
-    In a run of several processes JAX collects SIGTERM itself (`hosts.stop_together`).
+    In a run of several processes JAX catches SIGTERM itself (`hosts.stop_together`).
     """
     received: list[int] = []
     numbers = (signal.SIGTERM, signal.SIGINT) if jax.process_count() == 1 else ()

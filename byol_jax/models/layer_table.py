@@ -11,6 +11,9 @@ from byol_jax.models.network import OUTPUT, path_name
 from byol_jax.models.tap import TappedEncoder
 from byol_jax.models.tappable import Layer
 
+# The remark that ends the tapped layer's line.
+TAPPED = '<- tapped: the representation'
+
 
 def layer_table(encoder: TappedEncoder, image_size: int) -> str:
     """A line a layer: path, class, output shape, parameters, FLOPs; then the sums.
@@ -46,7 +49,7 @@ def _remark(
     layer: Layer, layers: Sequence[Layer], encoder: TappedEncoder, params: Collection[str]
 ) -> str:
     if layer.path == encoder.hidden_layer:
-        return '<- tapped: the representation'
+        return TAPPED
     order = [other.path for other in layers]
     own = next((p for p in (layer.path, *_shorter(layer.path)) if _inside(p, params)), layer.path)
     inside = _inside(own, params)

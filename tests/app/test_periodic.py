@@ -17,11 +17,13 @@ from test_hosts import finish, start_two
 from test_run import SAMPLE
 
 from byol_jax.app import periodic
+from byol_jax.app.hooks import Event
 from byol_jax.app.periodic import Periodic, accuracy_of, due, neighbours_of, other_views
 from byol_jax.app.plan import make_plan
 from byol_jax.app.progress import Stopwatch
 from byol_jax.errors import BadPicture, UserError
 from byol_jax.evaluation.neighbours import recall
+from byol_jax.settings import Settings
 from byol_jax.sources.base import Source, Subset
 from byol_jax.sources.data import Data
 
@@ -59,7 +61,7 @@ def test_epochs_are_whole_steps(epochs, steps):
     assert make_plan(config, 50, 1).evaluate_steps == steps
     config.evaluate.every_epochs = -1.0
     with pytest.raises(UserError, match=r'evaluate\.every_epochs'):
-        make_plan(config, 50, 1)
+        Settings.of(config)
 
 
 class Flat(Source):
@@ -172,17 +174,16 @@ def test_accuracy_needs_labels_and_held_out_pictures():
 
 
 @pytest.fixture
-def measured(monkeypatch):
+def measured():
     """Measures Flat pictures with `colour` in the encoder's place: (data) -> (values, watch)."""
     encoder = types.SimpleNamespace(variables={}, compiled=lambda _, images: colour(images))
-    monkeypatch.setattr(periodic, 'online_encoder', lambda config, method, state: encoder)
 
     def call(data):
-        run = types.SimpleNamespace(config=flat_config(), plan=plan(10, 10), data=data, method=None)
-        clock = Stopwatch(run.plan, 0)
-        before = clock._last
-        state = types.SimpleNamespace(_replace=lambda **_: {})
-        return Periodic(run)(10, state, clock), clock._last - before
+        run = types.SimpleNamespace(config=flat_config(), plan=plan(10, 10), data=data)
+        event = Event(run, 10, None, watch=Stopwatch(run.plan, 0))
+        event.encoder = encoder
+        before = event.watch._last
+        return Periodic(None, None).measure(event), event.watch._last - before
 
     return call
 

@@ -16,17 +16,10 @@ from streams import stream_of, views_at, views_of
 from tiny_runs import Keep, make_config
 
 from byol_jax.app.build import build_training, step_of
-from byol_jax.app.monitors import (
-    LIDAR_PICTURES,
-    LIDAR_VIEWS,
-    Lidar,
-    Monitors,
-    NonFinite,
-    check_finite,
-    lidar_views,
-    on_host,
-)
+from byol_jax.app.hooks import Event, on_host
+from byol_jax.app.monitors import LIDAR_PICTURES, LIDAR_VIEWS, Lidar, Monitors, lidar_views
 from byol_jax.app.plan import make_plan
+from byol_jax.app.saving import NonFinite, Saving, check_finite
 from byol_jax.evaluation.monitors import lidar, measure, unit_std
 from byol_jax.methods.byol import Byol
 from byol_jax.models.tap import TappedEncoder
@@ -274,31 +267,41 @@ def test_lidar_comes_at_its_interval(tmp_path):
     params, stats = byol.init(jax.random.key(0), 8)
     state = SimpleNamespace(online_params=params, online_stats=stats)
     rows = jnp.asarray(np.random.default_rng(0).normal(size=(1, 2, 6, 4)))
-    monitors = make_monitors(tmp_path, log__lidar_every_steps=20)
-    shown = dict.fromkeys(NAMES, rows)
-    found = [monitors.measure(step, VALUES, shown, state) for step in (10, 20, 30)]
-    assert ['lidar' in values for values in found] == [False, True, False]
-    assert all('rankme_projection' in values for values in found)
-    assert 1 <= found[1]['lidar'] <= 4.01
-    never = make_monitors(tmp_path, log__lidar_every_steps=0)
-    assert 'lidar' not in never.measure(20, VALUES, shown, state)
+    handed_out = dict.fromkeys(NAMES, rows)
+
+    def found(every, step):
+        run = make_run(tmp_path, log__lidar_every_steps=every)
+        monitors = Monitors()
+        monitors.start(run, START)
+        return monitors.measure(Event(run, step, state, handed_out))
+
+    assert ['lidar' in found(20, step) for step in (10, 20, 30)] == [False, True, False]
+    assert all('rankme_projection' in found(20, step) for step in (10, 20, 30))
+    assert 1 <= found(20, 20)['lidar'] <= 4.01
+    assert 'lidar' not in found(0, 20)
 
 
-def make_monitors(tmp_path, initial=None, **changes):
+def make_run(tmp_path, initial=None, **changes):
     config = make_config(**changes)
-    plan = make_plan(config, 8, 1)
-    run = SimpleNamespace(
+    return SimpleNamespace(
         config=config,
-        plan=plan,
+        plan=make_plan(config, 8, 1),
         method=linear_byol(),
         data=SimpleNamespace(train=Pictures()),
         training=SimpleNamespace(initial=initial),
         views=views_of(config),
+        workdir=tmp_path,
     )
-    return Monitors(run, tmp_path, 0)
 
 
+START = SimpleNamespace(step=0)
 VALUES = {'loss': 1.0, 'gradient_norm': 1.0, 'learning_rate': 0.1}
+
+
+def make_event(run, step, state=None, handed_out=None):
+    event = Event(run, step, state, handed_out)
+    event.add(VALUES)
+    return event
 
 
 def test_what_is_not_finite_stops_a_run(tmp_path, capsys):
@@ -306,12 +309,13 @@ def test_what_is_not_finite_stops_a_run(tmp_path, capsys):
     check_finite(3, VALUES)
     with pytest.raises(NonFinite, match='The loss of step 3 is nan'):
         check_finite(3, VALUES | {'loss': math.nan})
-    monitors = make_monitors(tmp_path)
-    bad = jnp.full((1, 2, 4, 4), jnp.inf)
-    handed_out = {'representation': bad}
+    run, monitors, saving = make_run(tmp_path), Monitors(), Saving(None)
+    monitors.start(run, START)
+    monitors.checkpoint(make_event(run, 2))
+    handed_out = {'representation': jnp.full((1, 2, 4, 4), jnp.inf)}
     with pytest.raises(NonFinite, match='the representation is not finite') as caught:
-        monitors.measure(4, VALUES, handed_out, None)
-    monitors.stopped(caught.value, saved=2)
+        saving.measure(make_event(run, 4, handed_out=handed_out))
+    monitors.fail(caught.value)
     line = capsys.readouterr().out
     assert line.startswith('ALARM at step 4: non_finite: the representation not finite')
     assert 'checkpoint of step 2' in line
@@ -324,10 +328,14 @@ def test_a_bad_state_is_not_saved(tmp_path):
     What was infinite from the start (a mask, say) is no reason.
     """
     state = lambda step, var: State(jnp.array(step), jnp.array([0, -jnp.inf]), jnp.array(var))  # noqa: E731
-    monitors = make_monitors(tmp_path, jax.device_get(state(0, 1.0)))
-    monitors.check_state(state(5, 2.0), VALUES)
-    with pytest.raises(NonFinite, match=r'step 5 .*var is not finite'):
-        monitors.check_state(state(5, math.inf), VALUES)
+    saved = []
+    run = make_run(tmp_path, jax.device_get(state(0, 1.0)))
+    saving = Saving(SimpleNamespace(save=lambda step, state: saved.append(step)))
+    saving.start(run, START)
+    saving.checkpoint(make_event(run, 5, state(5, 2.0)))
+    with pytest.raises(NonFinite, match=r'step 6 .*var is not finite'):
+        saving.checkpoint(make_event(run, 6, state(6, math.inf)))
+    assert saved == [5]
 
 
 class State(NamedTuple):

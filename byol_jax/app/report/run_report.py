@@ -17,6 +17,7 @@ from PIL import Image
 from byol_jax.app.alarm_log import Verdict, read_alarms, summary, verdict
 from byol_jax.app.alarms import Alarm, History, facts_of
 from byol_jax.app.build import Run
+from byol_jax.app.hooks import Event
 from byol_jax.app.hosts import is_main, say
 from byol_jax.app.metrics import MetricsLog, read_metrics
 from byol_jax.app.progress import Stopwatch, duration
@@ -162,25 +163,44 @@ class RunReport:
         records = read_metrics(self._workdir) if is_main() else []
         self._write(records[-1]['step'] if records else 0, f'Stopped: {why}')
 
-    def evaluating(self) -> None:
-        """Writes the page of a run that has made its last step, before it is evaluated."""
-        self._write(self._run.plan.total_steps, 'All steps are done; the encoder is measured now.')
+    def evaluating(self, step: int, why: str) -> None:
+        """Writes the page of a run that has ended, before its encoder is evaluated.
+
+        Args:
+          step: the last one.
+          why: a hook stopped the run there; '' if all steps are done.
+        """
+        ended = f'Stopped by a hook: {why}.' if why else 'All steps are done.'
+        self._write(step, f'{ended} The encoder is measured now.')
 
     def finished(
-        self, results: Sequence[Result], protocol: str, shown: Illustrations, bad_files: int
+        self,
+        step: int,
+        why: str,
+        results: Sequence[Result],
+        protocol: str,
+        shown: Illustrations,
+        bad_files: int,
     ) -> None:
         """Writes the page of a run that has ended.
 
         Args:
+          step: the last one.
+          why: a hook stopped the run there; '' if all steps are done.
           results: encoders before and after training.
           protocol: how these were measured.
           shown: what they make of pictures.
           bad_files: how many files could not be read.
         """
-        total = self._run.plan.total_steps
-        words = f'Finished: all {total:,} steps ({self._run.plan.epoch(total):.1f} epochs).'
+        total, epochs = self._run.plan.total_steps, self._run.plan.epoch(step)
+        words = f'Finished: all {total:,} steps ({epochs:.1f} epochs).'
+        if why:
+            words = (
+                f'Stopped by a hook at step {step:,} of {total:,} ({epochs:.1f} epochs): {why}. '
+                'The same command goes on from there.'
+            )
         self.show(shown)
-        self._write(total, words, results, protocol, bad_files)
+        self._write(step, words, results, protocol, bad_files)
 
     def _write(
         self,
@@ -269,8 +289,7 @@ class RunReport:
 
 
 def finish_report(
-    run: Run,
-    workdir: Path,
+    end: Event,
     report: RunReport,
     log: MetricsLog,
     before: Evaluation,
@@ -280,26 +299,24 @@ def finish_report(
     """Writes the last report.html and results.json; returns the before/after table as text.
 
     Args:
-      run: that has ended.
-      workdir: of the run.
+      end: the last step of the run.
       report: of the run.
       log: of the run, for the pictures.
       before: of the encoder as it started.
       after: of the trained encoder.
       bad_files: how many files could not be read.
     """
+    run = end.run
     first = 'as loaded' if run.training.origin else 'randomly initialised'
-    last = f'trained {run.plan.total_steps:,} steps'
+    last = f'trained {end.step:,} steps'
     results = [
         Result(first, before.accuracy, before.feature_std),
         Result(last, after.accuracy, after.feature_std),
     ]
     protocol = f'{describe(after, run.config.evaluate)} Both encoders are measured alike.'
-    shown = show_evaluations(
-        {first: before, last: after}, run, log, run.plan.total_steps, with_umap=True
-    )
-    report.finished(results, protocol, shown, bad_files)
-    write_results(workdir, results, protocol)
+    shown = show_evaluations({first: before, last: after}, run, log, end.step, with_umap=True)
+    report.finished(end.step, end.reason, results, protocol, shown, bad_files)
+    write_results(run.workdir, results, protocol)
     return f'{_results_text(results)}\n{protocol}'
 
 

@@ -1,0 +1,85 @@
+"""What a run shows before its first step: its data and plan, the encoder's layers, its views."""
+
+from __future__ import annotations
+
+import jax
+
+from byol_jax.app.build import Run
+from byol_jax.app.hooks import Hook
+from byol_jax.app.hosts import say
+from byol_jax.app.report.pictures import draw_views
+from byol_jax.files import write_whole
+from byol_jax.models.layer_table import TAPPED, layer_table
+from byol_jax.training.online_probe import too_many_labels
+from byol_jax.training.state import TrainState
+
+# A table of more lines is printed only around the tapped layer, and so many lines on both sides.
+_MOST_LINES = 60
+_AROUND = 5
+
+
+def introduce(run: Run) -> None:
+    """Prints what a run trains on and how."""
+    plan, data = run.plan, run.data
+    tested = '' if data.test is None else f', {len(data.test.train):,} in the test set'
+    say(
+        f'{plan.examples:,} training examples, {len(data.held_out):,} held out{tested}; '
+        f'{plan.total_steps:,} steps of {plan.batch_size} pairs '
+        f'({plan.epoch(plan.total_steps):.1f} epochs) on {plan.device_count} '
+        f'{jax.devices()[0].device_kind} device(s)\n'
+        f'{run.training.excluded}'
+    )
+    too_many = too_many_labels(data.train) if run.config.evaluate.online_probe else ''
+    for line in (*data.left_out(), too_many):
+        if line:
+            say(line)
+    if run.training.origin:
+        say(run.training.origin)
+    if plan.freeze_steps:
+        say(f'projector and predictor train alone for the first {plan.freeze_steps:,} steps')
+
+
+class Layers(Hook):
+    """Writes layers.txt, the table of the encoder's layers with the tapped one marked."""
+
+    def start(self, run: Run, state: TrainState) -> None:
+        """Prints the table too, or, if it is long, the lines around the tapped layer."""
+        path = run.workdir / 'layers.txt'
+        table = layer_table(run.method.encoder, run.config.views.image_size)
+        write_whole(path, lambda partial: partial.write_text(f'{table}\n'))
+        say(f'\n{shortened(table)}\n\nlayers: {path}')
+
+
+def shortened(table: str) -> str:
+    """A table of layers; of a long one the head, the lines around the tapped layer, and the sums.
+
+    Args:
+      table: from `layer_table`.
+    """
+    lines = table.split('\n')
+    if len(lines) <= _MOST_LINES:
+        return table
+    (tapped,) = (number for number, line in enumerate(lines) if line.endswith(TAPPED))
+    end = lines.index('')
+    first, last = max(1, tapped - _AROUND), min(end, tapped + _AROUND + 1)
+    above, below = first - 1, end - last
+    return '\n'.join(
+        [
+            lines[0],
+            *([f'... {above} layers'] if above else []),
+            *lines[first:last],
+            *([f'... {below} layers'] if below else []),
+            *lines[end:],
+        ]
+    )
+
+
+class Views(Hook):
+    """Draws views.png."""
+
+    optional = False
+
+    def start(self, run: Run, state: TrainState) -> None:
+        """Pictures that cannot be read are counted only when they come in training."""
+        draw_views(run, run.workdir)
+        say(f'view pairs: {run.workdir / "views.png"}')

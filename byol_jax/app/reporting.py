@@ -1,0 +1,70 @@
+"""What a run writes of every logged step: metrics.jsonl and its writers, a line, report.html."""
+
+from __future__ import annotations
+
+from PIL import Image
+
+from byol_jax.app.build import Run
+from byol_jax.app.hooks import Event, Hook
+from byol_jax.app.hosts import say
+from byol_jax.app.metrics import MetricsLog
+from byol_jax.app.progress import progress_line
+from byol_jax.app.report.run_report import RunReport
+from byol_jax.app.signals import Interrupted
+from byol_jax.errors import UserError
+from byol_jax.training.state import TrainState
+
+
+class Metrics(Hook):
+    """Writes and prints each record.
+
+    Attributes:
+      log: where other hooks' pictures go; there once the run has started.
+    """
+
+    optional = False
+
+    def start(self, run: Run, state: TrainState) -> None:
+        """Takes out records after `state.step`; views.png must be there."""
+        log, step = run.config.log, int(state.step)
+        self.log = MetricsLog(
+            run.workdir,
+            start_step=step,
+            tensorboard=log.tensorboard,
+            wandb_config=run.config.plain if log.wandb else None,
+        )
+        with Image.open(run.workdir / 'views.png') as views:
+            self.log.picture('views', views, step)
+
+    def logged(self, event: Event) -> None:
+        self.log.write(event.record)
+        say(progress_line(event.run.plan, event.step, event.record, event.watch.seconds_left))
+
+    def close(self) -> None:
+        self.log.close()
+
+
+class Report(Hook):
+    """Writes the report while the run is under way, and when it stops early."""
+
+    def __init__(self, pages: RunReport):
+        """Writes nothing yet.
+
+        Args:
+          pages: of the run.
+        """
+        self._pages = pages
+
+    def start(self, run: Run, state: TrainState) -> None:
+        if state.step < run.plan.total_steps:
+            self._pages.begin(int(state.step))
+
+    def logged(self, event: Event) -> None:
+        self._pages.update(event.step, event.watch)
+
+    def finish(self, event: Event) -> None:
+        self._pages.evaluating(event.step, event.reason)
+
+    def fail(self, error: Exception) -> None:
+        told = isinstance(error, UserError | Interrupted)
+        self._pages.stopped(str(error) if told else f'{type(error).__name__}: {error}')
