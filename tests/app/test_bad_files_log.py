@@ -30,6 +30,7 @@ from byol_jax.interop.encoder import make_encoder
 from byol_jax.interop.export import save_encoder
 from byol_jax.models.registry import build_encoder
 from byol_jax.models.tap import TappedEncoder
+from byol_jax.settings import Settings
 from byol_jax.sources.bad_files import SHOWN, BadFile
 from byol_jax.sources.base import Subset
 from byol_jax.sources.data import Data
@@ -328,7 +329,7 @@ def request(tmp_path: Path, pictures: Path, **data) -> Request:
         config.evaluate.batch_size = 4
         config.evaluate.knn_k = (1,)
         config.evaluate.protocols = ('knn',)
-    return Request(config, tmp_path / 'w', '', encoder=tmp_path / 'encoder')
+    return Request(Settings.of(config), tmp_path / 'w', '', encoder=tmp_path / 'encoder')
 
 
 def test_embed_leaves_bad_pictures_out(tmp_path, pictures, capsys):

@@ -211,7 +211,7 @@ def test_bad_pictures_do_not_stop_a_run(measured, capsys):
 def test_one_figure_does_not_take_the_other_with_it(measured, monkeypatch, capsys):
     """Where labels cannot be used, views are sought all the same, and the reverse."""
 
-    def refused(*_):
+    def refused(*_, **__):
         raise UserError('refused')
 
     with monkeypatch.context() as patch:
