@@ -87,7 +87,7 @@ def get_config() -> ml_collections.ConfigDict:
     encoder.name = 'resnet50'  # a registered name, or 'package.module:Class' of your own
     encoder.kwargs = ml_collections.ConfigDict()  # arguments of the encoder's constructor
     encoder.kwargs.lock()
-    encoder.hidden_layer = 'avgpool'  # the layer whose output is the representation
+    encoder.hidden_layer = 'avgpool'  # the layer that is the representation; or its index: '-2'
     encoder.pool = 'mean'  # of a layer [B, tokens, D]: 'mean', 'cls' (the first) or 'flatten'
     encoder.frozen = ()  # layers whose parameters stay as they start, such as ('patch_embed',)
     encoder.init_from = ''  # start from these weights: an encoder/, a workdir, or torchvision:FILE

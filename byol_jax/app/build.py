@@ -87,6 +87,8 @@ def build_run(config: Any) -> Run:
       UserError: something in the config cannot be used.
     """
     config = Settings.of(config)
+    # Only for its errors: data may take long to open, and networks to trace.
+    optimizer_of(config, {}, lambda step: 0.0)
     views = config_views(config.views, config.data.pair_keys)
     data = build_data(config)
     plan = make_plan(config, len(data.train), jax.device_count(), jax.process_count())

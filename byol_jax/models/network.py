@@ -94,7 +94,8 @@ class Network(abc.ABC):
         """Variables by collection ('params', 'batch_stats', ..), nested dicts of arrays.
 
         Args:
-          rng: a key. images: normalised float32 [B, H, W, 3].
+          rng: a key.
+          images: normalised float32 [B, H, W, 3].
         """
 
     @abc.abstractmethod
