@@ -11,10 +11,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 from conftest import TINY
+from pictures import png_that_declares
 from PIL import Image
 from test_hosts import difference, finish, start_two
 from test_run import SAMPLE, final_state, start, wait_for
-from test_sources import png_that_declares
 
 # How the picture of each number is spoilt; the other 35 are sound.
 BAD = {

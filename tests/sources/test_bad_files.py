@@ -7,9 +7,9 @@ from collections import Counter
 
 import numpy as np
 import pytest
+from pictures import Coordinates
 from streams import batches, stream_of, view_of, views_of
 from test_pipeline import Photographs, Plain, assert_same, collect, make_config
-from test_sources import Coordinates
 
 from byol_jax.errors import BadPicture, UserError
 from byol_jax.input.stream import MOST_REPLACEMENTS, NoPictureError, replacements

@@ -19,10 +19,10 @@ import numpy as np
 import PIL
 import pytest
 from conftest import ROOT, TINY
+from pictures import write
 from PIL import Image
 from test_bad_files import counted, files
 from test_pipeline import assert_same, collect
-from test_sources import write
 
 from byol_jax.app.data import build_data
 from byol_jax.app.workdir import check_workdir

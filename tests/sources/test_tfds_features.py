@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import tensorflow_datasets as tfds
-from test_sources import encode, rotated
+from pictures import encode, rotated
 from tfds_sets import builder_class, image, noise, prepare
 
 from byol_jax.app.data import build_data

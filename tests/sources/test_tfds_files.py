@@ -1,4 +1,4 @@
-"""TFDS without a network, with files missing or of another make, and with a million records."""
+"""TFDS data sets on disk: without the network, in every format, damaged or incomplete."""
 
 from __future__ import annotations
 
@@ -26,7 +26,11 @@ from byol_jax.sources.tfds_files import TfRecords, record_bounds
 from configs import default
 
 NAME = 'byol_set_alone'
+
+
 FORMATS = ('tfrecord', 'array_record', 'parquet')
+
+
 ALONE = builder_class('ByolSetAlone', {'image': image()}, lambda i: {'image': noise(i)}, count=11)
 
 

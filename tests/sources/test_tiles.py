@@ -1,15 +1,162 @@
-"""Tiles whose grid is shifted in every epoch: where they lie, and where never."""
+"""Tiles: where they lie, what is held out, and how their grid is shifted."""
 
 from __future__ import annotations
 
 import numpy as np
 import pytest
+from pictures import SHAPES, Coordinates
 from streams import stream_of
-from test_sources import SHAPES, Coordinates, div2k_folder  # noqa: F401  (a fixture)
 
 from byol_jax.app.data import build_data
+from byol_jax.errors import UserError
+from byol_jax.sources.base import Cached
 from byol_jax.sources.tiles import ShiftedTiles, Tiles, _moved
 from configs import default, div2k
+
+
+def test_cached_tiles_decode_each_picture_once():
+    """Cutting every tile of a cached example decodes each of its pictures once, not once a tile."""
+    source = Coordinates([(64, 64)])
+    tiles = Tiles(Cached(source, 10**6), 16)
+    source.loads.clear()
+    for i in range(len(tiles)):
+        tiles.load(i, 'hr')
+        tiles.load(i, 'lr')
+    assert max(source.loads.values()) == 1
+
+
+@pytest.mark.parametrize(
+    ('shape', 'size', 'stride', 'tops', 'lefts'),
+    [
+        ((64, 96), 32, 0, [0, 32], [0, 32, 64]),
+        ((64, 96), 32, 16, [0, 16, 32], [0, 16, 32, 48, 64]),
+        ((70, 33), 32, 32, [0, 32, 38], [0, 1]),
+        ((32, 32), 32, 8, [0], [0]),
+        ((40, 100), 16, 30, [0, 24], [0, 30, 60, 84]),
+    ],
+)
+def test_tiles_lie_on_a_grid_that_ends_at_the_border(shape, size, stride, tops, lefts):
+    """Tiles start every `stride` pixels, and a last one ends at the border if none does."""
+    tiles = Tiles(Coordinates([shape]), size, stride)
+    corners = []
+    for i in range(len(tiles)):
+        tile = tiles.load(i, 'hr')
+        assert tile.shape == (size, size, 3)
+        corners.append(tuple(tile[0, 0, :2]))
+        np.testing.assert_array_equal(tile[-1, -1, :2], tile[0, 0, :2] + size - 1)
+        assert tiles.name(i) == f'0000.png @{corners[-1][1]},{corners[-1][0]}'
+    assert corners == [(top, left) for top in tops for left in lefts]
+
+
+def test_tiles_are_labelled_with_their_picture():
+    """A tile's label is the picture it was cut from, named as the source names it."""
+    tiles = Tiles(Coordinates([(32, 64), (32, 32), (64, 32)]), 32)
+    assert tiles.labels.tolist() == [0, 0, 1, 2, 2]
+    assert list(tiles.label_names) == ['0000.png', '0001.png', '0002.png']
+    for i in range(len(tiles)):
+        assert np.all(tiles.load(i, 'hr')[..., 2] == tiles.labels[i])
+
+
+@pytest.mark.parametrize('shape', [(31, 64), (64, 31)])
+@pytest.mark.parametrize('fraction', [0.0, 0.1])
+def test_a_picture_smaller_than_a_tile_is_left_out(shape, fraction):
+    """A picture that no tile fits in gives none and is named; the others' tiles do not change."""
+    tiles = Tiles(Coordinates([(200, 64), shape, (64, 200)]), 32)
+    whole = Tiles(Coordinates([(200, 64), (64, 64), (64, 200)]), 32)
+    assert tiles.small == [('0001.png', *shape)]
+    assert tiles.bad == []
+    np.testing.assert_array_equal(tiles.boxes, whole.boxes[whole.labels != 1])
+    for part, of_whole in zip(tiles.split(fraction, 0), whole.split(fraction, 0), strict=True):
+        kept = whole.boxes[of_whole]
+        np.testing.assert_array_equal(tiles.boxes[part], kept[kept[:, 0] != 1])
+
+
+def test_pictures_all_smaller_than_a_tile_are_an_error():
+    """Where no picture has a tile, the error names the largest and its size."""
+    with pytest.raises(UserError, match=r'All 2 pictures .*tile_size=32.*0001\.png, is 30x40'):
+        Tiles(Coordinates([(10, 90), (40, 30)]), 32)
+
+
+@pytest.mark.parametrize('keys', [('hr', 'lr'), ('lr', 'hr')])
+def test_tiles_of_a_pair_show_the_same_part_of_the_scene(keys):
+    """A tile's low-resolution and high-resolution pictures begin and end at the same place."""
+    source = Coordinates([(64, 96), (48, 40)], keys)
+    tiles = Tiles(source, 16, 8)
+    for i in range(len(tiles)):
+        high, low = tiles.load(i, 'hr'), tiles.load(i, 'lr')
+        assert high.shape[0] == 2 * low.shape[0] == (16 if keys[0] == 'hr' else 32)
+        np.testing.assert_array_equal(high[::2, ::2], low)
+
+
+def held_out_pixels(tiles: Tiles, held_out: np.ndarray) -> list[np.ndarray]:
+    masks = [np.zeros(shape, bool) for shape in tiles.source.shapes]
+    for picture, top, left in tiles.boxes[held_out]:
+        masks[picture][top : top + tiles.tile_size, left : left + tiles.tile_size] = True
+    return masks
+
+
+@pytest.mark.parametrize('stride', [0, 31, 16, 8, 13, 40])
+@pytest.mark.parametrize('fraction', [0.05, 0.1, 0.2, 0.4])
+def test_no_pixel_of_a_held_out_tile_is_trained_on(fraction, stride):
+    """Held-out and training tiles share no pixel."""
+    tiles = Tiles(Coordinates(SHAPES), 32, stride)
+    for seed in range(10):
+        train, held_out = tiles.split(fraction, seed)
+        masks = held_out_pixels(tiles, held_out)
+        for picture, top, left in tiles.boxes[train]:
+            assert not masks[picture][top : top + 32, left : left + 32].any()
+        assert len(train) > 0
+
+
+@pytest.mark.parametrize('stride', [0, 31, 16, 8, 13, 40])
+@pytest.mark.parametrize('fraction', [0.05, 0.1, 0.2, 0.4])
+def test_every_picture_trains_and_is_held_out(fraction, stride):
+    """Every picture of two tiles or more a side gives tiles of both kinds, so classes agree."""
+    tiles = Tiles(Coordinates(SHAPES), 32, stride)
+    for seed in range(10):
+        for part in tiles.split(fraction, seed):
+            assert set(tiles.labels[part].tolist()) == set(range(len(SHAPES)))
+
+
+@pytest.mark.parametrize('fraction', [0.1, 0.2, 0.3])
+def test_held_out_part_is_about_the_asked_fraction(fraction):
+    """Of a picture of many tiles, about the fraction of its area is held out."""
+    tiles = Tiles(Coordinates([(250, 250)]), 10, 5)
+    _, held_out = tiles.split(fraction, 0)
+    share = held_out_pixels(tiles, held_out)[0].mean()
+    # Blocks end on the grid of 5 pixels: up to 5 of at least 79 a side are lost.
+    assert 0.85 * fraction < share < 1.02 * fraction
+
+
+def test_split_is_a_function_of_its_seed():
+    """The same seed holds out the same tiles, another seed others, in each picture anew."""
+    tiles = Tiles(Coordinates([(200, 200)] * 6), 32, 16)
+    first, again, other = (tiles.split(0.1, seed) for seed in (0, 0, 1))
+    np.testing.assert_array_equal(first[0], again[0])
+    np.testing.assert_array_equal(first[1], again[1])
+    assert set(first[1]) != set(other[1])
+    places = {tuple(tiles.boxes[first[1]][tiles.labels[first[1]] == i][0, 1:]) for i in range(6)}
+    assert len(places) > 1
+
+
+def test_split_of_nothing():
+    """A fraction of 0 trains on every tile."""
+    tiles = Tiles(Coordinates([(64, 64)]), 32, 16)
+    train, held_out = tiles.split(0.0, 0)
+    assert train.tolist() == list(range(9))
+    assert held_out.tolist() == []
+
+
+@pytest.mark.parametrize('shape', [(32, 32), (50, 50), (40, 63)])
+def test_a_picture_too_small_to_be_split_still_trains(shape):
+    """A picture of which no two tiles lie apart is trained on whole or an error, never lost."""
+    tiles = Tiles(Coordinates([(200, 200), shape]), 32, 16)
+    message, trained = '', []
+    try:
+        trained = tiles.labels[tiles.split(0.1, 0)[0]]
+    except UserError as error:
+        message = str(error)
+    assert 1 in trained or '0001.png' in message
 
 
 def shifted(
@@ -172,7 +319,7 @@ def make_config(path, arg: str = '', **data):
 
 
 @pytest.mark.parametrize('arg', ['', 'lr_hr'])
-def test_div2k_is_shifted_in_training_only(div2k_folder, arg):  # noqa: F811
+def test_div2k_is_shifted_in_training_only(div2k_folder, arg):
     """configs/div2k.py trains on shifted tiles, of both pictures alike; the held-out tiles are
     those of the unshifted grid, and the number of examples is the same."""
     data = build_data(make_config(div2k_folder, arg))

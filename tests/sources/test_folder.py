@@ -1,4 +1,4 @@
-"""Pairs of files by the patterns of their names."""
+"""Folders of image files, pairs of them by their names, and DIV2K's own folders."""
 
 from __future__ import annotations
 
@@ -7,13 +7,167 @@ from pathlib import Path
 import numpy as np
 import pytest
 from clips import frame, which, write_frames
+from pictures import (
+    smooth,
+    write,
+)
 from PIL import Image
 from streams import stream_of, views_at
 
 from byol_jax.app.data import build_data
 from byol_jax.errors import UserError
-from byol_jax.sources.folder import FilePairs
+from byol_jax.sources.folder import Div2k, FilePairs, Folder
 from configs import default
+
+# Folders.
+
+
+def test_folder_with_classes(tmp_path):
+    """Folders right below the root name the classes, in sorted order, however deep files lie."""
+    for name in ('dog/2.png', 'cat/1.png', 'cat/young/3.png', 'ant/0.png'):
+        write(tmp_path / name)
+    source = Folder(tmp_path)
+    assert [source.name(i) for i in range(4)] == [
+        'ant/0.png',
+        'cat/1.png',
+        'cat/young/3.png',
+        'dog/2.png',
+    ]
+    assert tuple(source.label_names) == ('ant', 'cat', 'dog')
+    assert source.labels.tolist() == [0, 1, 1, 2]
+
+
+@pytest.mark.parametrize(
+    'names',
+    [
+        pytest.param(('b.png', 'a.png'), id='flat'),
+        pytest.param(('all/b.png', 'all/a.png'), id='one folder'),
+        pytest.param(('cat/a.png', 'dog/b.png', 'stray.png'), id='a stray file'),
+    ],
+)
+def test_folder_without_classes(tmp_path, names):
+    """Without at least two class folders, or with files beside them, there are no labels."""
+    for name in names:
+        write(tmp_path / name)
+    source = Folder(tmp_path)
+    assert source.labels is None
+    assert [source.name(i) for i in range(len(source))] == sorted(names)
+
+
+def test_folder_loads_what_it_lists(tmp_path):
+    """Index, name, picture and size belong together."""
+    shapes = {'b.png': (3, 4), 'c/d.png': (5, 6), 'ä ö.png': (7, 8)}
+    for name, shape in shapes.items():
+        write(tmp_path / name, smooth(*shape))
+    source = Folder(str(tmp_path))
+    for i in range(3):
+        shape = shapes[source.name(i)]
+        np.testing.assert_array_equal(source.load(i, 'image'), smooth(*shape))
+        assert source.size(i, 'image') == shape
+
+
+def test_folder_knows_extensions_in_any_case(tmp_path):
+    """JPEG, PNG, WebP and BMP are listed in upper and lower case; other files are not."""
+    names = ['a.JPG', 'b.jpeg', 'c.Png', 'd.webp', 'e.BMP', 'f.jpg']
+    for name in [*names, 'g.txt', 'h.jpg.bak', 'png', '.hidden.png', '._a.JPG', 'Thumbs.db']:
+        write(tmp_path / name)
+    source = Folder(tmp_path)
+    assert [source.name(i) for i in range(len(source))] == names
+
+
+def test_hidden_folders_are_not_searched(tmp_path):
+    """Pictures in hidden folders (.ipynb_checkpoints, .Trash) are neither data nor a class."""
+    for name in ('cat/1.png', 'dog/1.png', '.ipynb_checkpoints/1.png', 'cat/.thumbnails/1.png'):
+        write(tmp_path / name)
+    source = Folder(tmp_path)
+    assert [source.name(i) for i in range(len(source))] == ['cat/1.png', 'dog/1.png']
+    assert tuple(source.label_names) == ('cat', 'dog')
+
+
+def test_linked_folders_are_searched_once(tmp_path):
+    """A linked folder is followed, and a link back to the root lists no picture again."""
+    write(tmp_path / 'elsewhere/1.png')
+    write(tmp_path / 'root/2.png')
+    (tmp_path / 'root/linked').symlink_to(tmp_path / 'elsewhere')
+    source = Folder(tmp_path / 'root')
+    assert [source.name(i) for i in range(len(source))] == ['2.png', 'linked/1.png']
+    (tmp_path / 'root/loop').symlink_to(tmp_path / 'root')
+    assert len(Folder(tmp_path / 'root')) == 2
+
+
+def test_missing_folder_suggests_its_neighbour(tmp_path):
+    """A folder that does not exist is named, with the nearest folder beside it."""
+    (tmp_path / 'photographs').mkdir()
+    with pytest.raises(UserError, match=r"photograhps does not exist\..*'photographs'"):
+        Folder(tmp_path / 'photograhps')
+    with pytest.raises(UserError, match='does not exist'):
+        Folder(tmp_path / 'no' / 'such' / 'place')
+
+
+def test_file_given_as_folder(tmp_path):
+    """A file where a folder is expected is named as a file."""
+    with pytest.raises(UserError, match=r'a\.png is a file'):
+        Folder(write(tmp_path / 'a.png'))
+
+
+def test_folder_without_pictures(tmp_path):
+    """A folder without pictures says how many files it has and which endings count."""
+    (tmp_path / 'a.tiff').write_bytes(b'')
+    (tmp_path / 'b.txt').write_bytes(b'')
+    with pytest.raises(UserError, match=r'no image: of its 2 file.*\.jpg'):
+        Folder(tmp_path)
+
+
+def test_home_is_expanded(tmp_path, monkeypatch):
+    """A leading ~ is the home folder."""
+    monkeypatch.setenv('HOME', str(tmp_path))
+    write(tmp_path / 'photos/1.png')
+    assert len(Folder('~/photos')) == 1
+
+
+@pytest.mark.parametrize('place', ['', 'DIV2K_train_HR', 'DIV2K_train_HR/'])
+def test_div2k_folders(div2k_folder, place):
+    """The root and the HR folder itself both give all pictures with their X2 partners."""
+    source = Div2k(f'{div2k_folder}/{place}', 'train', ('lr', 'hr'))
+    assert [source.name(i) for i in range(len(source))] == ['0001.png', '0002.png', '0010.png']
+    for i in range(3):
+        high, low = source.load(i, 'hr'), source.load(i, 'lr')
+        np.testing.assert_array_equal(low, high[::2, ::2])
+        assert high[0, 0, 2] == int(source.name(i)[:4])
+        assert source.size(i, 'hr') == (64, 80)
+        assert source.size(i, 'lr') == (32, 40)
+
+
+def test_div2k_validation(div2k_folder):
+    """The validation split is the `valid` folders."""
+    source = Div2k(div2k_folder, 'validation', ('hr', 'hr'))
+    assert [source.name(i) for i in range(len(source))] == ['0801.png']
+    with pytest.raises(UserError, match=r"'test'.*'train' and 'validation'"):
+        Div2k(div2k_folder, 'test', ('hr', 'hr'))
+
+
+def test_div2k_missing_partner(div2k_folder):
+    """A picture without its low-resolution partner is named before training starts."""
+    (div2k_folder / 'DIV2K_train_LR_bicubic/X2/0002x2.png').unlink()
+    with pytest.raises(UserError, match=r'lacks 1 of 3 pictures, 0002x2\.png'):
+        Div2k(div2k_folder, 'train', ('lr', 'hr'))
+    assert len(Div2k(div2k_folder, 'train', ('hr', 'hr'))) == 3
+
+
+def test_div2k_missing_folders(tmp_path):
+    """Missing official folders are named, with what lies there instead."""
+    write(tmp_path / 'DIV2K_train_HR/0001.png')
+    assert len(Div2k(tmp_path, 'train', ('hr', 'hr'))) == 1
+    with pytest.raises(UserError, match='DIV2K_train_LR_bicubic'):
+        Div2k(tmp_path, 'train', ('lr', 'hr'))
+    with pytest.raises(UserError, match=r'no folder DIV2K_valid_HR.*DIV2K_train_HR'):
+        Div2k(tmp_path, 'validation', ('hr', 'hr'))
+    (tmp_path / 'DIV2K_train_HR/0001.png').unlink()
+    with pytest.raises(UserError, match=r'DIV2K_train_HR holds no picture'):
+        Div2k(tmp_path, 'train', ('hr', 'hr'))
+    with pytest.raises(UserError, match='does not exist'):
+        Div2k(tmp_path / 'nowhere', 'train', ('hr', 'hr'))
+
 
 SIDES = ('*_left', '*_right')
 

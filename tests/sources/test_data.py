@@ -1,4 +1,4 @@
-"""A separate test set: which pictures are compared, labels by name, and sets that cannot be one."""
+"""From the settings to the training and held-out pictures, and a separate test set."""
 
 from __future__ import annotations
 
@@ -7,6 +7,10 @@ import json
 import numpy as np
 import pytest
 from encoders import evaluation_request, save_random_encoder, write_pictures
+from pictures import (
+    Coordinates,
+    write,
+)
 
 from byol_jax.app.data import build_data, settings_of_test_set
 from byol_jax.app.modes import MODES
@@ -15,9 +19,193 @@ from byol_jax.errors import UserError
 from byol_jax.evaluation.subject import compared
 from byol_jax.evaluation.table import describe
 from byol_jax.settings import Settings
+from byol_jax.sources import data as data_module
+from byol_jax.sources import tfds
 from byol_jax.sources.array import Array
 from byol_jax.sources.data import matched
 from byol_jax.sources.folder import Folder
+from configs import default, div2k
+
+# Config -> data.
+
+
+def make_config(**data):
+    config = default.get_config()
+    config.data.update(data)
+    return config.lock()
+
+
+@pytest.fixture
+def classes(tmp_path):
+    """A folder of three classes with 10, 20 and 30 pictures."""
+    for name, count in (('ant', 10), ('cat', 20), ('dog', 30)):
+        for i in range(count):
+            write(tmp_path / name / f'{i}.png')
+    return tmp_path
+
+
+def test_held_out_pictures_are_stratified(classes):
+    """The held-out fraction is taken of every class, and the parts make up the whole."""
+    config = make_config(source='folder', path=str(classes), held_out_fraction=0.2)
+    train, held_out = build_data(config)[:2]
+    assert np.bincount(held_out.labels).tolist() == [2, 4, 6]
+    assert np.bincount(train.labels).tolist() == [8, 16, 24]
+    names = {part.name(i) for part in (train, held_out) for i in range(len(part))}
+    assert len(names) == 60
+
+
+def test_a_fraction_that_holds_out_nothing_is_said(classes):
+    """A fraction is rounded down in each class: where that leaves nothing, a line says so."""
+    config = make_config(source='folder', path=str(classes), held_out_fraction=0.03)
+    data = build_data(config)
+    assert not len(data.held_out)
+    assert any('held_out_fraction=0.03 is less than one picture' in s for s in data.left_out())
+    config = make_config(source='folder', path=str(classes))
+    assert build_data(config).left_out() == []
+
+
+def test_held_out_pictures_depend_on_their_own_seed_only(classes):
+    """The same pictures are held out whatever the run's seed; held_out_seed changes them."""
+
+    def held_out_names(seed: int, held_out_seed: int) -> list[str]:
+        config = default.get_config()
+        config.seed = seed
+        config.data.update(source='folder', path=str(classes), held_out_fraction=0.2)
+        config.data.held_out_seed = held_out_seed
+        held_out = build_data(config).held_out
+        return [held_out.name(i) for i in range(len(held_out))]
+
+    assert held_out_names(0, 0) == held_out_names(1, 0)
+    assert held_out_names(0, 0) != held_out_names(0, 1)
+
+
+def test_nothing_held_out(classes):
+    """A fraction of 0 trains on all pictures and holds out none."""
+    train, held_out = build_data(make_config(source='folder', path=str(classes)))[:2]
+    assert (len(train), len(held_out)) == (60, 0)
+
+
+def test_unlabelled_pictures_are_held_out_too(tmp_path):
+    """Without labels the fraction is taken of all pictures."""
+    for i in range(10):
+        write(tmp_path / f'{i}.png')
+    config = make_config(source='folder', path=str(tmp_path), held_out_fraction=0.3)
+    train, held_out = build_data(config)[:2]
+    assert (len(train), len(held_out)) == (7, 3)
+    assert held_out.labels is None
+
+
+def test_unknown_source_suggests_the_nearest():
+    """A misspelt data.source is named with the nearest source there is."""
+    with pytest.raises(UserError, match=r"data\.source='fodler' .*'folder'"):
+        build_data(make_config(source='fodler'))
+
+
+def test_folder_without_path_says_how_to_give_it():
+    """data.source='folder' without a path says which flag is missing."""
+    with pytest.raises(UserError, match=r'--config\.data\.path='):
+        build_data(make_config(source='folder'))
+
+
+def test_unknown_pair_key_suggests_the_nearest():
+    """A picture that the source does not have is named, with those it has."""
+    with pytest.raises(UserError, match=r"no picture 'imgae'\. Did you mean 'image'\?"):
+        build_data(make_config(source='sample', pair_keys=('image', 'imgae')))
+
+
+@pytest.mark.parametrize('pair_keys', [('image',), ('image', 'image', 'image')])
+def test_pair_keys_are_two(pair_keys):
+    """Other than two pair_keys is an error that says what they are for."""
+    with pytest.raises(UserError, match='must be 2 values'):
+        build_data(make_config(source='sample', pair_keys=pair_keys))
+
+
+def test_div2k_from_official_folders(div2k_folder):
+    """configs/div2k.py with data.path reads the official folders and not TFDS."""
+    config = div2k.get_config('')
+    config.data.update(path=str(div2k_folder), tile_size=16, tile_stride=8)
+    data = build_data(config)
+    assert data.train.load(0, 'hr').shape == (16, 16, 3)
+    assert set(data.held_out.labels) == {0, 1, 2}
+
+
+@pytest.mark.parametrize('arg', ['', 'lr_hr'])
+def test_div2k_tiles_are_the_same_from_folders_and_from_tfds(monkeypatch, div2k_folder, arg):
+    """Tiles are cut alike from the official folders and from TFDS, for both pairs of keys."""
+
+    class Fake(Coordinates):
+        def __init__(self, name, split, data_dir, keys, **_):
+            super().__init__([(64, 80)] * 3, keys)
+
+    monkeypatch.setattr(tfds, 'Tfds', Fake)
+    shapes = []
+    for path in (str(div2k_folder), None):
+        config = div2k.get_config(arg)
+        config.data.update(path=path, tile_size=16, tile_stride=8)
+        train = build_data(config).train
+        shapes.append((len(train), train.load(0, config.data.pair_keys[0]).shape))
+    assert shapes[0] == shapes[1]
+
+
+@pytest.mark.parametrize(
+    ('folders', 'by_tfds'),
+    [
+        (['div2k'], True),
+        (['div2k', 'DIV2K_train_HR'], False),
+        (['DIV2K_train_HR'], False),
+        ([], False),
+    ],
+)
+def test_div2k_that_tfds_prepared_is_given_by_its_folder(monkeypatch, tmp_path, folders, by_tfds):
+    """data.path of DIV2K may be a data_dir of TFDS; where the official folders are, those count."""
+
+    class Opened(Exception):
+        pass
+
+    def opened(*arguments, **_):
+        raise Opened(arguments)
+
+    monkeypatch.setattr(tfds, 'Tfds', opened)
+    for name in folders:
+        (tmp_path / name).mkdir()
+    config = div2k.get_config('')
+    config.data.path = str(tmp_path)
+    with pytest.raises(Opened if by_tfds else UserError, match=str(tmp_path)):
+        build_data(config)
+
+
+@pytest.mark.parametrize('arg', ['', 'lr_hr'])
+def test_div2k_without_network_names_three_ways_out(monkeypatch, arg):
+    """Where DIV2K cannot be had, the error names three ways out and no other data is used."""
+
+    def offline(*_, **__):
+        raise UserError("TFDS 'div2k/bicubic_x2' could not be downloaded: ConnectionError.")
+
+    def never(*_):
+        raise AssertionError('other data was used')
+
+    monkeypatch.setattr(tfds, 'Tfds', offline)
+    for other in ('SamplePhotographs', 'Folder', 'Div2k'):
+        monkeypatch.setattr(data_module, other, never)
+    with pytest.raises(UserError) as caught:
+        build_data(div2k.get_config(arg))
+    message = str(caught.value)
+    assert 'ConnectionError' in message
+    assert 'network' in message
+    assert '--config.data.path=DIR' in message
+    assert 'DIV2K_train_HR' in message
+    assert '--config=configs/div2k.py:sample' in message
+
+
+def test_other_tfds_errors_say_nothing_of_div2k(monkeypatch):
+    """The three ways out belong to DIV2K; another data set's error stays as it is."""
+
+    def offline(*_, **__):
+        raise UserError("TFDS 'cifar10' could not be downloaded.")
+
+    monkeypatch.setattr(tfds, 'Tfds', offline)
+    with pytest.raises(UserError, match=r"^TFDS 'cifar10' could not be downloaded\.$"):
+        build_data(make_config(source='tfds', name='cifar10'))
 
 
 def config_of(train, **changes):

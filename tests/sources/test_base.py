@@ -1,0 +1,100 @@
+"""Parts of sources, and sources kept in memory."""
+
+from __future__ import annotations
+
+import threading
+import weakref
+
+import numpy as np
+import pytest
+from pictures import (
+    Coordinates,
+)
+
+from byol_jax.sources.base import Cached, Subset
+
+
+def test_subset():
+    """A subset renumbers pictures, names, sizes and labels alike."""
+    source = Coordinates([(10, 12), (14, 16), (18, 20)])
+    source.labels, source.label_names = np.array([7, 8, 9]), tuple('abcdefghij')
+    subset = Subset(source, np.array([2, 0]))
+    assert len(subset) == 2
+    assert subset.keys == ('hr', 'lr')
+    assert subset.labels.tolist() == [9, 7]
+    assert subset.label_names == source.label_names
+    assert subset.name(0) == '0002.png'
+    assert subset.size(0, 'lr') == (9, 10)
+    np.testing.assert_array_equal(subset.load(1, 'hr'), source.load(0, 'hr'))
+    assert Subset(Coordinates([(4, 4)]), np.array([0])).labels is None
+
+
+def test_cached_gives_the_same_pictures_and_loads_them_once():
+    """Pictures that fit in the cache are loaded once and come out as they are."""
+    source = Coordinates([(10, 12), (14, 16)])
+    cached = Cached(source, 10**6)
+    for _ in range(3):
+        for i in range(2):
+            for key in source.keys:
+                np.testing.assert_array_equal(
+                    cached.load(i, key), Coordinates(source.shapes).load(i, key)
+                )
+    assert source.loads == {(i, key): 1 for i in range(2) for key in source.keys}
+    assert (len(cached), cached.name(1), cached.keys) == (2, '0001.png', source.keys)
+
+
+def test_cached_keeps_the_labels():
+    """A cached source has the labels of the source it caches."""
+    source = Coordinates([(10, 12), (14, 16)])
+    source.labels, source.label_names = np.array([1, 0]), ('ant', 'cat')
+    cached = Cached(source, 10**6)
+    assert cached.labels is not None
+    assert cached.labels.tolist() == [1, 0]
+    assert cached.labels_of(np.array([1])).tolist() == [0]
+    assert cached.label_names == ('ant', 'cat')
+
+
+def test_cached_drops_what_was_used_longest_ago():
+    """With room for two pictures, a third replaces the one that was not asked for last."""
+    source = Coordinates([(10, 10)] * 3)
+    cached = Cached(source, 2 * 300)
+    for i in (0, 1, 0, 2, 0, 2):
+        cached.load(i, 'hr')
+    assert source.loads == {(0, 'hr'): 1, (1, 'hr'): 1, (2, 'hr'): 1}
+    cached.load(1, 'hr')
+    assert source.loads[1, 'hr'] == 2
+
+
+@pytest.mark.parametrize('max_bytes', [0, 299, 300, 1000])
+def test_cached_holds_no_more_than_its_bytes(max_bytes):
+    """The pictures kept alive never add up to more than max_bytes, from many threads too."""
+    alive = weakref.WeakSet()
+
+    class Picture(np.ndarray):
+        __hash__ = object.__hash__
+
+    class Watched(Coordinates):
+        def load(self, index, key):
+            picture = super().load(index, key).view(Picture)
+            alive.add(picture)
+            return picture
+
+    cached = Cached(Watched([(10, 10)] * 20), max_bytes)
+    expected = [Coordinates([(10, 10)] * 20).load(i, 'hr') for i in range(20)]
+    wrong = []
+
+    def work(seed: int) -> None:
+        for i in np.random.default_rng(seed).integers(0, 20, 300):
+            if not np.array_equal(cached.load(int(i), 'hr'), expected[i]):
+                wrong.append(i)
+
+    threads = [threading.Thread(target=work, args=(seed,)) for seed in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(timeout=60)
+        assert not thread.is_alive()
+    assert not wrong
+    kept = sum(picture.nbytes for picture in alive)
+    assert kept <= max_bytes
+    assert kept == max_bytes // 300 * 300
