@@ -17,6 +17,7 @@ import numpy as np
 from byol_jax import __version__
 from byol_jax.app.data import build_data
 from byol_jax.app.hosts import say
+from byol_jax.app.progress_bars import progress_shown
 from byol_jax.app.workdir import fingerprint
 from byol_jax.errors import UserError
 from byol_jax.evaluation.protocols import build_protocols, measure_encoder
@@ -66,10 +67,17 @@ def evaluate_encoder(
     # Before the pictures are encoded, so that a folder that cannot be written fails at once.
     path.parent.mkdir(parents=True, exist_ok=True)
     encoding = time.perf_counter()
-    subject = subject_of(encoder, data, config, say=say)
-    seconds = time.perf_counter() - encoding
-    say(f'{_encoded(subject)}: {seconds:.1f} s')
-    measured = measure_encoder(subject, protocols)
+    with progress_shown() as progress:
+
+        def tell(line: str) -> None:
+            # A line in the middle of a bar would be unreadable.
+            progress.close()
+            say(line)
+
+        subject = subject_of(encoder, data, config, say=tell, progress=progress)
+        seconds = time.perf_counter() - encoding
+        tell(f'{_encoded(subject)}: {seconds:.1f} s')
+        measured = measure_encoder(subject, protocols)
     evaluation = {
         **_about(encoder, str(folder)),
         'data': _about_data(subject, config, data),

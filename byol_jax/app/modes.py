@@ -11,6 +11,7 @@ from byol_jax.app.data import build_data
 from byol_jax.app.embeddings import Embeddings, check_embeddings_path, write_embeddings
 from byol_jax.app.evaluate import evaluate_encoder
 from byol_jax.app.loop import train
+from byol_jax.app.progress_bars import progress_shown
 from byol_jax.app.report.pictures import draw_views
 from byol_jax.app.workdir import check_workdir
 from byol_jax.evaluation.features import encode_source
@@ -89,14 +90,16 @@ def embed(request: Request) -> None:
     _say_left_out(data)
     # Before the pictures are encoded: it says at once if nothing can be written there.
     path.parent.mkdir(parents=True, exist_ok=True)
-    features, indices, bad = encode_source(
-        encoder,
-        data.train,
-        config.data.pair_keys[0],
-        image_size=encoder.description['image_size'],
-        crop_fraction=config.evaluate.crop_fraction,
-        batch_size=config.evaluate.batch_size,
-    )
+    with progress_shown() as progress:
+        features, indices, bad = encode_source(
+            encoder,
+            data.train,
+            config.data.pair_keys[0],
+            image_size=encoder.description['image_size'],
+            crop_fraction=config.evaluate.crop_fraction,
+            batch_size=config.evaluate.batch_size,
+            progress=progress,
+        )
     source = Subset(data.train, indices)
     names = [source.name(i) for i in range(len(source))]
     sha256 = encoder.weights_sha256

@@ -11,13 +11,11 @@ import numpy as np
 
 from byol_jax.errors import BadPicture, UserError
 from byol_jax.sources.bad_files import BadFile, bad_file, name_some
-from byol_jax.sources.base import Source
 from byol_jax.views.crop import center_view
+from byol_jax.sources.base import Progress, Source, no_progress
 
 # uint8 [B, S, S, 3] -> float32 [B, D].
 Encode = Callable[[np.ndarray], np.ndarray]
-# Called with (done, total) as work goes on.
-Progress = Callable[[int, int], None]
 Made = TypeVar('Made')
 
 
@@ -55,7 +53,7 @@ def encode_source(
     image_size: int,
     crop_fraction: float,
     batch_size: int,
-    progress: Progress | None = None,
+    progress: Progress = no_progress,
 ) -> Encoded:
     """Features of the centre crops of all pictures of a source that can be read, in order.
 
@@ -66,7 +64,7 @@ def encode_source(
       image_size: S, the side of the crop in pixels.
       crop_fraction: the crop's share of the shorter side, in (0, 1]; see `crop.center_view`.
       batch_size: pictures a call; the last batch is filled up with zeros.
-      progress: called after each batch with (pictures done, pictures in all).
+      progress: called after each batch with ('features', pictures done, pictures in all).
 
     Raises:
       UserError: none can be read.
@@ -91,8 +89,7 @@ def encode_source(
         if images:
             features.append(encode_some(encode, images, batch_size))
         done += len(numbers)
-        if progress is not None:
-            progress(done, len(source))
+        progress('features', done, len(source))
     if not features:
         raise UserError(
             f'None of {len(source):,} pictures can be read: {name_some([*bad.values()], 3)}.'

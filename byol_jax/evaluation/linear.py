@@ -19,9 +19,10 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from byol_jax.evaluation.features import Labelled, Progress, checked_labelled
+from byol_jax.evaluation.features import Labelled, checked_labelled
 from byol_jax.evaluation.neighbours import top_k
 from byol_jax.evaluation.probes import LinearModel, ProbeResult, best, result_on
+from byol_jax.sources.base import Progress, no_progress
 
 # Base learning rates, at batch 256 (Appendix C.1; byol/configs/eval.py, line 43, has 0.2 alone).
 LEARNING_RATES = (0.4, 0.3, 0.2, 0.1, 0.05)
@@ -43,7 +44,7 @@ def linear_evaluation(
     batch_size: int = 1024,
     momentum: float = 0.9,
     seed: int = 0,
-    progress: Progress | None = None,
+    progress: Progress = no_progress,
 ) -> ProbeResult:
     """Top-1 and top-5 accuracy under BYOL's linear protocol, the test set having chosen nothing.
 
@@ -64,7 +65,7 @@ def linear_evaluation(
       batch_size: examples a step.
       momentum: Nesterov's.
       seed: of the classifier's first weights.
-      progress: called after each step with (steps done, steps in all).
+      progress: called after each step with ('linear evaluation', steps done, steps in all).
 
     Raises:
       ValueError: unusable features or labels, or an epoch that is not of `examples` examples.
@@ -103,7 +104,7 @@ def train_linear(
     batch_size: int = 1024,
     momentum: float = 0.9,
     seed: int = 0,
-    progress: Progress | None = None,
+    progress: Progress = no_progress,
 ) -> dict[float, LinearModel]:
     """A linear classifier for each learning rate, trained side by side in one pass over the data.
 
@@ -122,7 +123,7 @@ def train_linear(
       batch_size: examples a step.
       momentum: Nesterov's.
       seed: of the first weights.
-      progress: called after each step with (steps done, steps in all).
+      progress: called after each step with ('linear evaluation', steps done, steps in all).
 
     Returns:
       The float32 model of each learning rate. One whose training diverged holds NaN, and
@@ -154,8 +155,7 @@ def train_linear(
         # byol/utils/schedules.py, _cosine_decay.
         rates = peak * np.float32(0.5 * (1 + math.cos(math.pi * step / steps)))
         params, trace = _sgd_step(params, trace, x, y, rates, momentum)
-        if progress is not None:
-            progress(step + 1, steps)
+        progress('linear evaluation', step + 1, steps)
     host = jax.tree.map(np.asarray, params)
     return {
         rate: LinearModel(host['weights'][i], host['bias'][i])

@@ -170,7 +170,7 @@ class Linear(Protocol):
             epochs=self.epochs,
             batch_size=self.batch_size,
             seed=subject.seed,
-            progress=subject.count('linear evaluation'),
+            progress=subject.progress,
         )
         about = {
             'epochs': self.epochs,

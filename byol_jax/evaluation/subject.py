@@ -10,21 +10,19 @@ from typing import NamedTuple
 import numpy as np
 
 from byol_jax.errors import UserError
-from byol_jax.evaluation.features import Encode, Encoded, Labelled, Progress, encode_source
+from byol_jax.evaluation.features import Encode, Encoded, Labelled, encode_source
 from byol_jax.evaluation.linear import Epoch
 from byol_jax.evaluation.probes import held_out_rows
 from byol_jax.evaluation.views import Pairs, augmented, encode_pairs
 from byol_jax.input.stream import Stream
 from byol_jax.settings import Evaluate, Settings
 from byol_jax.sources.bad_files import BadFile
-from byol_jax.sources.base import Source, Subset
+from byol_jax.sources.base import Progress, Source, Subset, no_progress
 from byol_jax.sources.data import Data
 from byol_jax.views.recipes import config_views
 
 # Takes a line for the user.
 Say = Callable[[str], None]
-# What is counted, in a word or two -> what to call as it goes on.
-Counter = Callable[[str], Progress]
 
 
 class Unmeasured(Exception):
@@ -74,11 +72,6 @@ def _silent(line: str) -> None:
     del line
 
 
-def _uncounted(what: str) -> Progress:
-    del what
-    return lambda done, total: None
-
-
 @dataclasses.dataclass(frozen=True)
 class Subject:
     """An encoder's features, and all that the protocols share.
@@ -91,7 +84,7 @@ class Subject:
       queries_are: what a person would call them: 'held-out' or 'test' pictures.
       seed: of every random choice.
       say: takes a line for the user; by default nothing is said.
-      count: called with what is counted; gives what to call as long work goes on.
+      progress: called with (what, done, total) as long work goes on.
       encode: the encoder, where it is at hand: uint8 [B, S, S, 3] -> float32 [B, D].
       pictures: those behind the features, where they are at hand.
     """
@@ -101,7 +94,7 @@ class Subject:
     queries_are: str = 'test'
     seed: int = 0
     say: Say = _silent
-    count: Counter = _uncounted
+    progress: Progress = no_progress
     encode: Encode | None = None
     pictures: Pictures | None = None
 
@@ -203,7 +196,7 @@ def subject_of(
     config: Settings,
     *,
     say: Say = _silent,
-    count: Counter = _uncounted,
+    progress: Progress = no_progress,
 ) -> Subject:
     """Encodes the pictures once, for all protocols.
 
@@ -212,7 +205,7 @@ def subject_of(
       data: see `compared`.
       config: whose seed, views, data.pair_keys and evaluate are used.
       say: takes a line for the user.
-      count: see `Subject`.
+      progress: see `Subject`.
 
     Raises:
       UserError: no picture of the gallery, or none of the queries, can be read, or the features
@@ -225,7 +218,7 @@ def subject_of(
         options,
         key=config.data.pair_keys[0],
         image_size=config.views.image_size,
-        count=count,
+        progress=progress,
     )
     for source, features in ((parts.gallery, parts.searched), (parts.queries, parts.asked)):
         _check_finite(source, features)
@@ -252,7 +245,7 @@ def subject_of(
         queries_are(data),
         config.seed,
         say,
-        count,
+        progress,
         encode,
         Pictures(
             parts.gallery,
@@ -294,7 +287,7 @@ def encode_parts(
     *,
     key: str,
     image_size: int,
-    count: Counter = _uncounted,
+    progress: Progress = no_progress,
 ) -> Parts:
     """Features of at most options.max_gallery and max_queries pictures, evenly spaced.
 
@@ -305,7 +298,7 @@ def encode_parts(
       options: the section `evaluate` of the settings.
       key: which of an example's pictures.
       image_size: S, pixels.
-      count: see `Subject`.
+      progress: see `Subject`.
 
     Raises:
       UserError: no picture of the gallery, or none of the queries, can be read.
@@ -315,7 +308,7 @@ def encode_parts(
         at_most(queries, options.max_queries),
     )
 
-    def encoded(source: Source, what: str) -> Encoded:
+    def encoded(source: Source) -> Encoded:
         return encode_source(
             encode,
             source,
@@ -323,13 +316,13 @@ def encode_parts(
             image_size=image_size,
             crop_fraction=options.crop_fraction,
             batch_size=options.batch_size,
-            progress=count(what),
+            progress=progress,
         )
 
-    searched = encoded(gallery, 'features')
+    searched = encoded(gallery)
     asked = Encoded(searched.features[:0], np.zeros(0, np.int64), [])
     if len(queries):
-        asked = encoded(queries, 'features of queries')
+        asked = encoded(queries)
     return Parts(
         # Labels, names and thumbnails follow the features.
         _kept(gallery, searched.indices),

@@ -211,10 +211,10 @@ def test_the_same_seed_gives_the_same_bits():
 
 
 def test_progress_counts_steps():
-    """(steps done, steps in all) after each step."""
+    """What is done, steps done and steps in all, after each step."""
     train, seen = labelled(0), []
     train_alone(train, 0.2, epochs=2, progress=lambda *x: seen.append(x))
-    assert seen == [(step, 8) for step in range(1, 9)]
+    assert seen == [('linear evaluation', step, 8) for step in range(1, 9)]
 
 
 def test_a_rate_that_diverges_is_not_chosen():

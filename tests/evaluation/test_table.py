@@ -44,9 +44,17 @@ def test_encode_source_pads_the_last_batch():
         calls.append(images)
         return images.mean(axis=(1, 2))
 
+    seen = []
     features, indices, bad = encode_source(
-        encode, Colours(colours), 'image', image_size=8, crop_fraction=1.0, batch_size=4
+        encode,
+        Colours(colours),
+        'image',
+        image_size=8,
+        crop_fraction=1.0,
+        batch_size=4,
+        progress=lambda *x: seen.append(x),
     )
+    assert seen == [('features', 4, 7), ('features', 7, 7)]
     assert (indices.tolist(), bad) == (list(range(7)), [])
     assert [call.shape for call in calls] == [(4, 8, 8, 3)] * 2
     assert all(call.dtype == np.uint8 for call in calls)
