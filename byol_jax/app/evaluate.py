@@ -28,6 +28,7 @@ from byol_jax.interop.export import load_encoder
 from byol_jax.settings import Settings
 from byol_jax.sources.bad_files import name_some
 from byol_jax.sources.data import Data
+from byol_jax.views.recipes import config_views
 
 FORMAT = 'byol_jax evaluation 1'
 
@@ -74,7 +75,16 @@ def evaluate_encoder(
             progress.close()
             say(line)
 
-        subject = subject_of(encoder, data, config, say=tell, progress=progress)
+        subject = subject_of(
+            encoder,
+            data,
+            config_views(config.views, config.data.pair_keys),
+            config.evaluate,
+            image_size=config.views.image_size,
+            seed=config.seed,
+            say=tell,
+            progress=progress,
+        )
         seconds = time.perf_counter() - encoding
         tell(f'{_encoded(subject)}: {seconds:.1f} s')
         measured = measure_encoder(subject, protocols)

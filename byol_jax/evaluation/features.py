@@ -11,8 +11,8 @@ import numpy as np
 
 from byol_jax.errors import BadPicture, UserError
 from byol_jax.sources.bad_files import BadFile, bad_file, name_some
-from byol_jax.views.crop import center_view
 from byol_jax.sources.base import Progress, Source, no_progress
+from byol_jax.views.crop import center_view
 
 # uint8 [B, S, S, 3] -> float32 [B, D].
 Encode = Callable[[np.ndarray], np.ndarray]

@@ -14,6 +14,7 @@ import numpy as np
 from sklearn.exceptions import ConvergenceWarning  # type: ignore[import-untyped]
 from sklearn.linear_model import LogisticRegression, Ridge  # type: ignore[import-untyped]
 from sklearn.preprocessing import StandardScaler  # type: ignore[import-untyped]
+from threadpoolctl import threadpool_limits
 
 from byol_jax.evaluation.features import Labelled, checked_labelled
 from byol_jax.evaluation.neighbours import top_k
@@ -21,8 +22,10 @@ from byol_jax.evaluation.neighbours import top_k
 # One a decade of the range of Appendix D.2, which has 45: np.logspace(-6, 5, 45).
 PENALTIES = tuple(np.logspace(-6, 5, 12).tolist())
 # L-BFGS ends where no component of the gradient of the mean loss exceeds this, or after so many
-# iterations. At scikit-learn's own 1e-4 accuracies are off by up to 0.003 (benchmarks/RESULTS.md).
+# iterations. At scikit-learn's own 1e-4 accuracies are off by a point (benchmarks/RESULTS.md).
 _GRADIENT, _ITERATIONS = 1e-6, 1000
+# Multiplications of a product of features and weights that one thread does in 50 ms.
+_SMALL = 1e9
 # A score that no class with examples can fall to; -inf would make a row count as diverged.
 _NEVER = -1e30
 
@@ -134,8 +137,10 @@ def _logistic(
     x: np.ndarray, y: np.ndarray, penalties: Sequence[float]
 ) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
     model = LogisticRegression(tol=_GRADIENT, max_iter=_ITERATIONS, warm_start=True)
+    # On busy cores the threads of a small product wait for each other: 10 times as long.
+    threads = 1 if x.size * (y.max() + 1) < _SMALL else None
     for penalty in penalties:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), threadpool_limits(threads, 'blas'):
             # The weakest penalties may not get there; the accuracy on held-out images judges them.
             warnings.simplefilter('ignore', ConvergenceWarning)
             model.set_params(C=1 / penalty).fit(x, y)

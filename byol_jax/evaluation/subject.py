@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -15,11 +15,11 @@ from byol_jax.evaluation.linear import Epoch
 from byol_jax.evaluation.probes import held_out_rows
 from byol_jax.evaluation.views import Pairs, augmented, encode_pairs
 from byol_jax.input.stream import Stream
-from byol_jax.settings import Evaluate, Settings
+from byol_jax.settings import Evaluate
 from byol_jax.sources.bad_files import BadFile
 from byol_jax.sources.base import Progress, Source, Subset, no_progress
 from byol_jax.sources.data import Data
-from byol_jax.views.recipes import config_views
+from byol_jax.views.view import View
 
 # Takes a line for the user.
 Say = Callable[[str], None]
@@ -193,8 +193,11 @@ def queries_are(data: Data) -> str:
 def subject_of(
     encode: Encode,
     data: Data,
-    config: Settings,
+    views: Mapping[str, View],
+    options: Evaluate,
     *,
+    image_size: int,
+    seed: int = 0,
     say: Say = _silent,
     progress: Progress = no_progress,
 ) -> Subject:
@@ -203,7 +206,11 @@ def subject_of(
     Args:
       encode: uint8 [B, S, S, 3] -> float32 [B, D].
       data: see `compared`.
-      config: whose seed, views, data.pair_keys and evaluate are used.
+      views: of training, by name. The first one's picture is encoded, and its crop and flip serve
+        the linear protocol; the first two are those of retrieval.
+      options: the section `evaluate` of the settings.
+      image_size: S, pixels.
+      seed: of every random choice.
       say: takes a line for the user.
       progress: see `Subject`.
 
@@ -211,13 +218,13 @@ def subject_of(
       UserError: no picture of the gallery, or none of the queries, can be read, or the features
         are not finite.
     """
-    options = config.evaluate
+    first = next(iter(views.values()))
     parts = encode_parts(
         encode,
         *compared(data),
         options,
-        key=config.data.pair_keys[0],
-        image_size=config.views.image_size,
+        key=first.picture,
+        image_size=image_size,
         progress=progress,
     )
     for source, features in ((parts.gallery, parts.searched), (parts.queries, parts.asked)):
@@ -225,7 +232,7 @@ def subject_of(
     # All pictures, not those encoded already: of a clip another frame may be wanted.
     gallery, queries = compared(data)
     pool = queries if len(queries) else gallery
-    stream = Stream(pool, config_views(config.views, config.data.pair_keys), config.seed)
+    stream = Stream(pool, views, seed)
 
     def crops(rows: np.ndarray) -> Epoch:
         labels = parts.gallery.labels
@@ -234,8 +241,8 @@ def subject_of(
             encode,
             Subset(parts.gallery, rows),
             labels[rows],
-            stream.views['view1'],
-            seed=config.seed,
+            first,
+            seed=seed,
             batch_size=options.batch_size,
         )
 
@@ -243,7 +250,7 @@ def subject_of(
         _features_of(parts.gallery, parts.searched),
         _features_of(parts.queries, parts.asked) if len(parts.queries) else None,
         queries_are(data),
-        config.seed,
+        seed,
         say,
         progress,
         encode,

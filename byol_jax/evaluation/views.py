@@ -1,4 +1,4 @@
-"""Features of random views: of both views as in training, and of crops for the linear protocol."""
+"""Features of random views: both views of training, and crops for the linear protocol."""
 
 from __future__ import annotations
 
@@ -21,7 +21,8 @@ class Pairs(NamedTuple):
     """Features of both views of some pictures.
 
     Attributes:
-      view1, view2: float32 [M, D], row by row the same picture.
+      view1: float32 [M, D].
+      view2: float32 [M, D], row by row of the same pictures.
       bad: what could not be read; no row is of these.
     """
 
