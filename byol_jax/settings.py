@@ -365,6 +365,40 @@ def modern(config: Mapping[str, Any], said: list[str] | None = None) -> dict[str
     return unflatten(flat)
 
 
+# Sections with arguments of what they name, and the key that names it.
+NAMED = {
+    'data': 'data.source',
+    'encoder': 'encoder.name',
+    'method': 'method.name',
+    'optimizer': 'optimizer.name',
+}
+
+# Durations of which a config has exactly one, in epochs or in steps.
+_DURATIONS = ('total', 'warmup', 'checkpoint.every')
+
+
+def changed(config: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """A config with some keys changed.
+
+    A duration given in steps takes the place of the config's epochs, and the other way round. Where
+    another name is given, the config's own arguments of what it named are left out.
+
+    Args:
+      config: plain values.
+      changes: values by dotted key.
+    """
+    flat = flatten(config)
+    for part, key in NAMED.items():
+        if key in changes or f'{part}.kwargs' in changes:
+            flat = {k: v for k, v in flat.items() if not k.startswith(f'{part}.kwargs')}
+            flat[f'{part}.kwargs'] = {}
+    for name in _DURATIONS:
+        for given, other in (('steps', 'epochs'), ('epochs', 'steps')):
+            if f'{name}_{given}' in changes and f'{name}_{other}' not in changes:
+                flat[f'{name}_{other}'] = None
+    return unflatten(flat | dict(changes))
+
+
 def flatten(tree: Mapping[str, Any], prefix: str = '') -> dict[str, Any]:
     """Values of nested dicts by dotted key; an empty dict is a value."""
     flat: dict[str, Any] = {}

@@ -26,6 +26,7 @@ ORDER = (
     'names',
     'files',
     'errors',
+    'lazy',
 )
 FILES = sorted(PACKAGE.rglob('*.py'))
 

@@ -25,6 +25,7 @@ from byol_jax.models.network import path_name
 from byol_jax.models.registry import build_encoder
 from byol_jax.models.tap import tap
 from byol_jax.settings import Settings
+from byol_jax.sources.base import Source
 from byol_jax.sources.data import Data
 from byol_jax.training.online_probe import labels_of_probe, start_probe
 from byol_jax.training.optimizers import build_optimizer, decay_mask, describe_excluded
@@ -77,11 +78,12 @@ class Run(NamedTuple):
     workdir: Path = Path()
 
 
-def build_run(config: Any) -> Run:
+def build_run(config: Any, source: Source | None = None) -> Run:
     """Builds all parts of a run.
 
     Args:
       config: whatever `Settings.of` takes.
+      source: the pictures, in place of those that the config names.
 
     Raises:
       UserError: something in the config cannot be used.
@@ -90,7 +92,7 @@ def build_run(config: Any) -> Run:
     # Only for its errors: data may take long to open, and networks to trace.
     optimizer_of(config, {}, lambda step: 0.0)
     views = config_views(config.views, config.data.pair_keys)
-    data = build_data(config)
+    data = build_data(config, source)
     plan = make_plan(config, len(data.train), jax.device_count(), jax.process_count())
     method = method_of(config)
     missing = [view for view in method.views if view not in views]

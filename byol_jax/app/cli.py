@@ -18,17 +18,6 @@ from byol_jax.settings import Settings
 
 _OVERRIDE = re.compile(r'--?config\.([^=]+)(?:=(.*))?', re.DOTALL)
 
-# Sections with arguments of what they name, and the key that names it.
-_NAMES = {
-    'data': 'data.source',
-    'encoder': 'encoder.name',
-    'method': 'method.name',
-    'optimizer': 'optimizer.name',
-}
-
-# Durations of which a config has exactly one, in epochs or in steps.
-_DURATIONS = ('total', 'warmup', 'checkpoint.every')
-
 # Arguments (`*.kwargs.*`) given on the command line, which no config lists, by dotted key.
 _kwargs: dict[str, Any] = {}
 # The config as its file has it, by dotted key.
@@ -52,7 +41,7 @@ def checked_flags(argv: Sequence[str]) -> list[str]:
         argv = [_under_new_name(argument, known) for argument in argv]
         # With another name, the types of the arguments of the config's own mean nothing.
         given = {match[1] for match in map(_OVERRIDE.fullmatch, argv) if match}
-        anew = tuple(f'{part}.kwargs.' for part, key in _NAMES.items() if key in given)
+        anew = tuple(f'{part}.kwargs.' for part, key in settings.NAMED.items() if key in given)
         typed = [key for key in known if not key.startswith(anew)]
         argv = [argument for argument in argv if not _is_kwarg(argument, typed)]
         for argument in argv:
@@ -94,18 +83,9 @@ def load_config(holder: Any) -> Settings:
             'began with are in its command.txt.'
         )
     overridden = config_flags.get_override_values(flags.FLAGS[holder.name])
-    flat = settings.flatten(settings.plain(holder.value))
-    for part, key in _NAMES.items():
-        if key in overridden:
-            flat = {k: v for k, v in flat.items() if not k.startswith(f'{part}.kwargs')}
-            flat[f'{part}.kwargs'] = {}
-    flat |= _kwargs
-    for name in _DURATIONS:
-        for given, other in (('steps', 'epochs'), ('epochs', 'steps')):
-            if f'{name}_{given}' in overridden and f'{name}_{other}' not in overridden:
-                flat[f'{name}_{other}'] = None
+    plain = settings.plain(holder.value)
     said: list[str] = []
-    config = settings.modern(settings.unflatten(flat), said)
+    config = settings.modern(settings.changed(plain, {**overridden, **_kwargs}), said)
     for line in said:
         print(line, flush=True)
     checked = Settings.of(config)
@@ -167,7 +147,7 @@ def _is_kwarg(argument: str, typed: Sequence[str]) -> bool:
       typed: keys whose type the config gives.
     """
     match = _OVERRIDE.fullmatch(argument)
-    prefixes = tuple(f'{part}.kwargs.' for part in _NAMES)
+    prefixes = tuple(f'{part}.kwargs.' for part in settings.NAMED)
     if not match or match[1] in typed or not match[1].startswith(prefixes):
         return False
     if match[2] is None:

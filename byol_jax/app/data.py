@@ -12,28 +12,30 @@ from byol_jax import settings
 from byol_jax.app.progress_bars import progress_shown
 from byol_jax.errors import UserError
 from byol_jax.settings import Settings
-from byol_jax.sources.base import Progress
-from byol_jax.sources.data import Data, matched, open_data
+from byol_jax.sources.base import Progress, Source
+from byol_jax.sources.data import Data, matched, open_data, open_source, split_source
 
 
-def build_data(config: Any) -> Data:
+def build_data(config: Any, source: Source | None = None) -> Data:
     """Opens what a config trains on and, if it names one, a separate test set.
 
     Shows how far that is, and what sources log, on stderr.
 
     Args:
       config: `Settings`, or what they are made from.
+      source: takes the place of the one that the config names.
 
     Raises:
       UserError: the data is not there or does not fit the config. Nothing else is ever used in
         its place.
     """
     with progress_shown() as progress:
-        return _build(Settings.of(config), progress)
+        return _build(Settings.of(config), source, progress)
 
 
-def _build(config: Settings, progress: Progress) -> Data:
-    data = open_data(config.data, seed=config.seed, progress=progress)
+def _build(config: Settings, source: Source | None, progress: Progress) -> Data:
+    source = source or open_source(config.data, progress)
+    data = split_source(source, config.data, seed=config.seed, progress=progress)
     if not config.evaluate.has_test_set:
         return data
     other = settings_of_test_set(config.data, config.evaluate)

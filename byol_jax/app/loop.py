@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import signal
-from contextlib import closing
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -33,21 +34,25 @@ from byol_jax.app.saving import NonFinite, Saving
 from byol_jax.app.signals import Interrupted, stop_signals
 from byol_jax.app.steps import Steps
 from byol_jax.app.weights_and_biases import check_wandb
-from byol_jax.app.workdir import claim_workdir, fingerprint
+from byol_jax.app.workdir import claim_workdir, fingerprint, release_workdir
 from byol_jax.errors import UserError
 from byol_jax.interop.export import save_encoder
 from byol_jax.settings import Settings
+from byol_jax.sources.base import Source
 from byol_jax.training.state import TrainState
 from byol_jax.training.step import replicate
 
 
-def train(config: Any, workdir: Path, command: str) -> None:
+def train(
+    config: Any, workdir: str | Path, command: str = '', source: Source | None = None
+) -> None:
     """Trains, or goes on training, until the last step or a hook's stop; then exports and reports.
 
     Args:
       config: whatever `Settings.of` takes.
       workdir: where everything is written.
       command: that started the run, for the report and command.txt.
+      source: the pictures, in place of those that the config names.
 
     Raises:
       UserError: something cannot be used, too many pictures cannot be read, or the loss is not
@@ -58,30 +63,32 @@ def train(config: Any, workdir: Path, command: str) -> None:
     if config.log.wandb:
         check_wandb()
     own = own_hooks(config.hooks)
-    run = build_run(config)._replace(workdir=workdir)
+    workdir = Path(workdir)
+    run = build_run(config, source)._replace(workdir=workdir)
     run.data.check_labels()
     bad_files = BadFilesLog(run.data, config, workdir)
-    _claim(run, command)
-    introduce(run)
-    checkpoints = Checkpoints(workdir, config.checkpoint.keep)
-    state = run.training.initial
-    restored = checkpoints.restore(state)
-    if restored is not None:
-        state = restored[1]
-        say(f'going on from the checkpoint of step {restored[0]}')
-    with closing(Hooks([*_hooks(run, command, checkpoints, bad_files), *own])) as hooks:
-        try:
-            hooks.start(run, state)
-            fill_cache(run.data, config)
-            wait_for_all('pictures decoded')
-            with memory_named(config):
-                end = _fit(run, replicate(state), hooks, bad_files)
-            part()
-            if is_main():
-                _finish(end, hooks)
-        except Exception as error:
-            hooks.fail(error)
-            raise
+    with _claimed(run, command):
+        introduce(run)
+        checkpoints = Checkpoints(workdir, config.checkpoint.keep)
+        state = run.training.initial
+        restored = checkpoints.restore(state)
+        if restored is not None:
+            state = restored[1]
+            say(f'going on from the checkpoint of step {restored[0]}')
+        ours = _hooks(run, command, checkpoints, bad_files)
+        with closing(Hooks([*ours, *own])) as hooks:
+            try:
+                hooks.start(run, state)
+                fill_cache(run.data, config)
+                wait_for_all('pictures decoded')
+                with memory_named(config):
+                    end = _fit(run, replicate(state), hooks, bad_files)
+                part()
+                if is_main():
+                    _finish(end, hooks)
+            except Exception as error:
+                hooks.fail(error)
+                raise
 
 
 def _hooks(run: Run, command: str, checkpoints: Checkpoints, bad_files: BadFilesLog) -> list[Hook]:
@@ -102,13 +109,18 @@ def _hooks(run: Run, command: str, checkpoints: Checkpoints, bad_files: BadFiles
     ]
 
 
-def _claim(run: Run, command: str) -> None:
-    """Makes the workdir this run's own; all processes must have the same data."""
+@contextmanager
+def _claimed(run: Run, command: str) -> Iterator[None]:
+    """Makes the workdir this run's own until it ends; all processes must have the same data."""
     data = fingerprint(run.data)
     check_same_everywhere(json.dumps(data), 'The data')
     if is_main():
         claim_workdir(run.workdir, run.config, data, command)
-    wait_for_all('workdir claimed')
+    try:
+        wait_for_all('workdir claimed')
+        yield
+    finally:
+        release_workdir(run.workdir)
 
 
 def _fit(run: Run, state: TrainState, hooks: Hooks, bad_files: BadFilesLog) -> Event:

@@ -24,8 +24,8 @@ _CHUNK = 4096
 # Stands for the value of a key that a config does not have.
 MISSING = '(not there)'
 
-# The locks this process holds; they end with it, however it ends.
-_locks: list[IO[str]] = []
+# The locks this process holds, by workdir; they end with it, however it ends.
+_locks: dict[Path, IO[str]] = {}
 
 
 def claim_workdir(workdir: Path, config: Any, data: Mapping[str, Any], command: str = '') -> None:
@@ -114,7 +114,14 @@ def _lock(workdir: Path) -> None:
         raise UserError(
             f'Another process is training in {workdir}. Wait for it, or stop it.'
         ) from error
-    _locks.append(file)
+    _locks[workdir.resolve()] = file
+
+
+def release_workdir(workdir: Path) -> None:
+    """Lets other runs have a workdir that this process has claimed, if it has."""
+    lock = _locks.pop(workdir.resolve(), None)
+    if lock is not None:
+        lock.close()
 
 
 def _write_json(path: Path, content: Mapping[str, Any]) -> None:

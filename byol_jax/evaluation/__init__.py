@@ -1,13 +1,8 @@
-"""What the features are worth: protocols, neighbours, probes, clusters and label-free measures.
+"""What the features are worth: protocols, neighbours, probes, clusters and label-free measures."""
 
-The names below are functions of plain arrays (features, labels) or what a protocol of one's own is
-made of; each module is imported when it is first asked for.
-"""
+from typing import TYPE_CHECKING
 
-from __future__ import annotations
-
-import importlib
-from typing import TYPE_CHECKING, Any
+from byol_jax.lazy import lazy
 
 if TYPE_CHECKING:
     from byol_jax.evaluation.clustering import clustering_score as clustering_score
@@ -34,26 +29,16 @@ if TYPE_CHECKING:
     from byol_jax.evaluation.subject import Unmeasured as Unmeasured
     from byol_jax.evaluation.subject import subject_of as subject_of
 
-_MODULES = {
-    'clustering': ('clustering_score',),
-    'features': ('Labelled', 'encode_source'),
-    'linear': ('linear_evaluation',),
-    'monitors': ('alignment', 'lidar', 'rank_me', 'uniformity', 'unit_std'),
-    'neighbours': ('knn_accuracy', 'nearest', 'recall'),
-    'probes': ('logistic_probe', 'ridge_probe'),
-    'protocols': ('Found', 'Metric', 'Protocol', 'build_protocols', 'measure_encoder'),
-    'subject': ('FeatureSet', 'Subject', 'Unmeasured', 'subject_of'),
-}
-_WHERE = {name: module for module, names in _MODULES.items() for name in names}
-
-__all__ = sorted(_WHERE)  # noqa: PLE0605
-
-
-def __getattr__(name: str) -> Any:
-    if name not in _WHERE:
-        raise AttributeError(f'module {__name__!r} has no attribute {name!r}')
-    return getattr(importlib.import_module(f'{__name__}.{_WHERE[name]}'), name)
-
-
-def __dir__() -> list[str]:
-    return __all__
+__getattr__, __dir__, __all__ = lazy(
+    __name__,
+    {
+        'clustering': ('clustering_score',),
+        'features': ('Labelled', 'encode_source'),
+        'linear': ('linear_evaluation',),
+        'monitors': ('alignment', 'lidar', 'rank_me', 'uniformity', 'unit_std'),
+        'neighbours': ('knn_accuracy', 'nearest', 'recall'),
+        'probes': ('logistic_probe', 'ridge_probe'),
+        'protocols': ('Found', 'Metric', 'Protocol', 'build_protocols', 'measure_encoder'),
+        'subject': ('FeatureSet', 'Subject', 'Unmeasured', 'subject_of'),
+    },
+)

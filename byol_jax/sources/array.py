@@ -6,6 +6,7 @@ import functools
 import hashlib
 import zipfile
 import zlib
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -23,11 +24,10 @@ _FORMAT = (
 
 
 class Array(Source):
-    """The pictures of an .npz file, all in memory.
+    """Pictures of one size, all in memory, from an .npz file or (`of`) from arrays.
 
     Attributes:
       images: uint8 [N, H, W, 3], RGB.
-      path: of the file.
       keys: as in `Source`.
       labels: as in `Source`.
       label_names: as in `Source`.
@@ -42,8 +42,40 @@ class Array(Source):
         Raises:
           UserError: there is no such file, or it does not hold what it must.
         """
-        self.path = Path(path).expanduser()
-        arrays = _read(self.path)
+        self._take(_read(Path(path).expanduser()), f'data.path={Path(path).expanduser()}')
+
+    @classmethod
+    def of(
+        cls,
+        images: np.ndarray,
+        labels: np.ndarray | None = None,
+        label_names: Sequence[str] = (),
+        names: Sequence[str] = (),
+    ) -> Array:
+        """The same of arrays that are in memory already; the images are not copied.
+
+        Args:
+          images: uint8 [N, H, W, 3], RGB.
+          labels: int [N], or None for unlabelled pictures.
+          label_names: of the labels; '0', '1', ... by default.
+          names: of the images, one for each; their numbers by default.
+
+        Raises:
+          UserError: they are of another shape or type, or do not fit each other.
+        """
+        arrays = {'images': np.asarray(images)}
+        if labels is not None:
+            arrays['labels'] = np.asarray(labels)
+        for name, texts in (('label_names', label_names), ('names', names)):
+            if len(texts):
+                arrays[name] = np.asarray(texts)
+        made = cls.__new__(cls)
+        made._take(arrays, 'array')
+        return made
+
+    def _take(self, arrays: Mapping[str, np.ndarray], where: str) -> None:
+        """Checks the arrays of ARRAYS that there are; `where` they are from, for messages."""
+        self._where = where
         self.images = self._checked_images(arrays['images'])
         count = len(self.images)
         self.labels = self._checked_labels(arrays.get('labels'), count)
@@ -74,7 +106,7 @@ class Array(Source):
         return height, width
 
     def _error(self, what: str) -> UserError:
-        return UserError(f'data.path={self.path}: {what} {_FORMAT}')
+        return UserError(f'{self._where}: {what} {_FORMAT}')
 
     def _checked_images(self, images: np.ndarray) -> np.ndarray:
         if images.dtype != np.uint8:
@@ -93,7 +125,8 @@ class Array(Source):
             )
         if not images.size:
             raise self._error(f"'images' is empty, {list(images.shape)}.")
-        images = np.ascontiguousarray(images)
+        # A view: the caller's array stays as writeable as it was.
+        images = np.ascontiguousarray(images).view()
         images.flags.writeable = False
         return images
 

@@ -35,6 +35,10 @@ _WAYS_OUT = (
 )
 
 
+# `data.source` of a run that was given its source in Python.
+GIVEN = 'given'
+
+
 class Data(NamedTuple):
     """Attributes:
     train: what is trained on, and the gallery of the nearest-neighbour evaluation.
@@ -252,6 +256,13 @@ def _open_array(data: settings.Data, progress: Progress) -> Source:
     return Array(data.path)
 
 
+def _open_given(data: settings.Data, progress: Progress) -> Source:
+    raise UserError(
+        'This run was given its pictures in Python, by byol_jax.pretrain: give them in the same '
+        'way again.'
+    )
+
+
 SOURCES = Registry(
     'source',
     'data.source',
@@ -261,6 +272,7 @@ SOURCES = Registry(
         'video': _open_video,
         'tfds': _open_tfds,
         'array': _open_array,
+        GIVEN: _open_given,
     },
     'data.kwargs',
 )

@@ -97,6 +97,46 @@ class Folder(ImageFiles):
         self.labels, self.label_names = class_labels(files)
 
 
+class Files(Source):
+    """Image files given one by one, in the given order, without labels."""
+
+    own_files = True
+
+    def __init__(self, paths: Sequence[str | Path], max_megapixels: float = 200):
+        """Checks that the files are there; decodes none.
+
+        Args:
+          paths: of the files.
+          max_megapixels: larger pictures are refused.
+
+        Raises:
+          UserError: the list is empty, or files are missing; names the first few.
+        """
+        self.paths = [Path(path).expanduser() for path in paths]
+        self.max_megapixels = max_megapixels
+        if not self.paths:
+            raise UserError('The list of files is empty: there is nothing to train on.')
+        missing = [str(path) for path in self.paths if not path.exists()]
+        if missing:
+            more = f', and {len(missing) - _SHOWN:,} more' if len(missing) > _SHOWN else ''
+            raise UserError(
+                f'{len(missing):,} of {len(self.paths):,} files do not exist: '
+                f'{", ".join(missing[:_SHOWN])}{more}.'
+            )
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def load(self, index: int, key: str) -> np.ndarray:
+        return read_file(self.paths[index], self.max_megapixels)
+
+    def name(self, index: int) -> str:
+        return str(self.paths[index])
+
+    def size(self, index: int, key: str) -> tuple[int, int]:
+        return read_size(self.paths[index], self.max_megapixels)
+
+
 class FilePairs(ImageFiles):
     """Two pictures an example, from the files of a folder whose names follow two patterns.
 

@@ -1,0 +1,154 @@
+"""A whole run from Python: what main.py does, and the encoder in return."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from byol_jax import settings
+from byol_jax.app.loop import train
+from byol_jax.app.metrics import read_metrics
+from byol_jax.app.recipes import load_recipe
+from byol_jax.errors import UserError
+from byol_jax.interop.encoder import Encoder
+from byol_jax.interop.export import load_encoder
+from byol_jax.settings import Settings
+from byol_jax.sources.array import Array
+from byol_jax.sources.base import Source
+from byol_jax.sources.data import GIVEN
+from byol_jax.sources.folder import Files
+
+
+@dataclasses.dataclass(frozen=True)
+class Pretrained:
+    """A run that has ended.
+
+    Attributes:
+      encoder: the online encoder: uint8 [B, H, W, 3] -> float32 [B, D].
+      workdir: of the run, with config.json, metrics.jsonl, checkpoints and all else.
+      metrics: the records of metrics.jsonl, oldest first.
+      results: the before/after table, as results.json has it.
+      report: the path of report.html.
+    """
+
+    encoder: Encoder
+    workdir: Path
+    metrics: list[dict[str, Any]]
+    results: dict[str, Any]
+    report: Path
+
+
+def pretrain(
+    data: str | Path | Source | np.ndarray | Sequence[str | Path],
+    *,
+    encoder: str | type = 'resnet50',
+    workdir: str | Path | None = None,
+    recipe: str = 'folder',
+    epochs: float | None = None,
+    steps: int | None = None,
+    **overrides: Any,
+) -> Pretrained:
+    """Trains an encoder on pictures without labels, as main.py does, or goes on training it.
+
+    It prints what main.py prints. The same call with the same workdir goes on from the newest
+    checkpoint; of a run that has ended it gives the result.
+
+    Args:
+      data: a folder of image files, or what the recipe's source takes as data.path; a `Source`; an
+        array, uint8 [N, H, W, 3], RGB; or a list of image files.
+      encoder: a built-in encoder's name, 'package.module:Class', or the Flax class itself.
+      workdir: where everything is written; by default runs/<name of the recipe>.
+      recipe: the config to start from, as --config has it: 'folder', 'cifar10:200', or a file.
+      epochs: length of the run in passes over the data.
+      steps: length of the run in optimizer steps, in place of epochs.
+      overrides: any other config keys, with '__' for the dot: `views__image_size=96`.
+
+    Returns:
+      The encoder and where the rest is.
+
+    Raises:
+      UserError: something cannot be used, or the loss is not finite.
+      Interrupted: by SIGTERM or Ctrl-C, after a checkpoint.
+    """
+    given = dict(locals())
+    given.update(given.pop('overrides'))
+    path, source = _source_of(data)
+    changes = {key.replace('__', '.'): value for key, value in overrides.items()}
+    changes['encoder.name'] = encoder if isinstance(encoder, str) else _name_of(encoder)
+    changes |= {} if epochs is None else {'total_epochs': epochs}
+    changes |= {} if steps is None else {'total_steps': steps}
+    if path is not None:
+        changes['data.path'] = path
+    elif source is not None:
+        changes |= {'data.source': GIVEN, 'data.path': None}
+    base = load_recipe(recipe)
+    _check_keys(base, changes)
+    config = Settings.of(settings.changed(settings.plain(base), changes))
+    place = Path(workdir or f'runs/{config.name}').expanduser()
+    train(config, place, _call(given), source)
+    results = place / 'results.json'
+    return Pretrained(
+        load_encoder(place / 'encoder'),
+        place,
+        read_metrics(place),
+        json.loads(results.read_text()) if results.exists() else {},
+        place / 'report.html',
+    )
+
+
+def _source_of(data: Any) -> tuple[str | None, Source | None]:
+    """(path, None) of what a recipe's source opens, or (None, the source)."""
+    if isinstance(data, str | Path):
+        return str(data), None
+    if isinstance(data, Source):
+        return None, data
+    if isinstance(data, np.ndarray):
+        return None, Array.of(data)
+    if isinstance(data, Sequence) and all(isinstance(each, str | Path) for each in data):
+        return None, Files(data)
+    raise UserError(
+        f'data is a {type(data).__name__}: give a folder, a byol_jax.sources.Source, an array, '
+        'uint8 [N, H, W, 3], or a list of image files.'
+    )
+
+
+def _name_of(encoder: Any) -> str:
+    """'package.module:Class' of a class."""
+    module, name = getattr(encoder, '__module__', None), getattr(encoder, '__qualname__', '')
+    if not inspect.isclass(encoder) or not name.isidentifier() or module == '__main__':
+        raise UserError(
+            f'encoder={encoder!r} must be a name or a class at the top of an importable module: '
+            'the exported encoder is found by it again. Put it in a file of its own; its arguments '
+            'are encoder__kwargs={...}.'
+        )
+    return f'{module}:{name}'
+
+
+def _check_keys(recipe: Any, changes: dict[str, Any]) -> None:
+    """Raises UserError if a key is a whole section; unknown ones are found later."""
+    flat = settings.flatten(settings.plain(recipe))
+    for key in changes:
+        if key not in flat and key in settings.keys(recipe) and not key.endswith('.kwargs'):
+            raise UserError(
+                f"'{key}' is a section of the config: give its keys, such as "
+                f'{key}__{next(iter(settings.plain(recipe)[key]))}=...'
+            )
+
+
+def _call(given: dict[str, Any]) -> str:
+    """The call as a line of Python, for the report and command.txt."""
+    defaults = inspect.signature(pretrain).parameters
+    data = given.pop('data')
+    words = [repr(data) if isinstance(data, str | Path) else f'<{type(data).__name__}>']
+    words += [
+        f'{key}={value!r}'
+        for key, value in given.items()
+        if key not in defaults or value != defaults[key].default
+    ]
+    return f'byol_jax.pretrain({", ".join(words)})'
