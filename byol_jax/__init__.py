@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from byol_jax import sources as sources
     from byol_jax import training as training
     from byol_jax import views as views
+    from byol_jax.app.hooks import Event as Event
+    from byol_jax.app.hooks import Hook as Hook
     from byol_jax.app.pretrain import Pretrained as Pretrained
     from byol_jax.app.pretrain import pretrain as pretrain
     from byol_jax.errors import UserError as UserError
@@ -48,6 +50,7 @@ __getattr__, __dir__, __all__ = lazy(
     __name__,
     {
         # A run as main.py makes it, and its encoder.
+        'app.hooks': ('Event', 'Hook'),
         'app.pretrain': ('Pretrained', 'pretrain'),
         'errors': ('UserError',),
         'interop.encoder': ('Encoder', 'make_encoder'),

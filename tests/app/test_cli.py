@@ -20,7 +20,7 @@ def release_locks() -> None:
     from byol_jax.app import workdir
 
     while workdir._locks:
-        workdir._locks.pop().close()
+        workdir.release_workdir(next(iter(workdir._locks)))
 
 
 @pytest.fixture(autouse=True)

@@ -175,7 +175,7 @@ def test_what_training_writes_is_read(tmp_path):
     assert read_runs([a, b])[0].command == 'python main.py --config=x'
     assert table_of([a, b], 'Runs')['state'][0].startswith('under way')
     while workdirs._locks:
-        workdirs._locks.pop().close()
+        workdirs.release_workdir(next(iter(workdirs._locks)))
     assert table_of([a, b], 'Runs')['state'][0].startswith('stopped')
     found = table_of([a, b], 'Before and after training')
     assert found['before, nearest neighbours'] == ('50.0%', '-')
