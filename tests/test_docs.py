@@ -145,3 +145,15 @@ def test_drawing_is_true():
     house = runpy.run_path(str(ROOT / 'docs' / 'site' / 'house.py'))
     same = house['DRAWING'].read_text() == house['draw']()
     assert same, 'imports have changed: run python docs/site/house.py'
+
+
+def test_evaluation_from_python(capsys):
+    """The lines of the page run as they are; on such features the numbers are well above chance."""
+    (block,) = blocks('evaluation.md', 'From Python', 'python')
+    exec(compile(block, 'evaluation.md', 'exec'), {})
+    knn, probe, rest = capsys.readouterr().out.splitlines()
+    nmi, rank = map(float, rest.split())
+    assert float(knn) > 0.9
+    assert float(probe) > 0.9
+    assert nmi > 0.7
+    assert 1 < rank < 16
