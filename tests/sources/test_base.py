@@ -2,16 +2,26 @@
 
 from __future__ import annotations
 
+import contextlib
+import sqlite3
+import sys
 import threading
 import weakref
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
+from conftest import ROOT
 from pictures import (
     Coordinates,
+    encode,
+    smooth,
 )
 
+from byol_jax.app.data import build_data
+from byol_jax.errors import BadPicture, UserError
 from byol_jax.sources.base import Cached, Subset
+from configs import default
 
 
 def test_subset():
@@ -98,3 +108,57 @@ def test_cached_holds_no_more_than_its_bytes(max_bytes):
     kept = sum(picture.nbytes for picture in alive)
     assert kept <= max_bytes
     assert kept == max_bytes // 300 * 300
+
+
+# A source of one's own.
+
+
+@pytest.fixture
+def own_source(tmp_path, monkeypatch):
+    """The config for the source of docs/data.md, with twelve pictures, one of them damaged."""
+    page = (ROOT / 'docs' / 'data.md').read_text()
+    section = page.split('## A source of your own')[1].split('\n## ')[0]
+    (tmp_path / 'mine.py').write_text(section.split('```python\n')[1].split('```')[0])
+    monkeypatch.syspath_prepend(tmp_path)
+    path = tmp_path / 'pictures.db'
+    with contextlib.closing(sqlite3.connect(path)) as database, database:
+        database.execute('CREATE TABLE pictures (name TEXT, data BLOB)')
+        for i in range(12):
+            data = b'' if i == 5 else encode(smooth(40 + i, 50), 'PNG')
+            database.execute('INSERT INTO pictures VALUES (?, ?)', [f'picture {i}', data])
+    config = default.get_config()
+    config.data.source, config.data.path = 'mine:Pictures', str(path)
+    config.data.pair_keys = ('image', 'image')
+    yield config
+    sys.modules.pop('mine', None)
+
+
+def test_the_source_of_the_documentation_works(own_source):
+    """Three methods are enough for pictures, names, sizes, a held-out part and bad pictures."""
+    own_source.data.held_out_fraction = 0.25
+    data = build_data(own_source)
+    assert (len(data.train), len(data.held_out)) == (9, 3)
+    source = data.everything
+    with ThreadPoolExecutor(8) as pool:
+        pictures = list(pool.map(lambda i: source.load(i, 'image'), [0, 1, 2, 3, 4, 6] * 10))
+    np.testing.assert_array_equal(pictures[1], smooth(41, 50))
+    assert list(source.names(np.array([0, 11]))) == ['picture 0', 'picture 11']
+    assert source.size(3, 'image') == (43, 50)
+    assert source.labels is None
+    with pytest.raises(BadPicture, match='picture 5 is empty'):
+        source.load(5, 'image')
+
+
+def test_a_source_of_ones_own_is_cut_into_tiles(own_source):
+    """Tiles need nothing more; a bad picture is left out and named."""
+    own_source.data.tile_size = 16
+    data = build_data(own_source)
+    assert [bad.file for bad in data.bad] == ['picture 5']
+    assert data.train.load(0, 'image').shape == (16, 16, 3)
+
+
+def test_what_a_source_of_ones_own_lacks_is_said(own_source, tmp_path):
+    """A cache on disk needs to know when a picture has changed."""
+    own_source.data.cache = str(tmp_path / 'cache')
+    with pytest.raises(UserError, match=r'data\.cache=\S+ .*this one has none'):
+        build_data(own_source)
