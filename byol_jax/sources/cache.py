@@ -168,8 +168,8 @@ class DiskCached(Wrapped):
         self._sizes: dict[tuple[int, str], tuple[int, int]] = {}
         if not source.own_files and type(source).stamp is Source.stamp:
             raise UserError(
-                f'data.cache={folder} keeps the decoded pictures of image files, of TFDS data sets and '
-                'of sources of your own with a `stamp`; this one has none. Leave it out.'
+                f'data.cache={folder} keeps the decoded pictures of image files, of TFDS data '
+                'sets and of sources of your own with a `stamp`; this one has none. Leave it out.'
             )
 
     def load(self, index: int, key: str) -> np.ndarray:
