@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import re
+import sys
+import types
+
 import jax
 import numpy as np
 import pytest
+from conftest import ROOT
 from drawn import Params, draw_view
 from own_operations import Darken, Far, Patch, Turn, Wrong
 
@@ -221,3 +226,24 @@ def test_crop_and_flip_draw_as_in_the_view():
     assert [op.name for op in plain.operations] == ['crop', 'flip']
     for a, b in zip(draw(plain).u, draw(view).u, strict=False):
         np.testing.assert_array_equal(a, b)
+
+
+def test_the_operation_of_the_docs():
+    """The rotation in docs/views.md runs as it stands there."""
+    text = (ROOT / 'docs' / 'views.md').read_text()
+    (code,) = [
+        block for block in re.findall(r'```python\n(.*?)```', text, re.S) if 'Rotate' in block
+    ]
+    module = types.ModuleType('my_views')
+    sys.modules['my_views'] = module
+    exec(code, module.__dict__)
+    view = View([Crop(32), module.Rotate(probability=1.0), Flip()])
+    assert module.Rotate.name == 'my_views:Rotate'
+    assert not view.has_box
+    (steps, *_) = view.steps(draw(view))
+    image = pictures(1)[0]
+    cut = view.cut(image, steps)[0]
+    assert steps.after[0][0] == module.Rotate(probability=1.0)
+    turned = module.Rotate().apply(cut, steps.after[0][1])
+    turned = turned[:, ::-1] if len(steps.after) == 2 else turned
+    np.testing.assert_array_equal(view.make(image, steps), turned)
