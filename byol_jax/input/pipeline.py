@@ -15,7 +15,7 @@ from byol_jax.input.stream import NoPictureError, Stream
 from byol_jax.sources.bad_files import BadFile, BadFiles
 from byol_jax.sources.base import Source
 from byol_jax.sources.quiet_tensorflow import tf
-from byol_jax.views.view import Steps, View
+from byol_jax.views.view import Box, Steps, View
 
 Batch = dict[str, Any]
 
@@ -94,7 +94,7 @@ def view_batches(
         row: int,
         steps: Sequence[Sequence[Steps]],
         made: Sequence[np.ndarray],
-        boxes: Sequence[np.ndarray],
+        boxes: Sequence[list[Box]],
     ) -> None:
         """Makes the views at a position into row `row`.
 
@@ -111,8 +111,9 @@ def view_batches(
             for view, picture, own, images, box in zip(
                 kinds, loaded.pictures, steps, made, boxes, strict=True
             ):
-                image, box[row] = view.cut(picture, own[row])
-                images[row] = image if crops_only else view.finish(image, own[row])
+                mine = own[row]
+                image, box[row] = view.cut(picture, mine)
+                images[row] = image if crops_only else view.finish(image, mine)
         except UserError as error:
             if isinstance(error, NoPictureError):
                 found[position] = error.bad
@@ -123,15 +124,7 @@ def view_batches(
         drawn = stream.draw(mine)
         steps = [view.steps(drawn[name]) for name, view in stream.views.items()]
         made = [_aligned((share, view.size, view.size, 3)) for view in kinds]
-        boxes = [np.empty((share, 4), np.float32) for _ in kinds]
-        more: Batch = {}
-        for (name, view), box in zip(stream.views.items(), boxes, strict=True):
-            if view.has_box:
-                more[f'{name}/box'] = box
-            more[f'{name}/mirrored'] = view.mirrored(drawn[name])
-            if crops_only:
-                more[f'{name}/drawn'] = view.for_device(drawn[name])
-        beside[int(step)] = more
+        boxes: list[list[Box]] = [[(0, 0, 0, 0)] * share for _ in kinds]
 
         rows = iter(range(share))
 
@@ -142,6 +135,14 @@ def view_batches(
 
         for job in [pool.submit(work) for _ in range(min(workers, share))]:
             job.result()
+        more: Batch = {}
+        for (name, view), box in zip(stream.views.items(), boxes, strict=True):
+            if view.has_box:
+                more[f'{name}/box'] = np.array(box, np.float32)
+            more[f'{name}/mirrored'] = view.mirrored(drawn[name])
+            if crops_only:
+                more[f'{name}/drawn'] = view.for_device(drawn[name])
+        beside[int(step)] = more
         return made
 
     # Plain TensorFlow: to look for Python's own loops in it takes a third of a second.

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import cv2
@@ -25,10 +25,18 @@ from byol_jax.views.crop import map_in_parts
 from byol_jax.views.draws import PAPER_STREAM, stream_of, uniforms
 from byol_jax.views.operation import Operation, Resizing
 
+_UINT8 = np.dtype(np.uint8)
+# One level of 255, in float32.
+_STEP = np.float32(1 / 255)
+
 # Where the paper's operations begin in the numbers of their stream: the one that decides whether
 # it is done, but for the crop, and then those of its parameters.
 _PAPER_PLACES = {'crop': 0, 'flip': 4, 'jitter': 5, 'gray': 11, 'blur': 12, 'solarize': 14}
 _PAPER_NUMBERS = 15
+
+
+# (top, left, height, width) of what a view shows, as fractions of its picture.
+Box = tuple[float, float, float, float]
 
 
 class Drawn(NamedTuple):
@@ -163,27 +171,17 @@ class View:
             u.append(drawn[:, coin:])
         return Drawn(tuple(done), tuple(u))
 
-    def steps(self, drawn: Drawn) -> list[Steps]:
+    def steps(self, drawn: Drawn) -> Sequence[Steps]:
         """What `make` does for each of the B examples."""
-        count = len(drawn.done[0])
-        found = [Steps([], []) for _ in range(count)]
+        before: list[tuple[Operation, list[bool], np.ndarray]] = []
+        after: list[tuple[Operation, list[bool], _Row]] = []
+        sides = np.full(len(drawn.done[0]), self.size)
         for place, (op, done, u) in enumerate(zip(self.operations, *drawn, strict=True)):
             if place <= self._cut:
-                for steps, does, own in zip(found, done.tolist(), u.tolist(), strict=True):
-                    if does:
-                        steps.before.append((op, own))
+                before.append((op, done.tolist(), u))
             elif done.any():
-                for steps, does, params in zip(
-                    found, done.tolist(), _rows(self._parameters(op, u), count), strict=True
-                ):
-                    if does:
-                        steps.after.append((op, params))
-        return found
-
-    def _parameters(self, op: Operation, u: np.ndarray) -> Any:
-        """Parameters of an operation after the crop."""
-        sides = np.full(len(u), self.size)
-        return op.parameters(u, sides, sides)
+                after.append((op, done.tolist(), _rows(op.parameters(u, sides, sides))))
+        return _StepsOfBatch(len(sides), before, after)
 
     def mirrored(self, drawn: Drawn) -> np.ndarray:
         """Whether each view is mirrored as a whole: bool [B]."""
@@ -197,12 +195,10 @@ class View:
     # On the CPU.
 
     def make(self, picture: np.ndarray, steps: Steps) -> np.ndarray:
-        """Makes the view of a picture: uint8 [H, W, 3] -> uint8 [size, size, 3]."""
-        return self.finish(self.cut(picture, steps)[0], steps)
+        """Makes the view of a picture: uint8 [H, W, 3] -> uint8 [size, size, 3], contiguous."""
+        return np.ascontiguousarray(self.finish(self.cut(picture, steps)[0], steps))
 
-    def cut(
-        self, picture: np.ndarray, steps: Steps
-    ) -> tuple[np.ndarray, tuple[float, float, float, float]]:
+    def cut(self, picture: np.ndarray, steps: Steps) -> tuple[np.ndarray, Box]:
         """The view as it is after the crop, and its box.
 
         Args:
@@ -210,8 +206,7 @@ class View:
           steps: for its example.
 
         Returns:
-          uint8 [size, size, 3], and (top, left, height, width) of what it shows as fractions of the
-          picture.
+          uint8 [size, size, 3], and the box of what it shows.
         """
         image = picture
         mirrored = False
@@ -226,7 +221,7 @@ class View:
         return _bytes(image), (top / height, left / width, high / height, wide / width)
 
     def finish(self, image: np.ndarray, steps: Steps) -> np.ndarray:
-        """What follows the crop: uint8 [size, size, 3] -> the same, contiguous."""
+        """What follows the crop: uint8 [size, size, 3] -> the same."""
         for op, params in steps.after:
             image = _applied(op, image, params)
         image = _bytes(image)
@@ -315,15 +310,45 @@ class View:
         return self.finish_jax(images, drawn['after']), shown
 
 
-def _rows(params: Any, count: int) -> list[Any]:
-    """A tree of arrays [B, ...] as B trees of Python numbers, or of arrays where there is more."""
+# An example's place in a batch -> its parameters of an operation.
+_Row = Callable[[int], Any]
+
+
+class _StepsOfBatch(Sequence[Steps]):
+    """The steps of a batch, each put together when it is asked for.
+
+    A batch of them kept as lists would be thousands of objects for Python's garbage collector.
+    """
+
+    def __init__(
+        self,
+        count: int,
+        before: list[tuple[Operation, list[bool], np.ndarray]],
+        after: list[tuple[Operation, list[bool], _Row]],
+    ):
+        self._count, self._before, self._after = count, before, after
+
+    def __len__(self) -> int:
+        return self._count
+
+    def __getitem__(self, row: Any) -> Any:
+        if not 0 <= row < self._count:
+            raise IndexError(row)
+        return Steps(
+            [(op, u[row].tolist()) for op, done, u in self._before if done[row]],
+            [(op, params(row)) for op, done, params in self._after if done[row]],
+        )
+
+
+def _rows(params: Any) -> _Row:
+    """The rows of a tree of arrays [B, ...], as Python numbers, or arrays where there is more."""
     if isinstance(params, np.ndarray) and params.ndim == 1:
-        return params.tolist()
+        return params.tolist().__getitem__
     leaves, kind = jax.tree.flatten(params)
     if not leaves:
-        return [params] * count
-    columns = [x.tolist() if x.ndim == 1 else list(x) for x in map(np.asarray, leaves)]
-    return [jax.tree.unflatten(kind, row) for row in zip(*columns, strict=True)]
+        return lambda row: params
+    columns = [x.tolist() if x.ndim == 1 else x for x in map(np.asarray, leaves)]
+    return lambda row: jax.tree.unflatten(kind, [column[row] for column in columns])
 
 
 def _narrow(x: np.ndarray) -> np.ndarray:
@@ -338,10 +363,11 @@ def _applied(op: Operation, image: np.ndarray, params: Any) -> np.ndarray:
     """Applies an operation to an image of whichever type it is at that point."""
     if image.ndim == 2 and not op.takes_gray:
         image = cv2.cvtColor(image, cv2.COLOR_GRAY2RGB)
-    if op.dtype == 'float32' and image.dtype == np.uint8:
-        image = np.multiply(image, np.float32(1 / 255), dtype=np.float32)
-    elif op.dtype == 'uint8':
-        image = _bytes(image)
+    if op.dtype != 'any':
+        if image.dtype != _UINT8:
+            image = _bytes(image) if op.dtype == 'uint8' else image
+        elif op.dtype == 'float32':
+            image = np.multiply(image, _STEP, dtype=np.float32)
     out = op.apply(image, params)
     return out if op.in_range else _checked(op, out)
 
@@ -365,9 +391,9 @@ def _checked(op: Operation, out: Any) -> np.ndarray:
 
 
 def _bytes(image: np.ndarray) -> np.ndarray:
-    """uint8 or float32 in [0, 1] -> uint8, contiguous."""
-    if image.dtype == np.uint8:
-        return np.ascontiguousarray(image)
+    """uint8 or float32 in [0, 1] -> uint8."""
+    if image.dtype == _UINT8:
+        return image
     # Rounds, and takes the size of what is negative, which nothing here is by more than rounding.
     return cv2.convertScaleAbs(image, alpha=255)
 
