@@ -96,7 +96,7 @@ def test_batches_draw_what_single_views_draw(number):
         assert found.dtype == np.int32
         for i in range(100):
             alone = view.draw(seed, number, epochs[i : i + 1], examples[i : i + 1])
-            assert view.steps(alone) == [steps[i]]
+            assert list(view.steps(alone)) == [steps[i]]
             ((crop, u),) = steps[i].before
             assert crop.parameters_of_one(u, 37, 61) == tuple(found[i])
 
