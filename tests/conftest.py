@@ -52,8 +52,6 @@ _LONGEST = (
     'test_bad_files_run.py',
     'test_file_list.py',
     'test_cli.py',
-    'test_any_linen.py',
-    'test_any_nnx.py',
     'test_deepmind.py',
     'test_torchvision.py',
     'test_step.py',

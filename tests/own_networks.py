@@ -293,7 +293,7 @@ class NnxEverything(nnx.Module):
         self.bn = nnx.BatchNorm(6, momentum=0.9, rngs=rngs)
         self.drop = nnx.Dropout(0.5, rngs=rngs)
         self.peak = Peak(jnp.zeros(6))
-        self.masks = Seen(jnp.zeros((2, 2, 32)))
+        self.masks = Seen(jnp.zeros((4, 2, 32)))
         self.features = NnxKeep()
         self.head = nnx.Linear(6, 5, rngs=rngs)
         self.rngs = rngs
