@@ -28,8 +28,9 @@ def run(*arguments: str) -> subprocess.CompletedProcess[str]:
 
 
 def test_every_package_is_installed():
-    """pyproject.toml lists each folder of byol_jax/ that holds code, and the recipes."""
-    folders = {path.parent for path in (ROOT / 'byol_jax').rglob('*.py')}
+    """pyproject.toml lists each folder of byol_jax/, and the recipes."""
+    files = [path for path in (ROOT / 'byol_jax').rglob('*') if path.is_file()]
+    folders = {path.parent for path in files if path.parent.name != '__pycache__'}
     names = {'.'.join(path.relative_to(ROOT).parts) for path in folders}
     assert set(SETUPTOOLS['packages']) == names | {'byol_jax.configs'}
     assert SETUPTOOLS['package-dir'] == {'byol_jax.configs': 'configs'}

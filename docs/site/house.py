@@ -27,6 +27,7 @@ PARTS = {
     'names': 'one rule for every name',
     'files': 'writing whole files or none',
     'errors': 'messages for people',
+    'lazy': 'public names, imported when used',
 }
 LIBRARIES = ('jax', 'flax', 'optax', 'tensorflow', 'orbax', 'sklearn', 'cv2', 'PIL')
 ROW, COLUMN, LEFT, TOP = 44, 46, 330, 116
