@@ -160,7 +160,10 @@ class Hook:
 
 
 class Hooks:
-    """Calls the hooks of a run, and goes on without optional ones that fail."""
+    """Calls the hooks of a run, and goes on without optional ones that fail.
+
+    As a context it tells them of an error that ends it, and closes them.
+    """
 
     def __init__(self, hooks: list[Hook]):
         """Calls none yet.
@@ -170,6 +173,16 @@ class Hooks:
         """
         self._waiting = [hook for hook in hooks if hook.everywhere or is_main()]
         self._started: list[Hook] = []
+
+    def __enter__(self) -> Hooks:
+        return self
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        try:
+            if isinstance(error, Exception):
+                self.fail(error)
+        finally:
+            self.close()
 
     def start(self, run: Run, state: TrainState) -> None:
         """See `Hook.start`; what follows is told only to the hooks that have started."""
@@ -234,7 +247,7 @@ def own_hooks(named: tuple[Named, ...]) -> list[Hook]:
         hook = HOOKS.build(name, kwargs)
         if not isinstance(hook, Hook):
             raise UserError(
-                f"hooks: '{name}' makes a {type(hook).__name__}, not a byol_jax.app.hooks.Hook: "
+                f"hooks: '{name}' makes a {type(hook).__name__}, not a byol_jax.Hook: "
                 'derive its class from that.'
             )
         hooks.append(hook)

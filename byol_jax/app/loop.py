@@ -70,25 +70,16 @@ def train(
     with _claimed(run, command):
         introduce(run)
         checkpoints = Checkpoints(workdir, config.checkpoint.keep)
-        state = run.training.initial
-        restored = checkpoints.restore(state)
-        if restored is not None:
-            state = restored[1]
-            say(f'going on from the checkpoint of step {restored[0]}')
-        ours = _hooks(run, command, checkpoints, bad_files)
-        with closing(Hooks([*ours, *own])) as hooks:
-            try:
-                hooks.start(run, state)
-                fill_cache(run.data, config)
-                wait_for_all('pictures decoded')
-                with memory_named(config):
-                    end = _fit(run, replicate(state), hooks, bad_files)
-                part()
-                if is_main():
-                    _finish(end, hooks)
-            except Exception as error:
-                hooks.fail(error)
-                raise
+        state = _restored(run, checkpoints)
+        with Hooks([*_hooks(run, command, checkpoints, bad_files), *own]) as hooks:
+            hooks.start(run, state)
+            fill_cache(run.data, config)
+            wait_for_all('pictures decoded')
+            with memory_named(config):
+                end = _fit(run, replicate(state), hooks, bad_files)
+            part()
+            if is_main():
+                _finish(end, hooks)
 
 
 def _hooks(run: Run, command: str, checkpoints: Checkpoints, bad_files: BadFilesLog) -> list[Hook]:
@@ -121,6 +112,15 @@ def _claimed(run: Run, command: str) -> Iterator[None]:
         yield
     finally:
         release_workdir(run.workdir)
+
+
+def _restored(run: Run, checkpoints: Checkpoints) -> TrainState:
+    """The state of the newest good checkpoint, or the initial one."""
+    restored = checkpoints.restore(run.training.initial)
+    if restored is None:
+        return run.training.initial
+    say(f'going on from the checkpoint of step {restored[0]}')
+    return restored[1]
 
 
 def _fit(run: Run, state: TrainState, hooks: Hooks, bad_files: BadFilesLog) -> Event:

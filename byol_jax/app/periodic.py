@@ -15,6 +15,7 @@ from byol_jax.app.hooks import Event, Hook
 from byol_jax.app.hosts import say
 from byol_jax.app.plan import Plan
 from byol_jax.app.progress import duration
+from byol_jax.app.progress_bars import progress_shown
 from byol_jax.app.report.illustrations import show_evaluations
 from byol_jax.app.report.run_report import RunReport, finish_report
 from byol_jax.app.reporting import Metrics
@@ -139,14 +140,16 @@ class BeforeAfter(Hook):
 
 
 def neighbours_of(encode: Encode, data: Data, config: Any) -> Evaluation:
-    """The protocol of the table at the end, with the options of a config."""
-    return evaluate(
-        encode,
-        data,
-        config.evaluate,
-        key=config.data.pair_keys[0],
-        image_size=config.views.image_size,
-    )
+    """The protocol of the table at the end, with the options of a config; shows its progress."""
+    with progress_shown() as progress:
+        return evaluate(
+            encode,
+            data,
+            config.evaluate,
+            key=config.data.pair_keys[0],
+            image_size=config.views.image_size,
+            progress=progress,
+        )
 
 
 def due(plan: Plan, step: int) -> bool:

@@ -1,4 +1,4 @@
-"""Builds the cache of decoded pictures before training, and says how far it is."""
+"""Fills the cache of decoded pictures before training."""
 
 from __future__ import annotations
 
@@ -11,9 +11,13 @@ from byol_jax.sources.data import Data
 
 
 def fill_cache(data: Data, config: Any) -> None:
-    """Decodes what is not in data.cache yet; does nothing without one.
+    """Decodes the pictures that are not in data.cache yet, and shows how many are done.
 
-    Every process of a run does so, each for its own disk; on a common one they take turns.
+    Every process of a run does so, for its own disk; on a shared disk they take turns.
+
+    Args:
+      data: whose cache is filled; without one nothing is done.
+      config: whose data.workers and data.pair_keys are used.
 
     Raises:
       UserError: there is no room for it, or it cannot be written.

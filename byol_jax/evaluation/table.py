@@ -12,7 +12,7 @@ from byol_jax.evaluation.neighbours import Neighbours, nearest, vote_accuracy
 from byol_jax.evaluation.subject import at_most, compared, encode_parts, queries_are
 from byol_jax.settings import Evaluate
 from byol_jax.sources.bad_files import BadFile
-from byol_jax.sources.base import Source, Subset
+from byol_jax.sources.base import Progress, Source, Subset, no_progress
 from byol_jax.sources.data import Data
 
 # Query pictures shown when nothing is held out, and pictures searched when nothing is measured.
@@ -47,7 +47,13 @@ class Evaluation(NamedTuple):
 
 
 def evaluate(
-    encode: Encode, data: Data, options: Evaluate, *, key: str = 'image', image_size: int = 224
+    encode: Encode,
+    data: Data,
+    options: Evaluate,
+    *,
+    key: str = 'image',
+    image_size: int = 224,
+    progress: Progress = no_progress,
 ) -> Evaluation:
     """Weighted nearest-neighbour classification of the held-out pictures or the test set.
 
@@ -60,6 +66,7 @@ def evaluate(
       options: the section `evaluate` of the settings.
       key: which of an example's pictures.
       image_size: S, pixels.
+      progress: called with (what, done, total) as pictures are encoded.
 
     Raises:
       UserError: no picture of the gallery, or none of the queries, can be read.
@@ -75,7 +82,9 @@ def evaluate(
     if not (measured and gallery.label_names):
         # Nothing is measured, a few neighbours are shown: not worth a pass over all pictures.
         gallery = at_most(gallery, min(options.max_gallery, _SHOWN_GALLERY))
-    parts = encode_parts(encode, gallery, queries, options, key=key, image_size=image_size)
+    parts = encode_parts(
+        encode, gallery, queries, options, key=key, image_size=image_size, progress=progress
+    )
     gallery, queries = parts.gallery, parts.queries
     neighbours = nearest(parts.searched, parts.asked, options.knn_k[0])
     accuracy = None

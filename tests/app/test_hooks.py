@@ -63,15 +63,15 @@ class Needed(Told):
     optional = False
 
 
-def whole(told: Hooks, steps: int = 1) -> None:
-    told.start(RUN, None)
-    for step in range(1, steps + 1):
-        event = Event(RUN, step, None)
-        event.add({'loss': 1.0})
-        told.log(event)
-        told.checkpoint(event)
-    told.finish(event)
-    told.close()
+def whole(hooks: Hooks, steps: int = 1) -> None:
+    with hooks as told:
+        told.start(RUN, None)
+        for step in range(1, steps + 1):
+            event = Event(RUN, step, None)
+            event.add({'loss': 1.0})
+            told.log(event)
+            told.checkpoint(event)
+        told.finish(event)
 
 
 def test_order():
@@ -119,11 +119,9 @@ def test_a_failing_optional_hook_is_left_out(phase, capsys):
 def test_a_needed_hook_ends_the_run():
     """Its error reaches the run; those that have started are still told of it, and closed."""
     calls = []
-    told = Hooks([Told('a', calls), Needed('b', calls, 'start'), Told('c', calls)])
+    hooks = Hooks([Told('a', calls), Needed('b', calls, 'start'), Told('c', calls)])
     with pytest.raises(ZeroDivisionError):
-        told.start(RUN, None)
-    told.fail(ZeroDivisionError())
-    told.close()
+        whole(hooks)
     assert [(what, name) for what, name in calls] == [
         ('start', 'a'),
         ('start', 'b'),
@@ -200,7 +198,7 @@ def test_stopping():
         (Named('nobody'), "hooks='nobody' is not a known hook"),
         (Named('test_hooks:Nobody'), "has no 'Nobody'"),
         (Named('test_hooks:Told', {'nam': 1}), "takes no argument 'nam'. Did you mean 'name'?"),
-        (Named('test_hooks:NoHook'), 'makes a NoHook, not a byol_jax.app.hooks.Hook'),
+        (Named('test_hooks:NoHook'), 'makes a NoHook, not a byol_jax.Hook'),
     ],
 )
 def test_a_hook_that_cannot_be_made(named, words):
@@ -259,7 +257,7 @@ def test_a_long_table_of_layers_is_shortened():
 # Whole runs.
 
 OWN = '''
-from byol_jax.app.hooks import Hook
+from byol_jax import Hook
 
 
 class Stop(Hook):
