@@ -209,30 +209,6 @@ def test_a_hook_that_cannot_be_made(named, words):
     assert '\n' not in str(caught.value)
 
 
-def test_the_example_stops_at_a_plateau(tmp_path):
-    """It stops when the metric has not risen for so many epochs, of all starts of the run."""
-    from examples.own.hook import Plateau
-
-    run = SimpleNamespace(plan=PLAN, workdir=tmp_path)
-
-    def reasons(ranks):
-        hook = Plateau(epochs=2.0)
-        hook.start(run, None)
-        for step, rank in ranks:
-            event = Event(run, step, None)
-            event.add({'rankme_projection': rank})
-            hook.logged(event)
-            yield event.reason
-
-    assert list(reasons([(10, 4.0), (20, 5.0), (30, 5.0), (39, 5.01)])) == [''] * 4
-    assert list(reasons([(10, 4.0), (20, 5.0), (40, 4.9)]))[-1] == (
-        'rankme_projection is 5 since epoch 2.0 and has not risen for 2 epochs'
-    )
-    record = {'step': 20, 'epoch': 2.0, 'rankme_projection': 5.0}
-    (tmp_path / 'metrics.jsonl').write_text(json.dumps(record) + '\n')
-    assert [bool(reason) for reason in reasons([(30, 5.0), (40, 5.0)])] == [False, True]
-
-
 def test_a_long_table_of_layers_is_shortened():
     """Of more than 60 lines the head, the tapped layer with its neighbours, and the sums stay."""
     rows = [f'layer{i}' for i in range(80)]
