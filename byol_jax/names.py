@@ -131,7 +131,11 @@ class Registry:
         Raises:
           UserError: names the first that it does not take, the nearest and all there are.
         """
-        parameters = inspect.signature(function).parameters
+        try:
+            parameters = inspect.signature(function).parameters
+        except ValueError:
+            # Some built-in functions do not say what they take; calling them will.
+            return
         if any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
             return
         taken = [
