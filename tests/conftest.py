@@ -9,17 +9,18 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
-# Read when JAX and TensorFlow are first imported, so it comes before both.
-os.environ['XLA_FLAGS'] = '--xla_force_host_platform_device_count=4'
-os.environ.pop('JAX_COMPILATION_CACHE_DIR', None)
-os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '3')
-
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 
 # Compiling is most of the work of many tests: XLA takes half the time without its optimisations.
 QUICK = {'xla_backend_optimization_level': 0, 'xla_llvm_disable_expensive_passes': True}
+_QUICK_FLAGS = [f'--{name}={str(value).lower()}' for name, value in QUICK.items()]
+
+# Read when JAX and TensorFlow are first imported, which is after this file.
+os.environ['XLA_FLAGS'] = ' '.join(['--xla_force_host_platform_device_count=4', *_QUICK_FLAGS])
+os.environ.pop('JAX_COMPILATION_CACHE_DIR', None)
+os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '3')
 
 # The processes that tests start compile the same few programs again and again; the first leaves
 # them here for the others. A folder of this process's own: JAX writes into it without a lock.
@@ -50,7 +51,7 @@ _LONGEST = (
     'test_hosts.py',
     'test_any_run.py',
     'test_bad_files_run.py',
-    'test_file_list.py',
+    'test_scale.py',
     'test_cli.py',
     'test_deepmind.py',
     'test_torchvision.py',
@@ -87,14 +88,6 @@ def main_py() -> Callable[..., subprocess.CompletedProcess[str]]:
     return run
 
 
-@pytest.fixture
-def div2k_folder(tmp_path) -> Path:
-    """DIV2K's official folders, with three training pictures and one for validation."""
-    from pictures import write_div2k
-
-    return write_div2k(tmp_path / 'DIV2K')
-
-
 def process_environment(devices: int, compiling: str = 'shared') -> dict[str, str]:
     """The environment of a process with this many simulated CPU devices.
 
@@ -107,7 +100,7 @@ def process_environment(devices: int, compiling: str = 'shared') -> dict[str, st
     """
     flags = [f'--xla_force_host_platform_device_count={devices}']
     if compiling != 'optimised':
-        flags += [f'--{name}={str(value).lower()}' for name, value in QUICK.items()]
+        flags += _QUICK_FLAGS
     shared = {
         'JAX_COMPILATION_CACHE_DIR': _PROGRAMS.name,
         'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0',

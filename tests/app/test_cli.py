@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import json
 
-import numpy as np
 import pytest
 from conftest import ROOT, TINY
-from PIL import Image
 
 from byol_jax.errors import UserError
 
@@ -64,17 +62,7 @@ def test_flags(main_py, tmp_path, arguments, words):
     ('arguments', 'words'),
     [
         (('--config.batch_size=7',), ('batch_size=7', '2 device(s)', '6 or 8')),
-        (
-            ('--config.data.source=folder', '--config.data.path=/nowhere/at/all'),
-            ('data.path=/nowhere/at/all', 'does not exist'),
-        ),
         (('--config.encoder.hidden_layer=avgpol',), ("Did you mean 'avgpool'?", 'stage1/block1')),
-        (('--config.encoder.name=resnet5O',), ("Did you mean 'resnet50'?", 'resnet200')),
-        (
-            ('--config.views.image_size=2',),
-            ('views.image_size=2 is too small', 'use at least 4', 'small_images'),
-        ),
-        (('--config.data.tile_size=-64',), ('data.tile_size=-64 must be at least 0',)),
     ],
     ids=' '.join,
 )
@@ -88,6 +76,16 @@ def test_values(main_py, tmp_path, arguments, words):
     ('arguments', 'words'),
     [
         (('--config.data.source=folder',), ("data.source='folder' needs the folder",)),
+        (
+            ('--config.data.source=folder', '--config.data.path=/nowhere/at/all'),
+            ('data.path=/nowhere/at/all', 'does not exist'),
+        ),
+        (('--config.encoder.name=resnet5O',), ("Did you mean 'resnet50'?", 'resnet200')),
+        (
+            ('--config.views.image_size=2',),
+            ('views.image_size=2 is too small', 'use at least 4', 'small_images'),
+        ),
+        (('--config.data.tile_size=-64',), ('data.tile_size=-64 must be at least 0',)),
         (('--config.encoder.kwargs.widht=2',), ("Did you mean 'width'?",)),
         (('--config.total_epochs=3',), ('Exactly one of total_epochs and total_steps', 'both')),
         (('--config.warmup_steps=8',), ('warm-up (8 steps) must be shorter',)),
@@ -135,31 +133,6 @@ def test_empty_folder(main_py, tmp_path):
         ),
         'holds no image',
         '.jpg',
-    )
-
-
-def test_damaged_picture_is_named(main_py, tmp_path):
-    """A picture that cannot be decoded stops a run that bears none, with its name."""
-    folder = tmp_path / 'pictures'
-    folder.mkdir()
-    picture = Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8))
-    for i in range(8):
-        picture.save(folder / f'{i}.jpg')
-    whole = (folder / '5.jpg').read_bytes()
-    (folder / '5.jpg').write_bytes(whole[: len(whole) // 2])
-    refused(
-        main_py(
-            SAMPLE,
-            *TINY,
-            '--config.data.source=folder',
-            '--config.data.tile_size=0',
-            '--config.data.held_out_fraction=0.0',
-            '--config.data.max_bad_fraction=0.0',
-            f'--config.data.path={folder}',
-            f'--workdir={tmp_path / "w"}',
-        ),
-        '5.jpg',
-        'cannot be decoded',
     )
 
 

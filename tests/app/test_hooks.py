@@ -292,11 +292,11 @@ def steps_of(workdir):
 
 @pytest.fixture(scope='module')
 def plain(main_py, tmp_path_factory):
-    """The state that a run without hooks of the user's ends with."""
+    """A run without hooks of the user's: (workdir, what it printed, the state it ends with)."""
     workdir = tmp_path_factory.mktemp('plain') / 'w'
     result = main_py(SAMPLE, *TINY, f'--workdir={workdir}')
     assert result.returncode == 0, result.stderr
-    return final_state(workdir)
+    return workdir, result.stdout, final_state(workdir)
 
 
 def same(a, b):
@@ -344,7 +344,7 @@ def test_own_hook_stops_a_run_that_then_goes_on(own, plain, tmp_path, main_py):
         'saved 8',
         'finished 8 True',
     ]
-    same(plain, final_state(workdir))
+    same(plain[2], final_state(workdir))
 
 
 def test_a_broken_hook_does_not_end_a_run(own, plain, tmp_path, main_py):
@@ -359,7 +359,7 @@ def test_a_broken_hook_does_not_end_a_run(own, plain, tmp_path, main_py):
         'thing (own_hooks_of_tests.py:'
     )
     assert result.stdout.count(line) == 1
-    same(plain, final_state(workdir))
+    same(plain[2], final_state(workdir))
     hook = '--config.hooks=own_hooks_of_tests:NeededBroken'
     workdir = tmp_path / 'needed'
     result = main_py(SAMPLE, *TINY, hook, f'--workdir={workdir}', PYTHONPATH=str(own))
@@ -386,11 +386,10 @@ def test_two_processes_stop_together(own, tmp_path, monkeypatch):
     assert not (tmp_path / 'w' / 'checkpoints' / '6').exists()
 
 
-def test_layers_are_written(own, tmp_path, main_py):
+def test_layers_are_written(plain):
     """The table with the tapped layer marked is printed and written when training starts."""
-    result = main_py(SAMPLE, *TINY, '--config.total_steps=3', f'--workdir={tmp_path / "w"}')
-    assert result.returncode == 0, result.stderr
-    table = (tmp_path / 'w' / 'layers.txt').read_text()
-    assert table in result.stdout + '\n'
+    workdir, printed, _ = plain
+    table = (workdir / 'layers.txt').read_text()
+    assert table in printed + '\n'
     (tapped,) = (line for line in table.splitlines() if '<- tapped' in line)
     assert tapped.split()[0] == 'avgpool'

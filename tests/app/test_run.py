@@ -16,6 +16,10 @@ import pytest
 from conftest import ROOT, TINY, process_environment
 from PIL import Image
 
+from byol_jax.app.modes import MODES, Request
+from byol_jax.errors import UserError
+from byol_jax.settings import Settings, changed
+
 SAMPLE = '--config=configs/div2k.py:sample'
 
 
@@ -199,24 +203,38 @@ def test_again_is_a_no_op(run, main_py):
     assert all(np.array_equal(before[k], after[k]) for k in before)
 
 
+@pytest.fixture
+def request_of(run):
+    """Gives the request that a mode is called with, of the finished run, here in this process.
+
+    As from main.py; what reads flags, and ends a process, is tested with the runs above.
+    """
+
+    def request(**changes):
+        config = json.loads((run[0] / 'config.json').read_text())
+        changes = {key.replace('__', '.'): value for key, value in changes.items()}
+        return Request(Settings.of(changed(config, changes)), run[0], 'the command')
+
+    return request
+
+
 @pytest.mark.parametrize('mode', ['evaluate', 'embed', 'export', 'views', 'summary'])
-def test_modes(run, main_py, mode):
+def test_modes(run, request_of, mode, capsys):
     """Every mode works on a finished run and changes none of its weights."""
     workdir, _ = run
     weights = (workdir / 'encoder' / 'encoder.safetensors').read_bytes()
-    quick = '--config.evaluate.protocols=spectrum'
-    result = main_py(SAMPLE, *TINY, quick, f'--mode={mode}', f'--workdir={workdir}')
-    assert result.returncode == 0, result.stderr
+    MODES[mode](request_of(evaluate__protocols=('spectrum',)))
+    printed = capsys.readouterr().out
     assert (workdir / 'encoder' / 'encoder.safetensors').read_bytes() == weights
     if mode == 'embed':
         with np.load(workdir / 'embeddings.npz') as arrays:
             assert arrays['features'].dtype == np.float32
             assert len(arrays['features']) == len(arrays['names']) == len(arrays['labels'])
-            assert str(arrays['encoder_sha256']) in result.stdout
+            assert str(arrays['encoder_sha256']) in printed
         (workdir / 'embeddings.npz').unlink()
     if mode == 'summary':
-        assert 'avgpool' in result.stdout
-        assert '<- tapped' in result.stdout
+        assert 'avgpool' in printed
+        assert '<- tapped' in printed
     if mode == 'evaluate':
         (workdir / 'evaluation.json').unlink()
 
@@ -260,8 +278,15 @@ def test_evaluate_takes_any_encoder(run, main_py, tmp_path):
     ('arguments', 'words'),
     [
         (('--encoder=x',), '--encoder=x goes with --mode=evaluate and --mode=embed, not with'),
-        (('--output=x.npz', '--mode=evaluate'), 'ends in .json'),
-        (('--output=x.csv', '--mode=embed'), 'x.csv: embeddings are written to a file that ends'),
+        # Which files a mode takes has tests without a process.
+        pytest.param(
+            ('--output=x.npz', '--mode=evaluate'), 'ends in .json', marks=pytest.mark.slow
+        ),
+        pytest.param(
+            ('--output=x.csv', '--mode=embed'),
+            'x.csv: embeddings are written to a file that ends',
+            marks=pytest.mark.slow,
+        ),
     ],
     ids=['encoder', 'output', 'suffix'],
 )
@@ -292,15 +317,12 @@ def test_resume_onto_a_logged_step(tmp_path, main_py):
     assert steps == list(range(1, len(steps) + 1))
 
 
-def test_export_with_another_config_changes_nothing(run, main_py):
+def test_export_with_another_config_changes_nothing(run, request_of):
     """--mode=export with another network's config is refused and leaves the checkpoints alone."""
     workdir, _ = run
     before = sorted(str(p) for p in workdir.rglob('*'))
-    wrong = '--config.encoder.kwargs.num_classes=3'
-    result = main_py(SAMPLE, *TINY, wrong, '--mode=export', f'--workdir={workdir}')
-    assert result.returncode != 0
-    assert 'belongs to a run with another config' in result.stderr
-    assert 'Traceback' not in result.stderr
+    with pytest.raises(UserError, match='belongs to a run with another config'):
+        MODES['export'](request_of(encoder__kwargs__num_classes=3))
     assert sorted(str(p) for p in workdir.rglob('*')) == before
 
 
@@ -491,7 +513,7 @@ def test_damaged_picture_loses_no_step(tmp_path, main_py):
     assert result.returncode != 0
     assert 'Traceback' not in result.stderr
     assert len(result.stderr.splitlines()) == 1
-    assert damaged.name in result.stderr
+    assert f'{damaged.name} cannot be decoded' in result.stderr
     assert [p.name for p in (tmp_path / 'w' / 'checkpoints').iterdir() if p.name.isdigit()] == ['3']
     assert (tmp_path / 'w' / 'bad_files.txt').read_text().startswith(f'{damaged}\t')
 

@@ -37,6 +37,8 @@ MEAN, STD = (0.5, 0.4, 0.3), (0.2, 0.3, 0.25)
 
 # Float32 sums in another order: the largest difference seen was 1.5e-6 after one step.
 ORDER_OF_SUMS = {'rtol': 2e-5, 'atol': 2e-6}
+# A spread near zero is the small difference of large sums: 5e-6 apart without XLA's optimisations.
+SPREAD = {'rtol': 2e-5, 'atol': 2e-5}
 
 
 class Net(nn.Module):
@@ -153,13 +155,20 @@ def assert_trees_close(actual, expected, rtol, atol):
         np.testing.assert_allclose(a, e, rtol, atol, err_msg=jax.tree_util.keystr(path))
 
 
+def assert_metrics_close(actual, expected):
+    assert actual.keys() == expected.keys()
+    for name, value in expected.items():
+        tolerance = SPREAD if name == 'feature_std' else ORDER_OF_SUMS
+        np.testing.assert_allclose(actual[name], value, **tolerance, err_msg=name)
+
+
 @pytest.mark.parametrize('devices', [1, 2])
 def test_the_number_of_devices_does_not_matter(history, devices):
     """One, two and four devices make the same state and metrics of a batch, statistics too."""
     case = make_case(make_byol(AXIS))
     state, metrics = run_step(case, on_host(case.initial), 0, devices)
     assert_trees_close(on_host(state), history.states[1], **ORDER_OF_SUMS)
-    assert_trees_close(metrics, history.metrics[0], **ORDER_OF_SUMS)
+    assert_metrics_close(metrics, history.metrics[0])
 
 
 def test_every_device_holds_the_same_state(history):
@@ -345,7 +354,7 @@ def test_accumulation_equals_the_large_batch(accumulated):
         assert_trees_close(actual.online_params, expected.online_params, **ORDER_OF_SUMS)
         assert_trees_close(actual.target_params, expected.target_params, **ORDER_OF_SUMS)
         assert_trees_close(actual.optimizer, expected.optimizer, **ORDER_OF_SUMS)
-        assert_trees_close(metrics, expected_metrics, **ORDER_OF_SUMS)
+        assert_metrics_close(metrics, expected_metrics)
 
 
 def test_accumulation_moves_step_schedule_and_target_once(accumulated):
