@@ -9,12 +9,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from bad_pictures import Damaged
+from colours import Colours, labelled, measured, one_hot_of_label, options_with
 from PIL import Image
-from streams import views_of
-from test_bad_files import Damaged
-from test_cli import release_locks
-from test_pipeline import make_config
-from test_table import Colours, labelled, measured, one_hot_of_label, options_with
+from runs import release_locks
+from streams import make_config, views_of
 
 from byol_jax.app.bad_files import BadFilesLog
 from byol_jax.app.build import Run

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 import signal
 import time
@@ -13,8 +12,7 @@ import pytest
 from conftest import TINY
 from pictures import png_that_declares
 from PIL import Image
-from test_hosts import difference, finish, start_two
-from test_run import SAMPLE, final_state, start, wait_for
+from runs import SAMPLE, difference, final_state, finish, records, start, start_two, wait_for
 
 # How the picture of each number is spoilt; the other 35 are sound.
 BAD = {
@@ -49,10 +47,6 @@ def bad_files(workdir: Path) -> list[str]:
         Path(line.split('\t')[0]).name
         for line in (workdir / 'bad_files.txt').read_text().splitlines()
     ]
-
-
-def records(workdir: Path) -> list[dict]:
-    return [json.loads(line) for line in (workdir / 'metrics.jsonl').read_text().splitlines()]
 
 
 @pytest.fixture(scope='module')

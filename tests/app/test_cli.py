@@ -6,19 +6,12 @@ import json
 
 import pytest
 from conftest import ROOT, TINY
+from runs import release_locks
 
 from byol_jax.errors import UserError
 
 SAMPLE = '--config=configs/div2k.py:sample'
 DATA = {'examples': 8, 'held_out': 2, 'names_sha256': 'ab'}
-
-
-def release_locks() -> None:
-    """What the end of the process does."""
-    from byol_jax.app import workdir
-
-    while workdir._locks:
-        workdir.release_workdir(next(iter(workdir._locks)))
 
 
 @pytest.fixture(autouse=True)

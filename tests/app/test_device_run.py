@@ -10,10 +10,9 @@ import sys
 import numpy as np
 import pytest
 from conftest import ROOT, TINY, process_environment
+from feeds import WITHOUT_TENSORFLOW
 from PIL import Image
-from test_feed import WITHOUT_TENSORFLOW
-from test_hosts import difference, finish, start_two
-from test_run import SAMPLE, final_state, wait_for
+from runs import SAMPLE, difference, final_state, finish, start_two, wait_for
 
 # Runs main.py where TensorFlow is not installed.
 MAIN_WITHOUT = (

@@ -3,65 +3,14 @@
 from __future__ import annotations
 
 import json
-import socket
-import subprocess
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import ROOT, TINY, process_environment
-from test_run import SAMPLE, final_state, make_damaged_folder, wait_for
+from conftest import TINY
+from runs import SAMPLE, difference, final_state, finish, make_damaged_folder, start_two, wait_for
 
 from byol_jax.app.hosts import join_hosts
 from byol_jax.errors import UserError
-
-
-def start_two(workdir: Path, *more: str) -> list[subprocess.Popen]:
-    """Starts two processes of one simulated device each."""
-    with socket.socket() as probe:
-        probe.bind(('localhost', 0))
-        port = probe.getsockname()[1]
-    return [
-        subprocess.Popen(
-            [
-                sys.executable,
-                'main.py',
-                SAMPLE,
-                *TINY,
-                *more,
-                f'--workdir={workdir}',
-                f'--coordinator=localhost:{port}',
-                '--process_count=2',
-                f'--process_index={index}',
-            ],
-            cwd=ROOT,
-            # Shared, one would read what the other is about to write.
-            env=process_environment(1, 'alone'),
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        for index in range(2)
-    ]
-
-
-def finish(processes: list[subprocess.Popen]) -> list[str]:
-    """Waits for both under a hard limit and returns what they printed."""
-    try:
-        return [process.communicate(timeout=200)[0] for process in processes]
-    finally:
-        for process in processes:
-            process.kill()
-
-
-def difference(a: dict[str, np.ndarray], b: dict[str, np.ndarray]) -> float:
-    """Largest relative difference of a leaf, by its norm."""
-    assert a.keys() == b.keys()
-    return max(
-        float(np.linalg.norm(np.asarray(a[k], float) - b[k]) / (np.linalg.norm(b[k]) + 1e-12))
-        for k in a
-    )
 
 
 @pytest.fixture(scope='module')

@@ -10,11 +10,9 @@ import types
 import numpy as np
 import pytest
 from conftest import TINY
+from feeds import Mixed, make_config, quick
+from runs import SAMPLE, finish, records, start_two
 from streams import stream_of, views_at
-from test_bad_files_run import records
-from test_feed import Mixed, make_config, quick
-from test_hosts import finish, start_two
-from test_run import SAMPLE
 
 from byol_jax.app import periodic
 from byol_jax.app.hooks import Event

@@ -5,60 +5,18 @@ from __future__ import annotations
 import json
 import os
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
-import jax
 import numpy as np
 import pytest
-from conftest import ROOT, TINY, process_environment
+from conftest import TINY
 from PIL import Image
+from runs import SAMPLE, final_state, make_damaged_folder, start, wait_for
 
 from byol_jax.app.modes import MODES, Request
 from byol_jax.errors import UserError
 from byol_jax.settings import Settings, changed
-
-SAMPLE = '--config=configs/div2k.py:sample'
-
-
-def final_state(workdir: Path) -> dict[str, np.ndarray]:
-    """All leaves of the newest checkpoint: parameters, target, statistics and optimizer."""
-    import orbax.checkpoint as ocp
-
-    steps = [int(p.name) for p in (workdir / 'checkpoints').iterdir() if p.name.isdigit()]
-    folder = workdir / 'checkpoints' / str(max(steps)) / 'state'
-    with ocp.StandardCheckpointer() as checkpointer:
-        tree = checkpointer.restore(folder.absolute())
-    return {jax.tree_util.keystr(path): leaf for path, leaf in jax.tree.leaves_with_path(tree)}
-
-
-def wait_for(path: Path, process: subprocess.Popen, seconds: float = 200) -> None:
-    """Waits until a run has made a file; ends one that does not, and tells what it said."""
-    end = time.monotonic() + seconds
-    while not path.exists() and process.poll() is None and time.monotonic() < end:
-        time.sleep(0.02)
-    if not path.exists():
-        status = process.poll()
-        # Ended and read, it leaves no open pipe for which a later test would be blamed.
-        process.kill()
-        output, _ = process.communicate(timeout=60)
-        assert status is None, f'the run ended too soon, with {status}: {output}'
-        raise AssertionError(f'{path} did not appear: {output}')
-
-
-def start(
-    workdir: Path, *more: str, devices: int = 1, compiling: str = 'shared'
-) -> subprocess.Popen:
-    return subprocess.Popen(
-        [sys.executable, 'main.py', SAMPLE, *TINY, *more, f'--workdir={workdir}'],
-        cwd=ROOT,
-        env=process_environment(devices, compiling),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
 
 
 @pytest.fixture(scope='module')
@@ -478,20 +436,6 @@ def test_official_div2k_folders(tmp_path, main_py):
     )
     assert result.returncode == 0, result.stderr
     assert (tmp_path / 'w' / 'encoder' / 'encoder.json').exists()
-
-
-def make_damaged_folder(folder: Path) -> Path:
-    """Makes 40 pictures, of which the 30th of the first epoch is cut off; returns that one."""
-    from byol_jax.input.stream import epoch_order
-
-    folder.mkdir()
-    rng = np.random.default_rng(0)
-    for i in range(40):
-        Image.fromarray(rng.integers(0, 256, (48, 48, 3), np.uint8)).save(folder / f'{i:02}.png')
-    # In batches of 8 the fourth step needs it.
-    damaged = folder / f'{epoch_order(0, 0, 40)[29]:02}.png'
-    damaged.write_bytes(damaged.read_bytes()[:200])
-    return damaged
 
 
 @pytest.mark.slow

@@ -10,17 +10,17 @@ import jax
 import numpy as np
 import pytest
 from conftest import ROOT, process_environment
-from streams import batches, stream_of, views_of
-from test_step import make_byol
+from feeds import BATCH, COUNT, WITHOUT_TENSORFLOW, Mixed, feed_of, make_config, quick
+from starts import make_byol
+from streams import batches, stream_of
 
 from byol_jax.app.build import build_training, step_of
 from byol_jax.app.plan import make_plan
 from byol_jax.errors import UserError
-from byol_jax.input.feed import open_feed, pictures_in_memory, shown_views
+from byol_jax.input.feed import pictures_in_memory, shown_views
 from byol_jax.settings import Settings
 from byol_jax.sources.array import Array
-from byol_jax.sources.bad_files import BadFiles
-from byol_jax.sources.base import Source, Subset
+from byol_jax.sources.base import Subset
 from byol_jax.training.step import (
     AXIS,
     everywhere,
@@ -29,26 +29,9 @@ from byol_jax.training.step import (
     replicate,
     shard_batch,
 )
-from configs import default
 
 # A step that is not awaited can deadlock on simulated devices: a hard limit.
 pytestmark = pytest.mark.timeout(120)
-
-SIZE, COUNT, BATCH = 16, 10, 8
-
-
-class Mixed(Source):
-    """Pictures of noise, each of another size."""
-
-    def __len__(self) -> int:
-        return COUNT
-
-    def load(self, index: int, key: str) -> np.ndarray:
-        shape = (20 + 3 * index, 40 - 2 * index, 3)
-        return np.random.default_rng(index).integers(0, 256, shape, np.uint8)
-
-    def name(self, index: int) -> str:
-        return str(index)
 
 
 @pytest.fixture
@@ -56,40 +39,6 @@ def array(tmp_path) -> Array:
     images = np.random.default_rng(1).integers(0, 256, (COUNT, 20, 24, 3), np.uint8)
     np.savez(tmp_path / 'a.npz', images=images)
     return Array(tmp_path / 'a.npz')
-
-
-def make_config(on: str = 'accelerator', accumulate_steps: int = 1):
-    config = default.get_config()
-    config.views.on, config.views.image_size = on, SIZE
-    config.batch_size, config.accumulate_steps = BATCH, accumulate_steps
-    config.total_epochs, config.total_steps = None, 6
-    config.warmup_epochs, config.warmup_steps = None, 0
-    config.data.workers = 2
-    config.views.view1.solarize = 0.3
-    return config
-
-
-def quick(config):
-    """Leaves out of the views what takes long to compile."""
-    for view in (config.views.view1, config.views.view2):
-        view.jitter = view.blur = 0.0
-    return config
-
-
-def feed_of(source: Source, config, start: int = 0, bad_files=None, **given):
-    """The feed of a run of this config, over its six steps."""
-    return open_feed(
-        source,
-        views_of(config),
-        batch_size=config.batch_size,
-        seed=config.seed,
-        start_step=start,
-        stop_step=config.total_steps,
-        on=config.views.on,
-        workers=config.data.workers,
-        bad_files=BadFiles(source, 'image', 0) if bad_files is None else bad_files,
-        **given,
-    )
 
 
 def same(a, b) -> bool:
@@ -241,25 +190,6 @@ def test_array_that_does_not_fit_is_refused(array, monkeypatch):
     with pytest.raises(UserError, match=r"views.on='cpu'"):
         feed_of(array, make_config())
 
-
-# TensorFlow as if it were not installed.
-WITHOUT_TENSORFLOW = """
-import sys
-
-class Without:
-    def __init__(self, finder):
-        self.finder = finder
-
-    def find_spec(self, name, path=None, target=None):
-        if name.split('.')[0] in ('tensorflow', 'tensorflow_datasets'):
-            return None
-        return self.finder.find_spec(name, path, target)
-
-    def __getattr__(self, name):
-        return getattr(self.finder, name)
-
-sys.meta_path[:] = [Without(finder) for finder in sys.meta_path]
-"""
 
 FEED_WITHOUT = """
 import byol_jax.app.modes  # all that main.py imports

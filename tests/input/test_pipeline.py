@@ -2,75 +2,28 @@
 
 from __future__ import annotations
 
-import time
-
 import numpy as np
 import pytest
-from streams import batches, stream_of, view_of, views_of
+from streams import (
+    SIZE,
+    Photographs,
+    Plain,
+    assert_same,
+    batches,
+    collect,
+    make_config,
+    stream_of,
+    view_of,
+    views_of,
+)
 
 from byol_jax.errors import UserError
 from byol_jax.input import pipeline
 from byol_jax.input.pipeline import view_batches
 from byol_jax.input.stream import epoch_order
-from byol_jax.sources.base import Source
 from byol_jax.views.crop import Crop
 from byol_jax.views.recipes import paper_views
 from byol_jax.views.view import View
-from configs import default
-
-SIZE = 16
-
-
-class Photographs(Source):
-    """Noise of 20x24 pixels, another for each example and key; loading takes uneven time."""
-
-    def __init__(self, count: int, keys: tuple[str, ...] = ('image',), delay: float = 0.0):
-        self.count = count
-        self.keys = keys
-        self.delay = delay
-
-    def __len__(self) -> int:
-        return self.count
-
-    def load(self, index: int, key: str) -> np.ndarray:
-        time.sleep(self.delay * (index % 3))
-        rng = np.random.default_rng([index, self.keys.index(key)])
-        return rng.integers(0, 256, (20, 24, 3), np.uint8)
-
-    def name(self, index: int) -> str:
-        return f'photograph{index}.jpg'
-
-
-class Plain(Photographs):
-    """Example i is all of one colour: (i, 255 - i, 100 x the number of the key)."""
-
-    def load(self, index: int, key: str) -> np.ndarray:
-        color = (index, 255 - index, 100 * self.keys.index(key))
-        return np.full((20, 24, 3), color, np.uint8)
-
-
-def make_config(batch_size: int = 4, neutral: bool = False, **data):
-    """A tiny config; `neutral` leaves only the crop and the flip of the views."""
-    config = default.get_config()
-    config.batch_size = batch_size
-    config.views.image_size = SIZE
-    config.data.workers = 2
-    if neutral:
-        for view in (config.views.view1, config.views.view2):
-            view.jitter = view.gray = view.blur = view.solarize = 0.0
-    config.data.update(data)
-    return config.lock()
-
-
-def collect(source: Source, config, start: int, stop: int, **where) -> dict[str, np.ndarray]:
-    """All batches of a span: {'view1', 'view2'} of uint8 [steps, rows, S, S, 3]."""
-    made = list(batches(source, config, start_step=start, stop_step=stop, **where))
-    return {key: np.stack([batch[key] for batch in made]) for key in ('view1', 'view2')}
-
-
-def assert_same(a: dict[str, np.ndarray], b: dict[str, np.ndarray]) -> None:
-    for key in ('view1', 'view2'):
-        np.testing.assert_array_equal(a[key], b[key])
 
 
 def stream(count: int, batch_size: int, steps: int) -> list[int]:

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from conftest import ROOT, process_environment
-from test_unpickle import raw
+from pickles import raw
 
 from byol_jax import UserError, load_encoder
 from byol_jax.interop.deepmind import load_deepmind

@@ -3,43 +3,28 @@
 from __future__ import annotations
 
 import os
-from collections import Counter
 
 import numpy as np
 import pytest
+from bad_pictures import Damaged, counted, files
 from pictures import Coordinates
-from streams import batches, stream_of, view_of, views_of
-from test_pipeline import Photographs, Plain, assert_same, collect, make_config
+from streams import (
+    Photographs,
+    Plain,
+    assert_same,
+    batches,
+    collect,
+    make_config,
+    stream_of,
+    view_of,
+    views_of,
+)
 
-from byol_jax.errors import BadPicture, UserError
+from byol_jax.errors import UserError
 from byol_jax.input.stream import MOST_REPLACEMENTS, NoPictureError, replacements
 from byol_jax.sources.bad_files import BadFile, BadFiles, name_some, still_bad
-from byol_jax.sources.base import Cached, Source
+from byol_jax.sources.base import Cached
 from byol_jax.sources.tiles import Tiles
-
-
-class Damaged(Photographs):
-    """Photographs of which those with the given numbers cannot be read."""
-
-    def __init__(self, count: int, bad: set[int], keys: tuple[str, ...] = ('image',), **more):
-        super().__init__(count, keys, **more)
-        self.bad = bad
-        self.loads: Counter[int] = Counter()
-
-    def load(self, index: int, key: str) -> np.ndarray:
-        self.loads[index] += 1
-        if index in self.bad and key == self.keys[-1]:
-            raise BadPicture(self.name(index), 'cannot be decoded: broken data')
-        return super().load(index, key)
-
-
-def counted(source: Source, config) -> BadFiles:
-    return BadFiles(source, config.data.pair_keys[0], config.data.max_bad_fraction)
-
-
-def files(bad_files: BadFiles) -> set[str]:
-    return {bad.file for bad in bad_files.since(0)}
-
 
 # The stream.
 

@@ -9,10 +9,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from bad_pictures import counted, files
 from pictures import encode, png_that_declares, rotated, smooth, write
 from PIL import Image
-from test_bad_files import counted, files
-from test_pipeline import collect, make_config
+from streams import collect, make_config
 
 from byol_jax.app.data import build_data
 from byol_jax.errors import BadPicture, UserError

@@ -18,11 +18,11 @@ import cv2
 import numpy as np
 import PIL
 import pytest
+from bad_pictures import counted, files
 from conftest import ROOT, TINY
 from pictures import write
 from PIL import Image
-from test_bad_files import counted, files
-from test_pipeline import assert_same, collect
+from streams import assert_same, collect
 
 from byol_jax.app.data import build_data
 from byol_jax.app.workdir import check_workdir

@@ -15,8 +15,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from clips import write_frames
 from conftest import ROOT, process_environment
-from test_video import write_frames
 
 from byol_jax.app.data import build_data
 from byol_jax.app.workdir import check_workdir, fingerprint

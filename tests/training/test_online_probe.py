@@ -10,8 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import tiny_runs
+from feeds import SIZE, Mixed, feed_of, make_config
 from network_steps import QUICK
-from test_feed import SIZE, Mixed, feed_of, make_config
 from tiny_runs import make_batch, make_byol
 
 from byol_jax.app.build import build_training, step_of

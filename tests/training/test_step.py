@@ -12,10 +12,9 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from starts import make_start
+from starts import MEAN, STD, make_byol, make_start
 
 from byol_jax.methods.byol import Byol
-from byol_jax.models.heads import MLP
 from byol_jax.models.tap import TappedEncoder
 from byol_jax.training.step import (
     AXIS,
@@ -33,35 +32,11 @@ pytestmark = pytest.mark.timeout(120)
 
 BATCH, SIZE, TOTAL_STEPS = 16, 8, 6
 TAU_BASE, WEIGHT_DECAY, PEAK = 0.9, 0.01, 0.5
-MEAN, STD = (0.5, 0.4, 0.3), (0.2, 0.3, 0.25)
 
 # Float32 sums in another order: the largest difference seen was 1.5e-6 after one step.
 ORDER_OF_SUMS = {'rtol': 2e-5, 'atol': 2e-6}
 # A spread near zero is the small difference of large sums: 5e-6 apart without XLA's optimisations.
 SPREAD = {'rtol': 2e-5, 'atol': 2e-5}
-
-
-class Net(nn.Module):
-    """Conv -> BatchNorm -> ReLU -> mean."""
-
-    axis_name: str | None = None
-
-    @nn.compact
-    def __call__(self, x, train=False):
-        x = nn.Conv(4, (3, 3), strides=2, use_bias=False, name='conv')(x)
-        x = nn.BatchNorm(not train, momentum=0.9, axis_name=self.axis_name, name='bn')(x)
-        return Mean(name='pool')(nn.relu(x))
-
-
-class Mean(nn.Module):
-    @nn.compact
-    def __call__(self, x):
-        return x.mean(axis=(1, 2))
-
-
-def make_byol(axis_name):
-    heads = MLP(8, 4, axis_name), MLP(6, 4, axis_name)
-    return Byol(TappedEncoder(Net(axis_name), 'pool'), *heads, MEAN, STD)
 
 
 class Case(NamedTuple):
