@@ -51,7 +51,7 @@ _LONGEST = (
     'test_hosts.py',
     'test_any_run.py',
     'test_bad_files_run.py',
-    'test_scale.py',
+    'test_file_list.py',
     'test_cli.py',
     'test_deepmind.py',
     'test_torchvision.py',
@@ -86,6 +86,14 @@ def main_py() -> Callable[..., subprocess.CompletedProcess[str]]:
         )
 
     return run
+
+
+@pytest.fixture
+def div2k_folder(tmp_path) -> Path:
+    """DIV2K's official folders, with three training pictures and one for validation."""
+    from pictures import write_div2k
+
+    return write_div2k(tmp_path / 'DIV2K')
 
 
 def process_environment(devices: int, compiling: str = 'shared') -> dict[str, str]:

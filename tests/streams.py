@@ -1,4 +1,4 @@
-"""A config's views, stream and batches, for tests that begin with a config; made-up photographs."""
+"""Views, stream and batches of a config, for tests that begin with one; made-up photographs."""
 
 from __future__ import annotations
 

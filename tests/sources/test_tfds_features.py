@@ -177,7 +177,7 @@ def test_a_damaged_record_does_not_stop_the_reading_of_labels(folder, monkeypatc
     monkeypatch.setattr(source._records, 'read', damaged)
     # Every number is that of two records.
     assert source.label_names == names
-    assert labels_of_probe(default.get_config(), source) == 3
+    assert labels_of_probe(source) == 3
     others = np.setdiff1d(np.arange(6), [number])
     assert source.labels_of(others).tolist() == expected[others].tolist()
     shown = source.shown_labels(np.arange(6))
