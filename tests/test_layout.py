@@ -66,6 +66,20 @@ def test_tensorflow_stays_in_the_input(path):
         assert not [n for n in imports(path) if n.split('.')[0].startswith('tensorflow')]
 
 
+@pytest.mark.parametrize('path', FILES, ids=lambda p: str(p.relative_to(PACKAGE)))
+def test_only_the_application_prints(path):
+    """Below app/ nothing prints, reads flags or ends the process."""
+    if part(path) in ('app', '__main__'):
+        return
+    calls = [
+        node.func for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Call)
+    ]
+    assert not [
+        call for call in calls if isinstance(call, ast.Name) and call.id in ('print', 'exit')
+    ]
+    assert not [name for name in imports(path) if name.split('.')[0] in ('absl', 'ml_collections')]
+
+
 def test_orbax_stays_in_checkpoint():
     """app/checkpoints.py is the only file that knows Orbax."""
     users = [path for path in FILES if any(n.startswith('orbax') for n in imports(path))]

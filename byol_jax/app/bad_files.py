@@ -12,6 +12,7 @@ from byol_jax.app.hooks import Event, Hook
 from byol_jax.app.hosts import gather_texts, is_main, say
 from byol_jax.errors import UserError
 from byol_jax.files import write_whole
+from byol_jax.settings import Settings
 from byol_jax.sources.bad_files import SHOWN, BadFile, BadFiles, printable, still_bad
 from byol_jax.sources.data import Data
 from byol_jax.training.state import TrainState
@@ -28,7 +29,7 @@ class BadFilesLog(Hook):
     optional = False
     everywhere = True
 
-    def __init__(self, data: Data, config: Any, workdir: Path):
+    def __init__(self, data: Data, config: Settings, workdir: Path):
         """Reads and writes nothing yet.
 
         Args:

@@ -103,7 +103,7 @@ def main(_: list[str]) -> None:
         return
     if _FROM.value is not None:
         # Needs neither a config nor TensorFlow.
-        from byol_jax.interop.imports import export_from
+        from byol_jax.app.export import export_from
 
         export_from(_FROM.value, _MODE.value, _WORKDIR.value)
         return

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from typing import Any
 
 import jax
 import numpy as np
@@ -25,6 +24,7 @@ from byol_jax.evaluation.neighbours import recall
 from byol_jax.evaluation.table import Evaluation, evaluate
 from byol_jax.evaluation.views import encode_pairs
 from byol_jax.input.stream import Stream
+from byol_jax.settings import Settings
 from byol_jax.sources.data import Data
 from byol_jax.views.recipes import config_views
 
@@ -139,7 +139,7 @@ class BeforeAfter(Hook):
         say(f'\n{text}\n')
 
 
-def neighbours_of(encode: Encode, data: Data, config: Any) -> Evaluation:
+def neighbours_of(encode: Encode, data: Data, config: Settings) -> Evaluation:
     """The protocol of the table at the end, with the options of a config; shows its progress."""
     with progress_shown() as progress:
         return evaluate(
@@ -160,12 +160,12 @@ def due(plan: Plan, step: int) -> bool:
     return step // plan.evaluate_steps > logged_before // plan.evaluate_steps
 
 
-def accuracy_of(found: Evaluation, config: Any) -> dict[str, float]:
+def accuracy_of(found: Evaluation, config: Settings) -> dict[str, float]:
     """{'knn_K': accuracy as in the table at the end}; empty without labels or held-out pictures."""
     return {} if found.accuracy is None else {f'knn_{config.evaluate.knn_k[0]}': found.accuracy}
 
 
-def other_views(encode: Encode, data: Data, config: Any) -> dict[str, float]:
+def other_views(encode: Encode, data: Data, config: Settings) -> dict[str, float]:
     """{'recall_1', 'recall_5'}: how often view 1 of a picture finds its view 2 among up to POOL.
 
     The pictures are held-out ones where there are any, else training ones. Empty if they are too

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import os
-from typing import Any
 
 from byol_jax.app.hosts import say
 from byol_jax.app.progress_bars import progress_shown
+from byol_jax.settings import Settings
 from byol_jax.sources.data import Data
 
 
-def fill_cache(data: Data, config: Any) -> None:
+def fill_cache(data: Data, config: Settings) -> None:
     """Decodes the pictures that are not in data.cache yet, and shows how many are done.
 
     Every process of a run does so, for its own disk; on a shared disk they take turns.

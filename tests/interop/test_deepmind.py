@@ -417,7 +417,7 @@ def test_unknown_prefix(source, words):
 
 def test_from_is_for_export(tmp_path):
     """--from with another mode or without a workdir is refused."""
-    from byol_jax.interop.imports import export_from
+    from byol_jax.app.export import export_from
 
     with pytest.raises(UserError, match='--mode=export, not with --mode=train'):
         export_from('deepmind:x', 'train', str(tmp_path))
