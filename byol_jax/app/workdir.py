@@ -154,7 +154,7 @@ def _check_same(path: Path, config: Settings, workdir: Path) -> None:
         raise UserError(f'{path} is damaged ({error}). Give another --workdir.') from error
     changed = [
         f'  {key}: {there!r} there, {now!r} now'
-        for key, (there, now) in differences((_completed(old), config.plain)).items()
+        for key, (there, now) in differences((_completed(old), _completed(config.plain))).items()
         if not key.startswith(WITHOUT_INFLUENCE)
     ]
     if changed:
@@ -179,26 +179,24 @@ def differences(configs: Sequence[Mapping[str, Any]]) -> dict[str, tuple[Any, ..
 def _completed(old: Mapping[str, Any]) -> dict[str, Any]:
     """A config.json with its old keys under their new names, and later keys at their defaults."""
     there = flatten(modern(old))
-    optimizer = there.get('optimizer.name')
-    for name, value in _OLD_HYPERPARAMETERS.items():
-        # Both optimizers' arguments stood in every config.
-        of_other = optimizer in _OF_OPTIMIZER and name not in _OF_OPTIMIZER[optimizer]
-        if of_other or there.get(f'optimizer.kwargs.{name}') == value:
-            there.pop(f'optimizer.kwargs.{name}', None)
+    defaults = _HYPERPARAMETERS.get(there.get('optimizer.name', ''))
+    if defaults is not None:
+        for name in set().union(*_HYPERPARAMETERS.values()):
+            key = f'optimizer.kwargs.{name}'
+            # Both optimizers' arguments stood in every old config.
+            if name not in defaults or there.get(key) == defaults[name]:
+                there.pop(key, None)
     if not any(key.startswith('optimizer.kwargs') for key in there):
         there['optimizer.kwargs'] = {}
     return unflatten({**flatten(_NEW_KEYS), **there})
 
 
-# What the optimizers' arguments were before they were `optimizer.kwargs`, and whose they are.
-_OLD_HYPERPARAMETERS = {
-    'momentum': 0.9,
-    'trust_coefficient': 1e-3,
-    'b1': 0.9,
-    'b2': 0.999,
-    'epsilon': 1e-8,
+# What the optimizers' arguments were before they were `optimizer.kwargs`. One that is given with
+# this value now changes nothing either.
+_HYPERPARAMETERS: Mapping[str, Mapping[str, float]] = {
+    'lars': {'momentum': 0.9, 'trust_coefficient': 1e-3},
+    'adamw': {'b1': 0.9, 'b2': 0.999, 'epsilon': 1e-8},
 }
-_OF_OPTIMIZER = {'lars': ('momentum', 'trust_coefficient'), 'adamw': ('b1', 'b2', 'epsilon')}
 # Keys that older runs lack, at what they stand for there.
 _OPERATIONS = ['crop', 'flip', 'jitter', 'gray', 'blur', 'solarize']
 _NEW_KEYS = {

@@ -1,0 +1,65 @@
+"""A workdir belongs to one config: which ones count as the same, old ones included."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from byol_jax import UserError
+from byol_jax.app.workdir import check_workdir, claim_workdir, config_of_run, release_workdir
+from byol_jax.settings import Settings, changed, plain
+from configs import folder
+
+DATA = {'examples': 8, 'held_out': 0}
+
+
+def config_with(**changes):
+    dotted = {key.replace('__', '.'): value for key, value in changes.items()}
+    return Settings.of(changed(plain(folder.get_config()), dotted))
+
+
+def claimed(workdir, config):
+    claim_workdir(workdir, config, DATA)
+    release_workdir(workdir)
+    return workdir
+
+
+@pytest.mark.parametrize(
+    'given',
+    [
+        {'optimizer__kwargs__momentum': 0.9},
+        {'optimizer__name': 'adamw', 'optimizer__kwargs__b2': 0.999},
+        {'optimizer__name': 'optax:sgd', 'optimizer__kwargs__momentum': 0.9},
+    ],
+)
+def test_an_argument_given_at_its_default(tmp_path, given):
+    """The same config goes on with the run it began, and the run has the argument it was given."""
+    config = config_with(**given)
+    workdir = claimed(tmp_path, config)
+    claimed(workdir, config)
+    if config.optimizer.name == 'optax:sgd':
+        assert config_of_run(workdir).optimizer.kwargs == {'momentum': 0.9}
+        with pytest.raises(UserError, match=r'optimizer\.kwargs\.momentum: 0\.9 there'):
+            claimed(workdir, config_with(optimizer__name='optax:sgd'))
+
+
+@pytest.mark.parametrize('momentum', [0.9, 0.8])
+def test_a_config_of_an_older_version(tmp_path, momentum):
+    """Its run goes on, and is as it was: both optimizers' arguments stood in every config then."""
+    now = {} if momentum == 0.9 else {'optimizer__kwargs__momentum': momentum}
+    config = config_with(**now)
+    workdir = claimed(tmp_path, config)
+    path = workdir / 'config.json'
+    old = json.loads(path.read_text())
+    del old['method'], old['hooks'], old['data']['kwargs'], old['optimizer']['kwargs']
+    for view in ('view1', 'view2'):
+        del old['views'][view]['operations']
+    old['target'] = {'base_ema': old['target'].pop('tau_base')}
+    old['optimizer'] |= {'momentum': momentum, 'trust_coefficient': 1e-3}
+    old['optimizer'] |= {'b1': 0.9, 'b2': 0.999, 'epsilon': 1e-8}
+    path.write_text(json.dumps(old))
+    assert config_of_run(workdir) == config
+    claimed(workdir, config)
+    with pytest.raises(UserError, match=r'optimizer\.kwargs\.momentum: .* there, 0\.5 now'):
+        check_workdir(workdir, config_with(optimizer__kwargs__momentum=0.5))
