@@ -5,14 +5,20 @@ from __future__ import annotations
 import ast
 import re
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from absl import flags
 from ml_collections import config_flags
 
 from byol_jax import settings
-from byol_jax.app.recipes import find_recipe, load_recipe, recipe_names, recipes_importable
+from byol_jax.app.recipes import (
+    check_optimizer,
+    find_recipe,
+    load_recipe,
+    recipe_names,
+    recipes_importable,
+)
 from byol_jax.errors import UserError, did_you_mean
 from byol_jax.settings import Settings
 
@@ -89,20 +95,8 @@ def load_config(holder: Any) -> Settings:
     for line in said:
         print(line, flush=True)
     checked = Settings.of(config)
-    _check_optimizer(checked, overridden)
+    check_optimizer(_own, checked, overridden)
     return checked
-
-
-def _check_optimizer(config: Settings, overridden: Mapping[str, Any]) -> None:
-    """Raises UserError if another optimizer would run with the rate of the config's own."""
-    key, name = 'optimizer.base_learning_rate', _own['optimizer.name']
-    if config.optimizer.name != name and key not in overridden:
-        raise UserError(
-            f'--config.optimizer.name={config.optimizer.name} needs a learning rate of its own: '
-            f"the config's {_own[key]:g} is for {name}. Add --config.{key}=RATE and "
-            '--config.optimizer.weight_decay=DECAY (for adamw 1.5e-4 and 0.1 as in '
-            'configs/imagenet_vit.py; small networks take more, 4e-3 on the sample).'
-        )
 
 
 def _joined(argv: Sequence[str]) -> list[str]:

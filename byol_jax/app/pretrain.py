@@ -14,7 +14,7 @@ import numpy as np
 from byol_jax import settings
 from byol_jax.app.loop import train
 from byol_jax.app.metrics import read_metrics
-from byol_jax.app.recipes import load_recipe
+from byol_jax.app.recipes import check_optimizer, load_recipe
 from byol_jax.errors import UserError
 from byol_jax.interop.encoder import Encoder
 from byol_jax.interop.export import load_encoder
@@ -47,7 +47,7 @@ class Pretrained:
 def pretrain(
     data: str | Path | Source | np.ndarray | Sequence[str | Path],
     *,
-    encoder: str | type = 'resnet50',
+    encoder: str | type | None = None,
     workdir: str | Path | None = None,
     recipe: str = 'folder',
     epochs: float | None = None,
@@ -62,7 +62,8 @@ def pretrain(
     Args:
       data: a folder of image files, or what the recipe's source takes as data.path; a `Source`; an
         array, uint8 [N, H, W, 3], RGB; or a list of image files.
-      encoder: a built-in encoder's name, 'package.module:Class', or the Flax class itself.
+      encoder: a built-in encoder's name, 'package.module:Class', or the Flax class itself; None:
+        the recipe's, which is 'resnet50' for 'folder'.
       workdir: where everything is written; by default runs/<name of the recipe>.
       recipe: the config to start from, as --config has it: 'folder', 'cifar10:200', or a file.
       epochs: length of the run in passes over the data.
@@ -80,7 +81,8 @@ def pretrain(
     given.update(given.pop('overrides'))
     path, source = _source_of(data)
     changes = {key.replace('__', '.'): value for key, value in overrides.items()}
-    changes['encoder.name'] = encoder if isinstance(encoder, str) else _name_of(encoder)
+    if encoder is not None:
+        changes['encoder.name'] = encoder if isinstance(encoder, str) else _name_of(encoder)
     changes |= {} if epochs is None else {'total_epochs': epochs}
     changes |= {} if steps is None else {'total_steps': steps}
     if path is not None:
@@ -89,7 +91,9 @@ def pretrain(
         changes |= {'data.source': GIVEN, 'data.path': None}
     base = load_recipe(recipe)
     _check_keys(base, changes)
-    config = Settings.of(settings.changed(settings.plain(base), changes))
+    recipe_values = settings.plain(base)
+    config = Settings.of(settings.changed(recipe_values, changes))
+    check_optimizer(settings.flatten(recipe_values), config, changes)
     place = Path(workdir or f'runs/{config.name}').expanduser()
     train(config, place, _call(given), source)
     results = place / 'results.json'

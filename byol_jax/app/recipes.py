@@ -8,11 +8,12 @@ import importlib.util
 import re
 import sys
 import types
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from byol_jax.errors import UserError, did_you_mean
+from byol_jax.settings import Settings
 
 
 def recipes_folder() -> Path:
@@ -83,6 +84,31 @@ def load_recipe(name: str) -> Any:
         kind = '' if type(error) is ValueError else f'{type(error).__name__}: '
         near = did_you_mean(argument, getattr(module, 'ARGUMENTS', ())) if argument else ''
         raise UserError(f'--config={name} cannot be used: {kind}{error}{near}') from error
+
+
+def check_optimizer(recipe: Mapping[str, Any], config: Settings, given: Collection[str]) -> None:
+    """Checks that another optimizer than the recipe's does not run with the recipe's rate.
+
+    Args:
+      recipe: its values by dotted key.
+      config: what became of it.
+      given: dotted keys that the user has changed.
+
+    Raises:
+      UserError: it would, or there is no such optimizer.
+    """
+    key, own, name = 'optimizer.base_learning_rate', recipe['optimizer.name'], config.optimizer.name
+    if name == own or key in given:
+        return
+    # Imported here: it imports JAX. A name that is none is told first.
+    from byol_jax.training.optimizers import OPTIMIZERS
+
+    OPTIMIZERS.find(name)
+    raise UserError(
+        f'optimizer.name={name} needs a learning rate of its own: {recipe[key]:g} is for {own}. '
+        f'Give {key} and optimizer.weight_decay too (for adamw 1.5e-4 and 0.1 as in '
+        'configs/imagenet_vit.py; small networks take more, 4e-3 on the sample).'
+    )
 
 
 @contextlib.contextmanager

@@ -86,6 +86,8 @@ def test_values(main_py, tmp_path, arguments, words):
             ('--config.optimizer.name=adam', '--config.optimizer.base_learning_rate=1'),
             ("optimizer.name='adam'", "Did you mean 'adamw'?"),
         ),
+        (('--config.optimizer.name=adam',), ("optimizer.name='adam'", "Did you mean 'adamw'?")),
+        (('--config.optimizer.name=adamw',), ('needs a learning rate of its own',)),
         (('--config.views.view1.flip=2',), ('views.view1.flip=2', 'probability')),
         (('--config.data.tile_size=5000',), ('smaller than data.tile_size=5000',)),
     ],

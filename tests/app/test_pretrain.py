@@ -83,6 +83,22 @@ def test_ways_to_give_pictures(images, tmp_path):
         Files([])
 
 
+def test_the_encoder_is_the_recipes_unless_given(images, monkeypatch, tmp_path):
+    """A recipe comes with its network and the network's arguments."""
+    begun = []
+
+    def train(config, *rest):
+        begun.append(config.encoder)
+        raise UserError('far enough')
+
+    monkeypatch.setattr(module, 'train', train)
+    for given in ({}, {'encoder': 'resnet34'}):
+        with pytest.raises(UserError, match='far enough'):
+            byol_jax.pretrain(images, recipe='cifar10', workdir=tmp_path, **given)
+    assert [encoder.name for encoder in begun] == ['resnet18', 'resnet34']
+    assert [dict(encoder.kwargs) for encoder in begun] == [{'small_images': True}, {}]
+
+
 @pytest.mark.parametrize(
     ('changes', 'words'),
     [
@@ -93,6 +109,8 @@ def test_ways_to_give_pictures(images, tmp_path):
         ({'encoder': lambda x: x}, 'must be a name or a class'),
         ({'steps': 4, 'epochs': 1.0}, 'total_epochs and total_steps'),
         ({'encoder__kwargs': {'widht': 1}}, "Did you mean 'width'?"),
+        ({'optimizer__name': 'adamw'}, 'needs a learning rate of its own: 0.3 is for lars'),
+        ({'optimizer__name': 'adam'}, "Did you mean 'adamw'?"),
     ],
 )
 def test_what_is_refused(images, tmp_path, changes, words):
