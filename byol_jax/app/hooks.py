@@ -156,7 +156,7 @@ class Hook:
         """The run ends early, by an error or by a signal (`signals.Interrupted`)."""
 
     def close(self) -> None:
-        """The last call, whatever happened; for files and threads."""
+        """The last call, whatever happened; for files and threads. Not if `start` has failed."""
 
 
 class Hooks:
@@ -210,8 +210,9 @@ class Hooks:
 
     def close(self) -> None:
         """See `Hook.close`; all are closed, even if one cannot be."""
+        closing, self._started = self._started, []
         with ExitStack() as stack:
-            for hook in reversed(self._started):
+            for hook in reversed(closing):
                 stack.callback(self._try, hook, hook.close)
 
     def _each(self, call: Callable[[Hook], None]) -> None:
@@ -219,16 +220,17 @@ class Hooks:
             self._try(hook, functools.partial(call, hook))
 
     def _try(self, hook: Hook, call: Callable[[], None]) -> bool:
-        """Whether a call succeeded; an optional hook whose call does not is left out."""
+        """Whether a call succeeded; an optional hook whose call does not is closed and left out."""
         try:
             call()
-        # Whatever somebody else's program raises; the only such place.
+        # A hook may be somebody else's program: anything may come of it.
         except Exception as error:
             if not hook.optional:
                 raise
+            say(f'hook {_name(hook)} failed and is left out from now on: {_described(error)}')
             if hook in self._started:
                 self._started.remove(hook)
-            say(f'hook {_name(hook)} failed and is left out from now on: {_described(error)}')
+                self._try(hook, hook.close)
             return False
         return True
 

@@ -230,7 +230,7 @@ def pmap_step(
       train_step: `(state, batch, *more) -> (state, metrics)`, or a monitored step.
       shared: how many more arguments there are. Each is whole on every device (`everywhere`), and
         is not donated.
-      monitored: the step hands out features too, with the device axis: [devices, 2, M, size].
+      monitored: the step hands out features too, with the device axis: [devices, V, M, size].
     """
     out_axes = (None, None, 0) if monitored else (None, None)
     return jax.pmap(

@@ -98,7 +98,8 @@ def test_order():
 
 @pytest.mark.parametrize('phase', ['start', 'measure', 'logged', 'checkpoint', 'finish', 'close'])
 def test_a_failing_optional_hook_is_left_out(phase, capsys):
-    """It is said once, in one line with hook, error and place, and the others are told all."""
+    """It is said once, in one line with hook, error and place; it is closed if it had started, and
+    the others are told all."""
     calls = []
     whole(Hooks([Told('bad', calls, phase), Told('good', calls)]), steps=3)
     line = capsys.readouterr().out
@@ -107,13 +108,27 @@ def test_a_failing_optional_hook_is_left_out(phase, capsys):
     assert line.count('\n') == 1
     bad = [what for what, name, *_ in calls if name == 'bad']
     assert bad.count(phase) == 1
-    assert bad[-1] == phase
+    left = bad[bad.index(phase) + 1 :]
+    assert left == ([] if phase in ('start', 'close') else ['close'])
     assert [what for what, name, *_ in calls if name == 'good'] == [
         'start',
         *['measure', 'logged', 'checkpoint'] * 3,
         'finish',
         'close',
     ]
+
+
+def test_a_hook_that_fails_again_when_it_is_closed(capsys):
+    """Both are said, and the run goes on."""
+
+    class Broken(Told):
+        def close(self):
+            raise OSError('no space')
+
+    whole(Hooks([Broken('bad', [], 'logged')]), steps=2)
+    first, second = capsys.readouterr().out.splitlines()
+    assert 'ZeroDivisionError' in first
+    assert 'OSError: no space' in second
 
 
 def test_a_needed_hook_ends_the_run():
