@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
+from types import SimpleNamespace
 
+import jax
 import pytest
 from network_steps import make_method, small_config
 
-from byol_jax.app.build import build_run
+from byol_jax.app import build
+from byol_jax.app.build import Training, build_run, memory_named
 from byol_jax.errors import UserError
 from byol_jax.methods.byol import Byol
+from byol_jax.settings import Settings
 from byol_jax.training.step import AXIS
-from configs import div2k
+from configs import default, div2k
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,3 +74,28 @@ def test_what_a_run_refuses(changes, says):
         config.update_from_flattened_dict(changes)
     with pytest.raises(UserError, match=says):
         build_run(config)
+
+
+def test_too_little_memory_is_the_users_error():
+    """What a device says when a step does not fit names what to lower; other errors stay theirs."""
+    config = Settings.of(default.get_config())
+    said = 'RESOURCE_EXHAUSTED: Out of memory allocating 43850700160 bytes.'
+    lowered = pytest.raises(UserError, match=r'batch_size=4096 .*43850700160.*accumulate_steps')
+    with lowered, memory_named(config):
+        raise jax.errors.JaxRuntimeError(said)
+    untouched = pytest.raises(jax.errors.JaxRuntimeError, match='INTERNAL')
+    with untouched, memory_named(config):
+        raise jax.errors.JaxRuntimeError('INTERNAL: a bug')
+
+
+def test_the_online_probe_may_be_turned_off(monkeypatch):
+    """evaluate.online_probe=False: none is trained, though the pictures have labels."""
+    begun = Training(None, None, '', '', SimpleNamespace(online_probe=None))
+    monkeypatch.setattr(build, 'method_of', lambda config: SimpleNamespace(views=('view1',)))
+    monkeypatch.setattr(build, 'build_training', lambda *given: begun)
+    config = div2k.get_config('sample')
+    with config.unlocked():
+        config.update_from_flattened_dict({'evaluate.online_probe': False})
+    run = build_run(config)
+    assert run.data.train.label_names
+    assert run.training is begun
