@@ -142,7 +142,7 @@ def config_of_run(workdir: Path) -> Settings:
     """
     path = workdir / 'config.json'
     try:
-        return Settings.of(_completed(json.loads(path.read_text())))
+        return Settings.of(completed(json.loads(path.read_text())))
     except ValueError as error:
         raise UserError(f'{path} is damaged ({error}).') from error
 
@@ -154,7 +154,7 @@ def _check_same(path: Path, config: Settings, workdir: Path) -> None:
         raise UserError(f'{path} is damaged ({error}). Give another --workdir.') from error
     changed = [
         f'  {key}: {there!r} there, {now!r} now'
-        for key, (there, now) in differences((_completed(old), _completed(config.plain))).items()
+        for key, (there, now) in differences((completed(old), completed(config.plain))).items()
         if not key.startswith(WITHOUT_INFLUENCE)
     ]
     if changed:
@@ -176,8 +176,12 @@ def differences(configs: Sequence[Mapping[str, Any]]) -> dict[str, tuple[Any, ..
     return {key: row for key, row in values.items() if any(value != row[0] for value in row)}
 
 
-def _completed(old: Mapping[str, Any]) -> dict[str, Any]:
-    """A config.json with its old keys under their new names, and later keys at their defaults."""
+def completed(old: Mapping[str, Any]) -> dict[str, Any]:
+    """A config.json with its old keys under their new names, and later keys at their defaults.
+
+    Args:
+      old: what is in it.
+    """
     there = flatten(modern(old))
     defaults = _HYPERPARAMETERS.get(there.get('optimizer.name', ''))
     if defaults is not None:

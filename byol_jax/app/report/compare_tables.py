@@ -12,7 +12,7 @@ from byol_jax.app.alarm_log import OVER, read_alarms
 from byol_jax.app.alarms import ALARM
 from byol_jax.app.metrics import read_metrics
 from byol_jax.app.plan import total_steps
-from byol_jax.app.workdir import MISSING, differences
+from byol_jax.app.workdir import MISSING, completed, differences
 from byol_jax.errors import UserError, did_you_mean
 
 # Added to each record with a feature std: 1 for evenly spread projections, 0 for a collapse. Unlike
@@ -297,7 +297,8 @@ def _overview(runs: Sequence[RunRecord]) -> Table:
 
 
 def _configs(runs: Sequence[RunRecord]) -> Table:
-    differing = differences([run.config for run in runs])
+    # Else a run of an older version would differ in every key that was renamed or added since.
+    differing = differences([completed(run.config) for run in runs])
     rows = [
         Row(key, tuple(NONE if value is MISSING else _config_value(value) for value in values))
         for key, values in differing.items()

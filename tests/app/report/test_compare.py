@@ -80,6 +80,12 @@ def test_config_shows_what_differs_alone(tmp_path):
     }
     c = make_run(tmp_path / 'c')
     assert 'The configs are the same.' in [t.note for t in tables(read_runs([a, c]))]
+    # A run of the version in which tau_base was called base_ema, and there were no hooks.
+    config = json.loads((c / 'config.json').read_text())
+    config['target'] = {'base_ema': config['target']['tau_base']}
+    del config['hooks'], config['method']
+    (c / 'config.json').write_text(json.dumps(config))
+    assert 'The configs are the same.' in [t.note for t in tables(read_runs([a, c]))]
 
 
 def test_last_values(tmp_path):
