@@ -273,7 +273,7 @@ class RunReport:
         small = len(run.data.small)
         return {
             'Method': run.config.method.name,
-            'Encoder': f'{run.config.encoder.name}, tapped at {run.config.encoder.hidden_layer}',
+            'Encoder': f'{run.config.encoder.name}, tapped at {run.method.encoder.hidden_layer}',
             **({'Start': run.training.origin} if run.training.origin else {}),
             'Training examples': f'{plan.examples:,} ({len(run.data.held_out):,} held out)',
             **({'Left out': f'{small:,} pictures smaller than a tile'} if small else {}),

@@ -162,7 +162,9 @@ def live(tmp_path):
     run = SimpleNamespace(
         config=CONFIG,
         plan=PLAN,
-        method=Byol,
+        method=SimpleNamespace(
+            loss_scale=Byol.loss_scale, encoder=SimpleNamespace(hidden_layer='stage3/block1')
+        ),
         data=SimpleNamespace(small=(), held_out=range(7)),
         training=SimpleNamespace(origin=''),
     )
@@ -190,6 +192,7 @@ def test_report_of_a_run_under_way(live, tmp_path):
     for part in (
         '<p class="state">healthy</p>',
         '<b>Loss</b>',
+        'tapped at stage3/block1',
         '--config=&lt;this&gt;',
         'warmup_steps',
     ):
@@ -205,7 +208,8 @@ def test_report_of_a_run_under_way(live, tmp_path):
     again.stopped('SIGTERM & more')
     assert 'Stopped: SIGTERM &amp; more' in path.read_text()
     results = [Result('trained', 0.875, 0.03)]
-    again.finished(results, 'By cosine.', Illustrations(missing='found at the end'), 3)
+    shown = Illustrations(missing='found at the end')
+    again.finished(320, '', results, 'By cosine.', shown, 3)
     text = path.read_text()
     for part in (
         'Finished: all 320 steps',
