@@ -6,9 +6,6 @@ import warnings
 from typing import NamedTuple
 
 import numpy as np
-from sklearn.cluster import KMeans  # type: ignore[import-untyped]
-from sklearn.exceptions import ConvergenceWarning  # type: ignore[import-untyped]
-from sklearn.metrics import normalized_mutual_info_score  # type: ignore[import-untyped]
 
 from byol_jax.evaluation.features import checked_features, checked_labels, unit_rows
 
@@ -40,6 +37,10 @@ def k_means(features: np.ndarray, k: int, *, seed: int, restarts: int = 10) -> C
     Raises:
       ValueError: k out of range, not [N, D], or NaN or infinity in the features.
     """
+    # Imported late: it takes a second, for nothing in most runs.
+    from sklearn.cluster import KMeans
+    from sklearn.exceptions import ConvergenceWarning
+
     features = checked_features(features)
     if not 1 <= k <= len(features):
         raise ValueError(f'{k} clusters of {len(features)} rows: k must be 1 to {len(features)}')
@@ -65,6 +66,8 @@ def mutual_information(labels1: np.ndarray, labels2: np.ndarray) -> float:
     Raises:
       ValueError: not whole numbers, not as many of each, or none.
     """
+    from sklearn.metrics import normalized_mutual_info_score
+
     labels1 = checked_labels(labels1, len(labels1))
     labels2 = checked_labels(labels2, len(labels1))
     if not len(labels1):

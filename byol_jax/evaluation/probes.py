@@ -11,9 +11,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
-from sklearn.exceptions import ConvergenceWarning  # type: ignore[import-untyped]
-from sklearn.linear_model import LogisticRegression, Ridge  # type: ignore[import-untyped]
-from sklearn.preprocessing import StandardScaler  # type: ignore[import-untyped]
 from threadpoolctl import threadpool_limits
 
 from byol_jax.evaluation.features import Labelled, checked_labelled
@@ -136,6 +133,10 @@ def ridge_probe(
 def _logistic(
     x: np.ndarray, y: np.ndarray, penalties: Sequence[float]
 ) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+    # Imported late, as everywhere here: it takes a second, for nothing in most runs.
+    from sklearn.exceptions import ConvergenceWarning
+    from sklearn.linear_model import LogisticRegression
+
     model = LogisticRegression(tol=_GRADIENT, max_iter=_ITERATIONS, warm_start=True)
     # On busy cores the threads of a small product wait for each other: 10 times as long.
     threads = 1 if x.size * (y.max() + 1) < _SMALL else None
@@ -155,6 +156,8 @@ def _logistic(
 def _ridge(
     x: np.ndarray, y: np.ndarray, penalties: Sequence[float]
 ) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+    from sklearn.linear_model import Ridge
+
     labels, column = np.unique(y, return_inverse=True)
     targets = np.eye(len(labels))[column]
     for penalty in penalties:
@@ -198,6 +201,8 @@ def _models(
     fit: _Fit, train: Labelled, rows: np.ndarray, penalties: Sequence[float], classes: int
 ) -> Iterator[LinearModel]:
     """A model for each penalty, fitted to standardised rows, of features as they are."""
+    from sklearn.preprocessing import StandardScaler
+
     scaler = StandardScaler()
     x = scaler.fit_transform(train.features[rows].astype(np.float64))
     for fitted, fitted_bias, labels in fit(x, train.labels[rows], penalties):
