@@ -5,11 +5,15 @@ python main.py --config=div2k:sample --config.hooks="(('examples.own.hook:Patien
 
 from __future__ import annotations
 
-from byol_jax import Event, Hook
+from collections.abc import Mapping
+
+from byol_jax import Event, Hook, TrainState
+from byol_jax.app.build import Run
+from byol_jax.app.metrics import read_metrics
 
 
 class Patience(Hook):
-    """Stops a run whose RankMe no longer rises; a run that goes on counts anew."""
+    """Stops a run whose RankMe no longer rises."""
 
     def __init__(self, epochs: float = 10.0, metric: str = 'rankme_representation'):
         """Args:
@@ -19,12 +23,19 @@ class Patience(Hook):
         self.epochs, self.metric = epochs, metric
         self.best, self.since = float('-inf'), 0.0
 
+    def start(self, run: Run, state: TrainState) -> None:
+        # A run that goes on has records already.
+        for record in read_metrics(run.workdir):
+            self._look(record)
+
     def logged(self, event: Event) -> None:
-        value, epoch = event.record[self.metric], event.record['epoch']
+        waited = self._look(event.record)
+        if waited >= self.epochs:
+            event.stop(f'{self.metric} has not risen above {self.best:.2f} for {waited:.1f} epochs')
+
+    def _look(self, record: Mapping[str, float]) -> float:
+        """Takes a record in; the epochs since the highest value."""
+        value, epoch = record[self.metric], record['epoch']
         if value > self.best:
             self.best, self.since = value, epoch
-        elif epoch - self.since >= self.epochs:
-            event.stop(
-                f'{self.metric} has not risen above {self.best:.2f} for {epoch - self.since:.1f} '
-                'epochs'
-            )
+        return epoch - self.since

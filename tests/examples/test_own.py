@@ -117,7 +117,7 @@ def test_through_main_py(main_py, tmp_path):
         '--config.optimizer.name=examples.own.optimizer:clipped_sgd',
         '--config.optimizer.base_learning_rate=0.1',
         '--config.optimizer.kwargs.clip=0.5',
-        "--config.hooks=(('examples.own.hook:Patience',{'epochs':0.0,'metric':'learning_rate'}),)",
+        "--config.hooks=(('examples.own.hook:Patience',{'epochs':0.01,'metric':'learning_rate'}),)",
         f'--workdir={tmp_path}',
     )
     assert done.returncode == 0, done.stderr
