@@ -5,6 +5,7 @@ from __future__ import annotations
 import resource
 import signal
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import jax
@@ -28,7 +29,8 @@ def state() -> TrainState:
         for part in ('encoder', 'projector', 'predictor')
     }
     stats = {part: {'batch_stats': {'mean': jnp.full(3, 0.5)}} for part in params}
-    return init_state(optax.sgd(0.1, momentum=0.9), params, stats)
+    method = SimpleNamespace(target_parts=('encoder', 'projector'))
+    return init_state(method, optax.sgd(0.1, momentum=0.9), params, stats)
 
 
 def at(state: TrainState, step: int) -> TrainState:
