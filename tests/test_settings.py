@@ -45,7 +45,7 @@ def test_values_are_what_the_config_has():
     found = Settings.of(config)
     assert found.batch_size == 32
     assert found.views.view1.blur == found.views.named['view1'].blur == 0.5
-    assert found.evaluate.protocols[0] == Named('knn')
+    assert found.evaluate.protocols[:2] == (Named('spectrum'), Named('knn'))
     assert found.data.pair_keys == ('image', 'image')
     assert found.plain['views']['view1']['crop_area'] == [0.08, 1.0]
 
