@@ -38,6 +38,7 @@ from absl import app, flags
 
 from byol_jax.app.data import build_data
 from byol_jax.input.pipeline import view_batches
+from byol_jax.settings import Settings
 from byol_jax.sources.sample import SamplePhotographs
 from byol_jax.views.recipes import config_views
 from configs import div2k
@@ -102,7 +103,7 @@ def measure(folder: Path, kind: str) -> dict[str, float]:
         data.train.load(int(index), 'hr')
     made = view_batches(
         data.train,
-        config_views(config.views, config.data.pair_keys),
+        config_views(Settings.of(config).views, config.data.pair_keys),
         batch_size=config.batch_size,
         workers=config.data.workers,
         prefetch=config.data.prefetch,

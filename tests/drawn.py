@@ -8,6 +8,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from byol_jax import settings
+from byol_jax.names import Named
 from byol_jax.views.colors import ORDERS, Blur, Flip, Gray, Jitter, Jittered, Solarize
 from byol_jax.views.crop import Crop
 from byol_jax.views.recipes import config_operations
@@ -73,7 +75,9 @@ def make_view(image: np.ndarray, params: Params, size: int) -> np.ndarray:
 
 def view_of(config: Any, size: int = 224) -> View:
     """The view of a view's config."""
-    return View(config_operations(config, size, True))
+    operations = tuple(map(Named, config.operations))
+    section = settings.View(**(dict(config) | {'operations': operations}))
+    return View(config_operations(section, size, True))
 
 
 def draw_views(

@@ -10,6 +10,7 @@ import numpy as np
 
 from byol_jax.input.pipeline import view_batches
 from byol_jax.input.stream import Stream
+from byol_jax.settings import Settings
 from byol_jax.sources.bad_files import BadFiles
 from byol_jax.sources.base import Source
 from byol_jax.views.recipes import config_views
@@ -18,7 +19,8 @@ from configs import default
 
 
 def views_of(config: Any) -> dict[str, View]:
-    return config_views(config.views, tuple(config.data.pair_keys))
+    config = Settings.of(config)
+    return config_views(config.views, config.data.pair_keys)
 
 
 def stream_of(source: Source, config: Any) -> Stream:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from byol_jax import settings
 from byol_jax.names import Registry
 from byol_jax.views.colors import Blur, Flip, Gray, Jitter, Solarize
 from byol_jax.views.crop import Crop
@@ -46,11 +47,11 @@ def paper_views(
     return {'view1': View(first, pictures[0]), 'view2': View(second, pictures[1], partner=True)}
 
 
-def config_views(views: Any, pair_keys: tuple[str, str]) -> dict[str, View]:
+def config_views(views: settings.Views, pair_keys: tuple[str, str]) -> dict[str, View]:
     """The views of a config: {'view1', 'view2'}.
 
     Args:
-      views: `views` of a config or of the settings.
+      views: the section `views` of the settings.
       pair_keys: `data.pair_keys`.
 
     Raises:
@@ -58,16 +59,16 @@ def config_views(views: Any, pair_keys: tuple[str, str]) -> dict[str, View]:
         has no JAX version.
     """
     made = {}
-    for number, name in enumerate(('view1', 'view2')):
-        operations = config_operations(getattr(views, name), views.image_size, views.antialias)
+    for number, (name, view) in enumerate(views.named.items()):
+        operations = config_operations(view, views.image_size, views.antialias)
         made[name] = View(operations, pair_keys[number], partner=number == 1)
         if views.on == 'accelerator':
             made[name].check_jax()
     return made
 
 
-def config_operations(view: Any, image_size: int, antialias: bool) -> list[Operation]:
-    """The operations of one view of a config, `views.view1` say.
+def config_operations(view: settings.View, image_size: int, antialias: bool) -> list[Operation]:
+    """The operations of one view, `views.view1` say, of the settings.
 
     The flat keys are the arguments of the built-in operations; what stands beside a name in
     `operations` goes before them.
@@ -75,8 +76,8 @@ def config_operations(view: Any, image_size: int, antialias: bool) -> list[Opera
     given: dict[str, dict[str, Any]] = {
         'crop': {
             'size': image_size,
-            'area': tuple(view.crop_area),
-            'ratio': tuple(view.crop_ratio),
+            'area': view.crop_area,
+            'ratio': view.crop_ratio,
             'antialias': antialias,
         },
         'flip': {'probability': view.flip},
@@ -88,14 +89,13 @@ def config_operations(view: Any, image_size: int, antialias: bool) -> list[Opera
             'hue': view.hue,
         },
         'gray': {'probability': view.gray},
-        'blur': {'probability': view.blur, 'sigma': tuple(view.blur_sigma)},
+        'blur': {'probability': view.blur, 'sigma': view.blur_sigma},
         'solarize': {'probability': view.solarize, 'threshold': view.solarize_threshold},
     }
-    made = []
-    for entry in view.operations:
-        name, kwargs = (entry, {}) if isinstance(entry, str) else entry
-        made.append(OPERATIONS.build(name, {**given.get(name, {}), **dict(kwargs)}))
-    return made
+    return [
+        OPERATIONS.build(name, {**given.get(name, {}), **kwargs})
+        for name, kwargs in view.operations
+    ]
 
 
 def crop_and_flip(view: View) -> View:

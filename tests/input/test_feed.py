@@ -209,7 +209,7 @@ except byol_jax.errors.UserError as error:
 @pytest.mark.slow
 def test_array_needs_no_tensorflow(array):
     """Where TensorFlow is not installed, all that main.py imports is importable and an array
-    feeds the step; what does need it says so. (tests/test_device_run.py trains so, from main.py
+    feeds the step; what does need it says so. (tests/app/test_device_run.py trains so, from main.py
     to the report.)"""
     result = subprocess.run(
         [sys.executable, '-c', WITHOUT_TENSORFLOW + FEED_WITHOUT, str(array.path)],

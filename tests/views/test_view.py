@@ -14,6 +14,7 @@ from drawn import Params, draw_view
 from own_operations import Darken, Far, Patch, Turn, Wrong
 
 from byol_jax.errors import UserError
+from byol_jax.settings import Settings
 from byol_jax.views.colors import Blur, Flip, Gray, Jitter, Solarize
 from byol_jax.views.crop import Crop
 from byol_jax.views.draws import stream_of
@@ -187,22 +188,25 @@ def config_of(*operations, on: str = 'cpu'):
     config = default.get_config()
     config.views.view1.operations = operations
     config.views.on = on
-    return config
+    return Settings.of(config)
 
 
 def test_operations_of_a_config():
     """Names of ours take their settings from the flat keys, and what stands beside the name goes
     before; any other is 'package.module:Class' with arguments. The defaults are the paper's."""
     own = ('own_operations:Darken', {'least': 0.5})
-    config = config_of('crop', own, ('blur', {'sigma': (1.0, 3.0)}), 'flip')
+    config = default.get_config()
+    config.views.view1.operations = ('crop', own, ('blur', {'sigma': (1.0, 3.0)}), 'flip')
     config.views.view1.flip = 0.25
-    view1 = config_views(config.views, ('image', 'other'))['view1']
+    view1 = config_views(Settings.of(config).views, ('image', 'other'))['view1']
     assert view1.operations == (Crop(224), Darken(least=0.5), Blur(1.0, (1.0, 3.0)), Flip(0.25))
     plain = default.get_config()
-    assert config_views(plain.views, ('a', 'b')) == paper_views(224, pictures=('a', 'b'))
+    assert config_views(Settings.of(plain).views, ('a', 'b')) == paper_views(
+        224, pictures=('a', 'b')
+    )
     listed = [*config.views.view1.operations[:1], ['flip', {'probability': 1.0}]]
     config.views.view1.operations = listed
-    assert config_views(config.views, ('a', 'b'))['view1'].operations[1] == Flip(1.0)
+    assert config_views(Settings.of(config).views, ('a', 'b'))['view1'].operations[1] == Flip(1.0)
 
 
 def test_no_jax_version_is_refused_at_once():
