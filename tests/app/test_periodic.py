@@ -89,7 +89,7 @@ def flat_config():
     for view in (config.views.view1, config.views.view2):
         view.gray = view.solarize = 0.0
     config.evaluate.batch_size = 4
-    return config
+    return Settings.of(config)
 
 
 def colour(images):
@@ -130,7 +130,7 @@ def test_other_views_are_those_of_training():
         shown.append(images)
         return colour(images)
 
-    other_views(encode, data_of(source), config)
+    other_views(encode, data_of(source), Settings.of(config))
     stream = stream_of(source, config)
     for position in range(len(source)):
         batch, row = divmod(position, 4)
