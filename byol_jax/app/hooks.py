@@ -102,7 +102,8 @@ class Event:
 
         Args:
           reason: one line for the log and the report.
-          error: end with this error instead; it must be the same in all processes.
+          error: end with this error instead. Of several processes that of process 0 counts; a hook
+            that is called `everywhere` must give it in all of them.
         """
         if self.last or self.error:
             return

@@ -148,7 +148,7 @@ def _fit(run: Run, state: TrainState, hooks: Hooks, bad_files: BadFilesLog) -> E
             if step % plan.log_steps == 0 or event.last:
                 event.add(steps.settle())
                 hooks.log(event)
-                event.reason = told_by_main(event.reason)
+                _agree(event)
             stopped = bool(event.error or event.reason)
             if not stopped and not event.last:
                 stopped = stop_together(step, asked=bool(signals))
@@ -164,6 +164,14 @@ def _fit(run: Run, state: TrainState, hooks: Hooks, bad_files: BadFilesLog) -> E
             if stopped:
                 raise Interrupted(signals[0] if signals else signal.SIGTERM)
     return event
+
+
+def _agree(event: Event) -> None:
+    """Has all processes stop here if a hook of process 0 has asked for it."""
+    event.reason = told_by_main(event.reason)
+    error = told_by_main(str(event.error) if event.error else '')
+    if error and event.error is None:
+        event.error = UserError(error)
 
 
 def _finish(end: Event, hooks: Hooks) -> None:

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from byol_jax.errors import UserError
 from byol_jax.input.feed import Feed
 from byol_jax.methods.base import Method, l2_normalize
 from byol_jax.training.online_probe import probe_step
@@ -150,7 +151,10 @@ def make_train_step(
             metrics |= probed
         taken = sorted(metrics.keys() & own.keys())
         if taken:
-            raise ValueError(f"the method's metric '{taken[0]}' has the name of one of the step's")
+            raise UserError(
+                f"The method's metric '{taken[0]}' has the name of one of the step's: call it "
+                'something else.'
+            )
         metrics |= jax.lax.pmean(own, AXIS)
         state = TrainState(
             step=state.step + 1,

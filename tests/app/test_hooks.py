@@ -12,6 +12,7 @@ from conftest import TINY
 from runs import SAMPLE, final_state
 
 from byol_jax.app import hooks as hooks_module
+from byol_jax.app import loop
 from byol_jax.app.hooks import Event, Hook, Hooks, own_hooks
 from byol_jax.app.introduction import shortened
 from byol_jax.errors import UserError
@@ -205,6 +206,16 @@ def test_stopping():
     last = Event(RUN, 100, None)
     last.stop('late', UserError('late'))
     assert (last.error, last.reason) == (None, '')
+
+
+@pytest.mark.parametrize(('reason', 'error'), [('enough', ''), ('', 'bad'), ('', '')])
+def test_all_processes_stop_for_what_process_0_asks(monkeypatch, reason, error):
+    """A hook of the user's is called there alone: the others learn of its reason or error."""
+    said = iter([reason, error])
+    monkeypatch.setattr(loop, 'told_by_main', lambda own: next(said))
+    event = Event(RUN, 3, None)
+    loop._agree(event)
+    assert (event.reason, str(event.error or '')) == (reason, error)
 
 
 @pytest.mark.parametrize(
