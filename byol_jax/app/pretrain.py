@@ -82,7 +82,6 @@ def pretrain(
     path, source = _source_of(data)
     changes = {key.replace('__', '.'): value for key, value in overrides.items()}
     if encoder is not None:
-        if encoder is not None:
         changes['encoder.name'] = encoder if isinstance(encoder, str) else _name_of(encoder)
     changes |= {} if epochs is None else {'total_epochs': epochs}
     changes |= {} if steps is None else {'total_steps': steps}
