@@ -23,9 +23,12 @@ class BadPicture(UserError):
     """
 
     def __init__(self, file: str, reason: str, advice: str = ''):
-        """Args:
-        file, reason: as above.
-        advice: what to do, a sentence for the message.
+        """Says what is wrong.
+
+        Args:
+          file: as above.
+          reason: as above.
+          advice: what to do, a sentence for the message.
         """
         super().__init__(f'{file} {reason}.' + (f' {advice}' if advice else ''))
         self.file = file

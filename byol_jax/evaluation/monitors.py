@@ -24,8 +24,9 @@ def measure(features: Mapping[str, np.ndarray]) -> dict[str, float]:
 
     Returns:
       representation_std: `unit_std` of the representation: 0 to about 1/sqrt(D).
-      rankme_representation, rankme_projection: over all views, 1 to min(V N, size). Of
-        wide features fewer rows are taken, evenly spaced: 256 of 2,048 values.
+      rankme_representation: over all views, 1 to min(V N, size). Of wide features fewer rows are
+        taken, evenly spaced: 256 of 2,048 values.
+      rankme_projection: likewise.
       alignment: of the projections of each two views, 0 to 4; not there if V is 1.
       uniformity: of the projections, the mean of the views', -8 to 0; not there if N is 1.
       online_target_cosine: of z and z' of the same view: how far the target lags behind.

@@ -63,12 +63,14 @@ class BadFiles:
         max_fraction: float,
         left_out: Sequence[BadFile] = (),
     ):
-        """Args:
-        source: the training pictures.
-        key: which picture of an example is counted.
-        max_fraction: share of the training pictures that may be bad (data.max_bad_fraction), in
-          [0, 1].
-        left_out: bad files that were left out of the source; they count as found.
+        """Counts those left out.
+
+        Args:
+          source: the training pictures.
+          key: which picture of an example is counted.
+          max_fraction: share of the training pictures that may be bad (data.max_bad_fraction), in
+            [0, 1].
+          left_out: bad files that were left out of the source; they count as found.
         """
         self._source = source
         self._key = key

@@ -50,10 +50,12 @@ class Entry:
     """A decoded picture in a file of its own."""
 
     def __init__(self, folder: Path, picture: str, version: str):
-        """Args:
-        folder: of the cache.
-        picture: which picture it is (see `Source.stamp`).
-        version: of the picture; an entry of another version is not used.
+        """Reads and writes nothing yet.
+
+        Args:
+          folder: of the cache.
+          picture: which picture it is (see `Source.stamp`).
+          version: of the picture; an entry of another version is not used.
         """
         name = hashlib.sha256(os.fsencode(picture)).hexdigest()[:40]
         # In subfolders: some file systems are slow if a folder holds a million files.

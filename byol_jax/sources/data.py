@@ -40,17 +40,19 @@ GIVEN = 'given'
 
 
 class Data(NamedTuple):
-    """Attributes:
-    train: what is trained on, and the gallery of the nearest-neighbour evaluation.
-    held_out: never trained on; may be empty.
-    bad: pictures of which no tiles could be cut because their size cannot be read.
-    small: (name, height, width) of pictures smaller than a tile; they are in neither part.
-    array: the source of both parts, if it is an `Array`: its pictures have no names to tell two
-      arrays apart.
-    unused: lines about data that is there and not used, such as lists of labels.
-    cache: the decoded pictures on disk that both parts are read from, if there is a cache.
-    test: a separate test set, if the config names one: all of it is its `train`, with labels
-      numbered as here.
+    """What a run trains on, what it holds out, and what came of opening them.
+
+    Attributes:
+      train: what is trained on, and the gallery of the nearest-neighbour evaluation.
+      held_out: never trained on; may be empty.
+      bad: pictures of which no tiles could be cut because their size cannot be read.
+      small: (name, height, width) of pictures smaller than a tile; they are in neither part.
+      array: the source of both parts, if it is an `Array`: its pictures have no names to tell two
+        arrays apart.
+      unused: lines about data that is there and not used, such as lists of labels.
+      cache: the decoded pictures on disk that both parts are read from, if there is a cache.
+      test: a separate test set, if the config names one: all of it is its `train`, with labels
+        numbered as here.
     """
 
     train: Source
@@ -344,10 +346,12 @@ class Relabelled(Subset):
     """All examples of another source, with other numbers and names for their labels."""
 
     def __init__(self, source: Source, names: Sequence[str], numbers: np.ndarray | None):
-        """Args:
-        source: the examples.
-        names: of the new labels.
-        numbers: the new label of each old one, int [old labels]; None for no labels.
+        """Reads nothing yet.
+
+        Args:
+          source: the examples.
+          names: of the new labels.
+          numbers: the new label of each old one, int [old labels]; None for no labels.
         """
         super().__init__(source, np.arange(len(source)))
         self._names, self._numbers = names, numbers

@@ -29,10 +29,12 @@ class ImageFiles(Source):
     own_files = True
 
     def __init__(self, root: Path, files: Mapping[str, Names], max_megapixels: float):
-        """Args:
-        root: the folder.
-        files: by key, the file of each example, relative to `root` with '/'.
-        max_megapixels: larger pictures are refused.
+        """Reads nothing yet.
+
+        Args:
+          root: the folder.
+          files: by key, the file of each example, relative to `root` with '/'.
+          max_megapixels: larger pictures are refused.
         """
         self.root = root
         self.max_megapixels = max_megapixels

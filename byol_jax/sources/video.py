@@ -23,9 +23,11 @@ _NUMBERED = re.compile(r'(.*?)([0-9]+)', re.DOTALL)
 
 
 class Clip(NamedTuple):
-    """Attributes:
-    path: of the video file, or of the first frame, relative to the root.
-    frames: the files of the frames, relative to the root, or the video file.
+    """Frames that follow each other.
+
+    Attributes:
+      path: of the video file, or of the first frame, relative to the root.
+      frames: the files of the frames, relative to the root, or the video file.
     """
 
     path: str

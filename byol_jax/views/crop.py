@@ -137,9 +137,10 @@ class ResizeTables(NamedTuple):
 
     Attributes:
       start: int32 [L + 1, S], the first pixel that feeds each result.
-      upper, lower: float32 [L + 1, S, K], weights of K pixels from there on: whole numbers, of
-        which upper x 2^11 + lower is the weight in units of 2^-22. Without antialiasing lower is
-        None and upper the weight.
+      upper: float32 [L + 1, S, K], of the weights of K pixels from there on: whole numbers, of
+        which upper x 2^11 + lower is the weight in units of 2^-22. Without antialiasing it is the
+        weight.
+      lower: likewise; None without antialiasing.
     """
 
     start: Any
