@@ -49,13 +49,19 @@ _LONGEST = (
     'test_device_run.py',
     'test_run.py',
     'test_hosts.py',
-    'test_any_run.py',
+    'test_hooks.py',
+    'test_own.py',
     'test_bad_files_run.py',
-    'test_file_list.py',
-    'test_cli.py',
-    'test_deepmind.py',
+    'test_any_run.py',
+    'test_periodic.py',
     'test_torchvision.py',
+    'test_deepmind.py',
     'test_step.py',
+    'test_online_probe.py',
+    'test_tutorial.py',
+    'test_convolution.py',
+    'test_optim.py',
+    'test_examples.py',
 )
 
 

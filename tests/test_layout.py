@@ -113,3 +113,11 @@ def test_every_config_key_has_a_comment():
         )
         if sets_key and not section and not default_of_placeholder and '.lock()' not in code:
             assert '  # ' in line or 'view1' in code or 'view2' in code, line
+
+
+def test_no_test_file_imports_from_another():
+    """What several test files use is in modules of its own, in tests/."""
+    for path in (ROOT / 'tests').rglob('*.py'):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.ImportFrom):
+                assert not (node.module or '').startswith('test_'), f'{path}: {node.module}'
