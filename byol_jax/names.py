@@ -88,7 +88,8 @@ class Registry:
                 entry = self.entries[name]
                 return self._import(entry) if isinstance(entry, str) else entry
             raise UserError(
-                f"{self.key}='{name}' is not a known {self.kind}.{did_you_mean(name, self.entries)}"
+                f"{self.key}='{name}' is not a known {self.kind}."
+                f'{_with_colon(name) or did_you_mean(name, self.entries)}'
                 f' Known: {", ".join(self.entries) or "none"}; or give your own as '
                 "'package.module:attribute'."
             )
@@ -158,6 +159,12 @@ class Registry:
         module_name, _, attribute = name.partition(':')
         if not module_name or not attribute.isidentifier():
             raise UserError(f"{self.key}='{name}' must be of the form 'package.module:attribute'.")
+        if '/' in module_name or module_name.endswith('.py'):
+            dotted = module_name.removesuffix('.py').strip('./').replace('/', '.')
+            raise UserError(
+                f"{self.key}='{name}' is a path; a module is named with dots, from the current "
+                f"folder or one on PYTHONPATH. Did you mean '{dotted}:{attribute}'?"
+            )
         try:
             module = importlib.import_module(module_name)
         except ModuleNotFoundError as error:
@@ -174,6 +181,14 @@ class Registry:
                 f'{did_you_mean(attribute, dir(module))}'
             )
         return getattr(module, attribute)
+
+
+def _with_colon(name: str) -> str:
+    """' Did you mean ..?' for 'package.module.attribute', or ''."""
+    module, _, attribute = name.rpartition('.')
+    if not module or attribute == 'py' or '/' in name:
+        return ''
+    return f" Did you mean '{module}:{attribute}'?"
 
 
 def _a(noun: str) -> str:

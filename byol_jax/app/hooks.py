@@ -20,13 +20,16 @@ import numpy as np
 from byol_jax.app.build import Run, online_encoder
 from byol_jax.app.hosts import is_main, say
 from byol_jax.app.progress import Stopwatch
-from byol_jax.errors import UserError
+from byol_jax.errors import UserError, did_you_mean
 from byol_jax.interop.encoder import Encoder
 from byol_jax.names import Named, Registry
 from byol_jax.training.state import TrainState
 
 # None of ours needs a name: they are always there.
 HOOKS = Registry('hook', 'hooks', {})
+
+# The methods of a `Hook` that a run calls.
+_CALLED = ('start', 'measure', 'logged', 'checkpoint', 'finish', 'fail', 'close')
 
 
 class Event:
@@ -253,6 +256,13 @@ def own_hooks(named: tuple[Named, ...]) -> list[Hook]:
                 f"hooks: '{name}' makes a {type(hook).__name__}, not a byol_jax.Hook: "
                 'derive its class from that.'
             )
+        if all(getattr(type(hook), method) is getattr(Hook, method) for method in _CALLED):
+            own = [each for each in vars(type(hook)) if not each.startswith('_')]
+            near = ''.join(did_you_mean(each, _CALLED) for each in own[:1])
+            raise UserError(
+                f"hooks: '{name}' would do nothing: it has none of the methods that are called, "
+                f'{", ".join(_CALLED)}.{near}'
+            )
         hooks.append(hook)
     return hooks
 
@@ -274,9 +284,13 @@ def _measured(hook: Hook, event: Event) -> dict[str, float]:
     """What a hook measures, checked.
 
     Raises:
-      ValueError: a name is taken, or a value is not finite.
+      ValueError: it is no mapping, a name is taken, or a value is not finite.
     """
-    values = {str(name): float(value) for name, value in hook.measure(event).items()}
+    measured = hook.measure(event)
+    if not isinstance(measured, Mapping):
+        kind = type(measured).__name__
+        raise ValueError(f'measure gave a {kind}, and must give numbers by name: a dict')
+    values = {str(name): float(value) for name, value in measured.items()}
     for name, value in values.items():
         if name in event.record:
             raise ValueError(f"'{name}' is in the record already")

@@ -11,7 +11,7 @@ import numpy as np
 
 from byol_jax.errors import BadPicture, UserError
 from byol_jax.sources.bad_files import BadFile, bad_file, name_some
-from byol_jax.sources.base import Progress, Source, no_progress
+from byol_jax.sources.base import Progress, Source, check_picture, no_progress
 from byol_jax.views.crop import center_view
 
 # uint8 [B, S, S, 3] -> float32 [B, D].
@@ -51,8 +51,8 @@ def encode_source(
     key: str,
     *,
     image_size: int,
-    crop_fraction: float,
-    batch_size: int,
+    crop_fraction: float = 0.875,
+    batch_size: int = 64,
     progress: Progress = no_progress,
 ) -> Encoded:
     """Features of the centre crops of all pictures of a source that can be read, in order.
@@ -75,6 +75,7 @@ def encode_source(
             picture = source.load(index, key)
         except BadPicture as error:
             return bad_file(error)
+        check_picture(source.name(index), picture)
         return center_view(picture, image_size, crop_fraction)
 
     features, indices, bad = [], [], {}

@@ -19,7 +19,7 @@ import numpy as np
 
 from byol_jax.errors import BadPicture, UserError
 from byol_jax.sources.bad_files import BadFile, bad_file, name_some
-from byol_jax.sources.base import Source
+from byol_jax.sources.base import Source, check_picture
 from byol_jax.views.view import Drawn, View
 
 # Other examples tried, at most, in place of one that cannot be read. With half of all pictures bad
@@ -119,6 +119,8 @@ class Stream:
             except BadPicture as error:
                 bad.append(bad_file(error))
             else:
+                for each, picture in loaded.items():
+                    check_picture(self.source.name(each[0]), picture)
                 return Loaded(tuple(loaded[each] for each in which), candidate, bad)
         raise NoPictureError(bad)
 

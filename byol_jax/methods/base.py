@@ -217,6 +217,12 @@ def build_method(
     METHODS.check_kwargs(name, kind, kwargs, given=ours)
     parameters = inspect.signature(kind).parameters
     given = {key: value for key, value in ours.items() if key in parameters}
+    if not given and any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
+        raise UserError(
+            f"method.name='{name}': its constructor takes **kwargs and names none of "
+            f'{", ".join(ours)}, so it would be given none. Name those that it needs, or make the '
+            'class a frozen dataclass, as Byol is.'
+        )
     method: Method = METHODS.build(name, kwargs, **given)
     return method
 

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from byol_jax.errors import UserError
 from byol_jax.methods.base import Batch, LossScale, Method, Outputs, Tree, l2_normalize
 from byol_jax.models.heads import MLP
 from byol_jax.models.tap import TappedEncoder
@@ -60,7 +61,15 @@ class Byol(Method):
     loss_scale = LossScale(lowest=0.0, chance=4.0, highest=8.0)
 
     def distance(self, prediction: jax.Array, projection: jax.Array) -> jax.Array:
-        """How far a prediction is from the target's projection: [B, P] x 2 -> [B] (Equation 2)."""
+        """How far a prediction is from the target's projection (Equation 2).
+
+        Args:
+          prediction: q(z), float32 [B, P], of any length.
+          projection: z', float32 [B, P], of any length, without a gradient.
+
+        Returns:
+          One number a row, [B].
+        """
         return regression_loss(prediction, projection)
 
     def loss(
@@ -87,6 +96,11 @@ class Byol(Method):
         per_example = self.distance(
             online1.prediction, jax.lax.stop_gradient(target2)
         ) + self.distance(online2.prediction, jax.lax.stop_gradient(target1))
+        if per_example.shape != view1.shape[:1]:
+            raise UserError(
+                f'{type(self).__name__}.distance gives {list(per_example.shape)} for a batch of '
+                f'{len(view1)}: it must give one number a row, [B]. The mean is taken afterwards.'
+            )
         features = {
             'representation': jnp.stack([online1.representation, online2.representation]),
             'projection': jnp.stack([online1.projection, online2.projection]),

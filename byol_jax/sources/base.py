@@ -19,6 +19,8 @@ from threading import Lock
 
 import numpy as np
 
+from byol_jax.errors import UserError
+
 # Sources call it while they do something that may take long: what is done, such as 'sizes read',
 # how many, and of how many (0: not known).
 Progress = Callable[[str, int, int], None]
@@ -26,6 +28,16 @@ Progress = Callable[[str, int, int], None]
 
 def no_progress(what: str, done: int, total: int) -> None:
     """A `Progress` that shows nothing."""
+
+
+def check_picture(name: str, picture: np.ndarray) -> None:
+    """Raises UserError if what a source loaded is no uint8 [H, W, 3]."""
+    shape, dtype = np.shape(picture), getattr(picture, 'dtype', type(picture).__name__)
+    if dtype != np.uint8 or len(shape) != 3 or shape[2] != 3:
+        raise UserError(
+            f'The source gave {dtype} {list(shape)} for {name}: load must give uint8 [H, W, 3], '
+            'RGB in [0, 255].'
+        )
 
 
 class Source(abc.ABC):

@@ -192,6 +192,15 @@ def open_source(data: settings.Data, progress: Progress = no_progress) -> Source
             f"data.source='{data.source}' gives a {type(source).__name__}, which is no "
             'byol_jax.sources.Source.'
         )
+    if source.labels_at_hand and source.labels is not None:
+        labels = np.asarray(source.labels)
+        whole = isinstance(source.labels, np.ndarray) and np.issubdtype(labels.dtype, np.integer)
+        if not whole or labels.shape != (len(source),):
+            raise UserError(
+                f"data.source='{data.source}': labels are a {type(source.labels).__name__} of "
+                f'{labels.dtype} {list(labels.shape)}, and must be an array of integers '
+                f'[{len(source)}], places in label_names.'
+            )
     return source
 
 

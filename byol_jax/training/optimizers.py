@@ -70,6 +70,11 @@ def build_optimizer(
             'it to 0, or take an optimizer that has weight_decay and mask, such as optax:adamw.'
         )
 
+    # The first is the schedule.
+    first = next(iter(takes), None)
+    if callable(factory):
+        OPTIMIZERS.check_kwargs(name, factory, kwargs, given=(first, *ours))
+
     def build(rate: optax.Schedule) -> optax.GradientTransformation:
         made = OPTIMIZERS.build(name, kwargs, rate, **ours)
         if not isinstance(made, optax.GradientTransformation):

@@ -84,7 +84,7 @@ def make_train_step(
         features for the monitors.
         """
         rng = jax.random.fold_in(jax.random.key(seed), state.step)
-        rng = jax.random.fold_in(rng, jax.lax.axis_index(AXIS))
+        rng = jax.random.fold_in(rng, _device())
 
         def one(carry: Any, inputs: tuple[Batch, jax.Array]) -> Any:
             grads, online_stats, target_stats = carry
@@ -266,6 +266,22 @@ def pmap_feed(
 
     mapped = pmap_step(step, len(shared), monitored)
     return lambda state, batch: mapped(state, batch, *shared)
+
+
+def _device() -> jax.Array:
+    """The number of the device that a mapped step runs on.
+
+    Raises:
+      UserError: the step is not mapped.
+    """
+    try:
+        return jax.lax.axis_index(AXIS)
+    except NameError as error:
+        raise UserError(
+            f"The step runs where the axis '{AXIS}' is mapped, on one device too. Wrap it: "
+            'step = byol_jax.pmap_step(byol_jax.make_train_step(...)), then '
+            'step(byol_jax.replicate(state), byol_jax.shard_batch(batch, devices)).'
+        ) from error
 
 
 def _may_donate() -> bool:

@@ -22,7 +22,7 @@ class Operation(abc.ABC):
     Attributes:
       name: keys its random numbers, so two operations with different names draw independently. By
         default 'module:Class'; set it to keep the draws when you move or rename the class.
-      variates: uniform numbers that `parameters` needs.
+      variates: uniform numbers that `parameters` needs, without the one for `probability`.
       dtype: what `apply` and `apply_jax` take: 'float32' in [0, 1], 'uint8' in [0, 255], or 'any'
         for whichever the image is at that point. An image starts as uint8.
       takes_gray: `apply` also takes [H, W], which stands for three equal channels, as grey images
