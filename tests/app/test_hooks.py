@@ -373,6 +373,7 @@ def test_own_hook_stops_a_run_that_then_goes_on(own, plain, tmp_path, main_py):
     same(plain[2], final_state(workdir))
 
 
+@pytest.mark.slow
 def test_a_broken_hook_does_not_end_a_run(own, plain, tmp_path, main_py):
     """It is said once, and the weights are those of a run without it; one that says it is needed
     ends the run, and the report tells."""

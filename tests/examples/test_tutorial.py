@@ -12,6 +12,7 @@ from conftest import ROOT, process_environment
 NOTEBOOK = ROOT / 'examples' / 'tutorial.ipynb'
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_tutorial(tmp_path):
     """Every cell runs; pretraining and fine-tuning give what the text says they do."""
