@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import cmath
+import inspect
 import itertools
 
 import flax
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from layer_reference import (
     as_type,
@@ -255,7 +257,10 @@ def test_config():
         assert (config.data.source, config.data.name) == ('tfds', 'imagenet2012')
         assert (config.total_epochs, config.warmup_epochs, config.batch_size) == (300, 40, 4096)
         optimizer = config.optimizer
-        assert (optimizer.name, optimizer.b1, optimizer.b2) == ('adamw', 0.9, 0.999)
+        # Betas and epsilon are PyTorch's, which are optax's defaults too.
+        assert (optimizer.name, dict(optimizer.kwargs)) == ('adamw', {})
+        defaults = {n: p.default for n, p in inspect.signature(optax.adamw).parameters.items()}
+        assert (defaults['b1'], defaults['b2'], defaults['eps']) == (0.9, 0.999, 1e-8)
         assert (optimizer.base_learning_rate, optimizer.weight_decay) == (1.5e-4, 0.1)
         assert make_plan(config, 1_281_167, 8).learning_rate == pytest.approx(2.4e-3)
         assert config.target.tau_base == 0.99
