@@ -48,20 +48,26 @@ def claim_workdir(workdir: Path, config: Any, data: Mapping[str, Any], command: 
         check_workdir(workdir, config)
         _check_data(workdir / 'data.json', data)
         _lock(workdir)
-        _write_command(workdir, command)
+        try:
+            _write_command(workdir, command)
+        except OSError:
+            release_workdir(workdir)
+            raise
         return
     if (workdir / 'checkpoints').exists():
         raise UserError(
             f'{workdir} holds checkpoints but no config.json: it is not clear whose they are. '
             'Give another --workdir, or move them away.'
         )
+    plain = Settings.of(config).plain
     try:
         workdir.mkdir(parents=True, exist_ok=True)
         _lock(workdir)
         _write_json(workdir / 'data.json', data)
-        _write_json(path, Settings.of(config).plain)
+        _write_json(path, plain)
         _write_command(workdir, command)
     except OSError as error:
+        release_workdir(workdir)
         raise UserError(f'--workdir={workdir} cannot be written: {error.strerror}.') from error
 
 

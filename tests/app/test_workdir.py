@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import json
 
 import pytest
 
 from byol_jax import UserError
+from byol_jax.app import workdir as workdir_module
 from byol_jax.app.workdir import check_workdir, claim_workdir, config_of_run, release_workdir
 from byol_jax.settings import Settings, changed, plain
 from configs import folder
@@ -63,3 +65,28 @@ def test_a_config_of_an_older_version(tmp_path, momentum):
     claimed(workdir, config)
     with pytest.raises(UserError, match=r'optimizer\.kwargs\.momentum: .* there, 0\.5 now'):
         check_workdir(workdir, config_with(optimizer__kwargs__momentum=0.5))
+
+
+@pytest.mark.parametrize('begun', [False, True])
+def test_a_claim_that_fails_holds_nothing(tmp_path, monkeypatch, begun):
+    """A workdir that cannot be written is not kept from the next try, in the same process."""
+    config = config_with()
+    if begun:
+        claimed(tmp_path, config)
+
+    def full(*_):
+        raise OSError(errno.ENOSPC, 'No space left on device')
+
+    with monkeypatch.context() as patched:
+        patched.setattr(workdir_module, '_write_command', full)
+        with pytest.raises((OSError, UserError), match='No space left'):
+            claim_workdir(tmp_path, config, DATA, 'python main.py')
+    claimed(tmp_path, config)
+
+
+def test_what_cannot_be_written_down_makes_no_workdir(tmp_path):
+    """An argument that config.json cannot hold is refused before anything is made."""
+    config = config_with(encoder__kwargs={'act': len})
+    with pytest.raises(UserError, match='cannot be written to config'):
+        claim_workdir(tmp_path / 'w', config, DATA)
+    assert not (tmp_path / 'w').exists()
