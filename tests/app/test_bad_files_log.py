@@ -12,8 +12,8 @@ import pytest
 from bad_pictures import Damaged
 from colours import Colours, labelled, measured, one_hot_of_label, options_with
 from PIL import Image
-from runs import release_locks
 from streams import make_config, views_of
+from whole_runs import release_locks
 
 from byol_jax.app.bad_files import BadFilesLog
 from byol_jax.app.build import Run

@@ -12,7 +12,7 @@ import pytest
 from conftest import TINY
 from pictures import png_that_declares
 from PIL import Image
-from runs import SAMPLE, difference, final_state, finish, records, start, start_two, wait_for
+from whole_runs import SAMPLE, difference, final_state, finish, records, start, start_two, wait_for
 
 # How the picture of each number is spoilt; the other 35 are sound.
 BAD = {

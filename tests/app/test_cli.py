@@ -6,7 +6,7 @@ import json
 
 import pytest
 from conftest import ROOT, TINY
-from runs import release_locks
+from whole_runs import release_locks
 
 from byol_jax.errors import UserError
 

@@ -12,7 +12,7 @@ import pytest
 from conftest import ROOT, TINY, process_environment
 from feeds import WITHOUT_TENSORFLOW
 from PIL import Image
-from runs import SAMPLE, difference, final_state, finish, start_two, wait_for
+from whole_runs import SAMPLE, difference, final_state, finish, start_two, wait_for
 
 # Runs main.py where TensorFlow is not installed.
 MAIN_WITHOUT = (

@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 from conftest import TINY
-from runs import SAMPLE, final_state
+from whole_runs import SAMPLE, final_state
 
 from byol_jax.app import hooks as hooks_module
 from byol_jax.app import loop
@@ -400,7 +400,7 @@ def test_a_broken_hook_does_not_end_a_run(own, plain, tmp_path, main_py):
 @pytest.mark.timeout(400)
 def test_two_processes_stop_together(own, tmp_path, monkeypatch):
     """A hook in process 0 stops both at the same step, with the state saved."""
-    from runs import finish, start_two
+    from whole_runs import finish, start_two
 
     monkeypatch.setenv('PYTHONPATH', str(own))
     hook = "--config.hooks=(('own_hooks_of_tests:Stop',{'at':3}),)"

@@ -7,7 +7,15 @@ import json
 import numpy as np
 import pytest
 from conftest import TINY
-from runs import SAMPLE, difference, final_state, finish, make_damaged_folder, start_two, wait_for
+from whole_runs import (
+    SAMPLE,
+    difference,
+    final_state,
+    finish,
+    make_damaged_folder,
+    start_two,
+    wait_for,
+)
 
 from byol_jax.app.hosts import join_hosts
 from byol_jax.errors import UserError

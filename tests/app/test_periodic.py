@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 from conftest import TINY
 from feeds import Mixed, make_config, quick
-from runs import SAMPLE, finish, records, start_two
 from streams import stream_of, views_at
+from whole_runs import SAMPLE, finish, records, start_two
 
 from byol_jax.app import periodic
 from byol_jax.app.hooks import Event

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from conftest import TINY
 from PIL import Image
-from runs import SAMPLE, final_state, make_damaged_folder, start, wait_for
+from whole_runs import SAMPLE, final_state, make_damaged_folder, start, wait_for
 
 from byol_jax.app.modes import MODES, Request
 from byol_jax.errors import UserError
