@@ -28,6 +28,7 @@ class Array(Source):
 
     Attributes:
       images: uint8 [N, H, W, 3], RGB.
+      path: of the file; None if there is none.
       keys: as in `Source`.
       labels: as in `Source`.
       label_names: as in `Source`.
@@ -42,7 +43,8 @@ class Array(Source):
         Raises:
           UserError: there is no such file, or it does not hold what it must.
         """
-        self._take(_read(Path(path).expanduser()), f'data.path={Path(path).expanduser()}')
+        self.path: Path | None = Path(path).expanduser()
+        self._take(_read(self.path), f'data.path={self.path}')
 
     @classmethod
     def of(
@@ -70,6 +72,7 @@ class Array(Source):
             if len(texts):
                 arrays[name] = np.asarray(texts)
         made = cls.__new__(cls)
+        made.path = None
         made._take(arrays, 'array')
         return made
 
