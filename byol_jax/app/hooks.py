@@ -1,7 +1,7 @@
-"""Hooks: objects that are told how a run goes on.
+"""Hooks: objects whose methods a run calls at its start, at logged steps, checkpoints and its end.
 
-Checkpoints, metrics, monitors, evaluation, report and bad files are hooks (`app/loop.py` lists
-them), and so are the classes of the user's that `config.hooks` names.
+Checkpoints, metrics, monitors, evaluation, report and bad files are hooks (listed in
+`app/loop.py`). `config.hooks` adds the user's own classes.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from byol_jax.interop.encoder import Encoder
 from byol_jax.names import Named, Registry
 from byol_jax.training.state import TrainState
 
-# None of ours needs a name: they are always there.
+# Empty: the built-in hooks always run, so no config names them.
 HOOKS = Registry('hook', 'hooks', {})
 
 # The methods of a `Hook` that a run calls.
@@ -33,17 +33,18 @@ _CALLED = ('start', 'measure', 'logged', 'checkpoint', 'finish', 'fail', 'close'
 
 
 class Event:
-    """A step that was made, as hooks see it. Use it only during the call it was given to.
+    """A finished training step, as hooks see it. Use it only inside the call that received it.
 
     Attributes:
       run: the run: its config, data, plan, networks and workdir.
-      step: optimizer steps made.
-      last: whether it is the last step of the run.
-      state: what the step left, on the devices. The next step may take its memory: keep copies of
-        values, not arrays.
-      watch: `watch.paused(seconds)` leaves the time a hook took out of the measured speed.
-      reason: why a hook stops the run here; '' if none does.
-      error: the error that the run ends with after this step, its state saved; mostly None.
+      step: number of optimizer steps made so far.
+      last: whether this is the last step of the run.
+      state: the state after the step, on the devices. The next step may reuse its memory, so keep
+        copies of values, not the arrays.
+      watch: measures the speed; call `watch.paused(seconds)` to leave out time that a hook took.
+      reason: why a hook stops the run after this step; '' if none does.
+      error: the error that ends the run after this step, once its state is saved; None if there is
+        none.
     """
 
     def __init__(
@@ -57,11 +58,12 @@ class Event:
         """Describes a step.
 
         Args:
-          run: see above.
-          step: see above.
-          state: see above.
-          features: that the monitored step handed out, [devices, V, M, size] by name.
-          watch: see above; None: no step was measured.
+          run: the run it belongs to.
+          step: number of optimizer steps made so far.
+          state: the state after the step.
+          features: features that the monitored step returned, by name: arrays
+            [devices, views, examples, size].
+          watch: the run's stopwatch; None if no step has been measured.
         """
         self.run, self.step, self.state = run, step, state
         self.last = step >= run.plan.total_steps
@@ -73,22 +75,22 @@ class Event:
 
     @property
     def record(self) -> Mapping[str, float]:
-        """Values by name: step, epoch, loss, ...; when `logged`, all that metrics.jsonl has."""
+        """Values by name (step, epoch, loss, ...). In `Hook.logged`: the line of metrics.jsonl."""
         return MappingProxyType(self._record)
 
     @functools.cached_property
     def features(self) -> dict[str, np.ndarray]:
-        """The networks' outputs for some examples of the batch: float32 [views, examples, size].
+        """Network outputs for some examples of the batch: float32 [views, examples, size] by name.
 
-        By name, such as 'representation' and 'projection'. Of several processes each gets its own
-        devices' examples.
+        Names are those of the method, such as 'representation' and 'projection'. With several
+        processes, each process gets the examples of its own devices.
         """
         return on_host(self._features)
 
     @functools.cached_property
     def encoder(self) -> Encoder:
         """The online encoder as it would be exported now: images uint8 [B, H, W, C] -> [B, D]."""
-        # One device's copy: using it must not wait for other processes.
+        # The copy on one device: it can be used without waiting for other processes.
         own = jax.tree.map(lambda x: x.addressable_data(0), self.state._replace(online_probe=None))
         return online_encoder(self.run.config, self.run.method, own)
 
@@ -97,16 +99,17 @@ class Event:
         self._record |= values
 
     def stop(self, reason: str = '', error: UserError | None = None) -> None:
-        """Asks the run to end after this step; may be called by `Hook.measure` and `Hook.logged`.
+        """Asks the run to end after this step. Call it from `Hook.measure` or `Hook.logged`.
 
-        The state is saved. For a reason the run then ends as if this were its last step, with
-        encoder and report; the same command goes on from there. The first reason counts, an error
-        counts more, and at the last step nothing does.
+        The state is saved. With a reason, the run ends as after its last step: the encoder is
+        exported and the report written, and the same command continues the run. With an error, the
+        run ends with that error. An error takes precedence over a reason, and the first reason over
+        later ones. At the last step the call has no effect.
 
         Args:
           reason: one line for the log and the report.
-          error: end with this error instead. Of several processes that of process 0 counts; a hook
-            that is called `everywhere` must give it in all of them.
+          error: the error to end with. With several processes the error of process 0 counts; a hook
+            with `everywhere` must give it in all of them.
         """
         if self.last or self.error:
             return
@@ -118,62 +121,69 @@ class Event:
 
 
 class Hook:
-    """Watches a run; each method does nothing unless a subclass has its own.
+    """Base class of hooks; every method does nothing unless a subclass overrides it.
 
-    A class of the user's is named in `config.hooks` and made with the arguments given there. Hooks
-    are called in the order in which they are listed, ours first. They may look at the state but
-    have no way to change it.
+    `config.hooks` names the user's classes and the arguments they are made with. Built-in hooks are
+    called first, then the user's in the order of the config. Hooks can read the state but not
+    change it.
 
     Attributes:
-      optional: a hook that fails is left out from then on, and the run goes on without it. If
-        False, its error ends the run.
-      everywhere: of several processes each calls the hook, not only process 0. Only a hook that
-        exchanges something between processes needs that.
+      optional: if True, a hook that raises is dropped and the run continues without it. If False,
+        its error ends the run.
+      everywhere: if True, every process of a run calls the hook; otherwise only process 0 does.
+        Needed only by hooks that exchange data between processes.
     """
 
     optional = True
     everywhere = False
 
     def start(self, run: Run, state: TrainState) -> None:
-        """Training begins, or goes on from `state.step`."""
+        """Called before the first step of this process; `state.step` steps were made before."""
 
     def measure(self, event: Event) -> Mapping[str, float]:
-        """Values for the record of a step that is about to be logged, by names not yet in it.
+        """Returns values to add to the record of a step that is about to be logged.
 
-        They must be finite. `event.record` has the step's metrics and what earlier hooks measured.
+        `event.record` has the step's metrics and the values that earlier hooks returned.
+
+        Returns:
+          Finite numbers by name; the names must not be in the record yet.
         """
         return {}
 
     def logged(self, event: Event) -> None:
-        """A step's record is complete."""
+        """Called at a log step when its record is complete."""
 
     def checkpoint(self, event: Event) -> None:
-        """A checkpoint of the step is due; for a hook of the user's, it is written."""
+        """Called when a checkpoint is due. For the user's hooks it is already written."""
 
     def finish(self, event: Event) -> None:
-        """All steps are made, or a hook has stopped the run; encoder and last state are saved.
+        """Called after the last step, or after a hook stopped the run.
 
-        For a hook of the user's, the report is written too.
+        The encoder and the last state are saved by then. For the user's hooks the report is written
+        too.
         """
 
     def fail(self, error: Exception) -> None:
-        """The run ends early, by an error or by a signal (`signals.Interrupted`)."""
+        """Called when an error or a signal (`signals.Interrupted`) ends the run early."""
 
     def close(self) -> None:
-        """The last call, whatever happened; for files and threads. Not if `start` has failed."""
+        """Called last, however the run ended, to close files and threads.
+
+        Not called if `start` raised.
+        """
 
 
 class Hooks:
-    """Calls the hooks of a run, and goes on without optional ones that fail.
+    """Calls the hooks of a run and drops optional ones that raise.
 
-    As a context it tells them of an error that ends it, and closes them.
+    As a context manager it calls `fail` of each hook if an error ends the block, and then `close`.
     """
 
     def __init__(self, hooks: list[Hook]):
-        """Calls none yet.
+        """Keeps the hooks that this process calls; calls none yet.
 
         Args:
-          hooks: in the order in which they are called.
+          hooks: all hooks of the run, in the order in which they are called.
         """
         self._waiting = [hook for hook in hooks if hook.everywhere or is_main()]
         self._started: list[Hook] = []
@@ -189,27 +199,27 @@ class Hooks:
             self.close()
 
     def start(self, run: Run, state: TrainState) -> None:
-        """See `Hook.start`; what follows is told only to the hooks that have started."""
+        """Calls `Hook.start`. A hook whose start fails is not called again."""
         for hook in self._waiting:
             if self._try(hook, functools.partial(hook.start, run, state)):
                 self._started.append(hook)
 
     def log(self, event: Event) -> None:
-        """Has a step measured, then tells all of its complete record."""
+        """Calls `Hook.measure` of all hooks, adds the speed to the record, calls `Hook.logged`."""
         self._each(lambda hook: event.add(_measured(hook, event)))
         event.add(event.watch.lap(event.step))
         self._each(lambda hook: hook.logged(event))
 
     def checkpoint(self, event: Event) -> None:
-        """See `Hook.checkpoint`."""
+        """Calls `Hook.checkpoint`."""
         self._each(lambda hook: hook.checkpoint(event))
 
     def finish(self, event: Event) -> None:
-        """See `Hook.finish`."""
+        """Calls `Hook.finish`."""
         self._each(lambda hook: hook.finish(event))
 
     def fail(self, error: Exception) -> None:
-        """See `Hook.fail`."""
+        """Calls `Hook.fail`."""
         self._each(lambda hook: hook.fail(error))
 
     def close(self) -> None:
@@ -224,10 +234,10 @@ class Hooks:
             self._try(hook, functools.partial(call, hook))
 
     def _try(self, hook: Hook, call: Callable[[], None]) -> bool:
-        """Whether a call succeeded; an optional hook whose call does not is closed and left out."""
+        """Makes a call and says whether it succeeded; closes and drops an optional hook if not."""
         try:
             call()
-        # A hook may be somebody else's program: anything may come of it.
+        # A hook may be the user's code, which can raise anything.
         except Exception as error:
             if not hook.optional:
                 raise
@@ -240,13 +250,13 @@ class Hooks:
 
 
 def own_hooks(named: tuple[Named, ...]) -> list[Hook]:
-    """The hooks of the user's.
+    """Makes the user's hooks.
 
     Args:
-      named: 'package.module:Class' and arguments of each (config.hooks).
+      named: the 'package.module:Class' and arguments of each, from config.hooks.
 
     Raises:
-      UserError: one cannot be found or made, or is no `Hook`.
+      UserError: a class cannot be found or made, is no `Hook`, or overrides no method of it.
     """
     hooks = []
     for name, kwargs in named:
@@ -268,9 +278,15 @@ def own_hooks(named: tuple[Named, ...]) -> list[Hook]:
 
 
 def on_host(features: Mapping[str, jax.Array]) -> dict[str, np.ndarray]:
-    """What a mapped step handed out, [devices, V, M, size] -> float32 [V, devices M, size].
+    """Copies the features of a mapped step to the host and joins the devices' examples.
 
-    Of several processes each gets its own devices' examples.
+    With several processes, each gets the examples of its own devices.
+
+    Args:
+      features: arrays [devices, views, examples, size] by name.
+
+    Returns:
+      float32 [views, local devices * examples, size] by name.
     """
     found = {}
     for name, x in features.items():
@@ -281,10 +297,10 @@ def on_host(features: Mapping[str, jax.Array]) -> dict[str, np.ndarray]:
 
 
 def _measured(hook: Hook, event: Event) -> dict[str, float]:
-    """What a hook measures, checked.
+    """Calls `Hook.measure` and checks what it returns.
 
     Raises:
-      ValueError: it is no mapping, a name is taken, or a value is not finite.
+      ValueError: it is no mapping, a name is in the record already, or a value is not finite.
     """
     measured = hook.measure(event)
     if not isinstance(measured, Mapping):
@@ -304,9 +320,9 @@ def _name(hook: Hook) -> str:
 
 
 def _described(error: Exception) -> str:
-    """An error in one line, with the place in the hook's method that led to it."""
+    """An error in one line, with the file and line of the hook's method that raised it."""
     what = ' '.join(str(error).split())
     words = f'{type(error).__name__}: {what}' if what else type(error).__name__
-    # The first frame is `_try`'s, the next ones of this file too.
+    # The outermost frames belong to this file (`_try` and its callers), not to the hook.
     frames = [f for f in traceback.extract_tb(error.__traceback__) if f.filename != __file__]
     return f'{words} ({Path(frames[0].filename).name}:{frames[0].lineno})' if frames else words

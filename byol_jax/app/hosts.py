@@ -1,4 +1,4 @@
-"""Several processes as one run: joining, speaking for all, waiting for each other, leaving."""
+"""One run of several processes: joining them, printing once, waiting for each other, leaving."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from jax.experimental import multihost_utils
 
 from byol_jax.errors import UserError
 
-# Launchers from which jax.distributed learns address, count and index, and the variable with the
-# number of processes.
+# Launchers from which jax.distributed gets address, count and index by itself, each with the
+# environment variable that holds the number of processes.
 _LAUNCHERS = {'SLURM': 'SLURM_STEP_NUM_TASKS', 'Open MPI': 'OMPI_COMM_WORLD_SIZE'}
 
 
@@ -24,12 +24,12 @@ def join_hosts(coordinator: str | None, count: int | None, index: int | None) ->
     Must be called before anything else uses JAX's devices.
 
     Args:
-      coordinator: 'host:port' of process 0, reachable from all.
+      coordinator: 'host:port' of process 0, reachable from all processes.
       count: number of processes.
-      index: of this process, from 0.
+      index: number of this process, from 0.
 
     Raises:
-      UserError: only some of the three are given, or the others do not come.
+      UserError: only some of the three are given, or the processes cannot connect.
     """
     given = [value for value in (coordinator, count, index) if value is not None]
     if given and len(given) < 3:
@@ -50,7 +50,10 @@ def join_hosts(coordinator: str | None, count: int | None, index: int | None) ->
 
 
 def _abort(kind: type[BaseException], error: BaseException, trace: Any) -> None:
-    """Shows an unexpected error and ends this process, without JAX's barrier at exit."""
+    """Shows an unexpected error and ends the process at once.
+
+    A normal exit would hang in JAX's barrier, which waits for the other processes.
+    """
     sys.__excepthook__(kind, error, trace)
     sys.stderr.flush()
     os._exit(1)
@@ -68,22 +71,25 @@ def say(text: str) -> None:
 
 
 def wait_for_all(what: str) -> None:
-    """Returns when every process has called this with the same `what`."""
+    """Blocks until every process has called this with the same `what`."""
     if jax.process_count() > 1:
         multihost_utils.sync_global_devices(what)
 
 
 def gather_texts(text: str) -> list[str]:
-    """The texts of all processes, by index; all processes must call it at the same place.
+    """Collects a text from every process. All processes must call it at the same point.
 
     Args:
-      text: of this process; ASCII, not empty.
+      text: the text of this process; ASCII, not empty.
+
+    Returns:
+      The texts, ordered by process index.
     """
     if jax.process_count() == 1:
         return [text]
     data = np.frombuffer(text.encode('ascii'), np.uint8)
     lengths = np.ravel(multihost_utils.process_allgather(np.array(len(data), np.int32)))
-    # To a power of two: JAX compiles the exchange for every length.
+    # Padded to a power of two, because JAX compiles the exchange anew for every length.
     padded = np.zeros(1 << (int(lengths.max()) - 1).bit_length(), np.uint8)
     padded[: len(data)] = data
     rows = np.asarray(multihost_utils.process_allgather(padded))
@@ -91,23 +97,23 @@ def gather_texts(text: str) -> list[str]:
 
 
 def told_by_main(text: str) -> str:
-    """The text of process 0, which all processes must ask for at the same place.
+    """Returns the text of process 0 in every process. All must call it at the same point.
 
     Args:
-      text: of this process; only that of process 0 counts.
+      text: the text of this process; only that of process 0 is used.
     """
     return str(json.loads(gather_texts(json.dumps(text))[0]))
 
 
 def check_same_everywhere(text: str, what: str) -> None:
-    """Checks that a text is the same in all processes, which must all call this.
+    """Checks that a text is the same in all processes. All must call it at the same point.
 
     Args:
-      text: of this process; ASCII, not empty.
-      what: the text describes, for the message.
+      text: the text of this process; ASCII, not empty.
+      what: what the text describes, for the message; begins the sentence.
 
     Raises:
-      UserError: it is not; in every process.
+      UserError: the texts differ; raised in every process.
     """
     texts = gather_texts(text)
     others = [i for i, other in enumerate(texts) if other != texts[0]]
@@ -120,12 +126,12 @@ def check_same_everywhere(text: str, what: str) -> None:
 
 
 def stop_together(step: int, asked: bool) -> bool:
-    """Whether all processes stop after this step, because one of them got a signal.
+    """Whether all processes stop after this step because one of them got a signal.
 
     Args:
-      step: made; every process must ask at each step.
-      asked: whether this process got one. Counts in a run of one process; in a run of several JAX
-        catches SIGTERM and tells all processes at the same step.
+      step: number of steps made. Every process must call this after each step.
+      asked: whether this process got a signal. Used in a run of one process; in a run of several
+        processes JAX catches SIGTERM and reports it to all of them at the same step.
     """
     if jax.process_count() == 1:
         return asked
@@ -133,9 +139,10 @@ def stop_together(step: int, asked: bool) -> bool:
 
 
 def part() -> None:
-    """Ends the connection between the processes when all have made the last step.
+    """Disconnects the processes once all have made the last step.
 
-    Process 0 alone then evaluates and reports, which may take longer than JAX lets others wait.
+    After that only process 0 works (evaluation, report), which may take longer than the time JAX
+    lets the other processes wait for it.
     """
     if jax.process_count() > 1:
         wait_for_all('last step')
@@ -143,12 +150,13 @@ def part() -> None:
 
 
 def leave(status: Any) -> None:
-    """Ends the process; after an error in a run of several, without waiting for the others.
+    """Exits this process. After an error in a run of several processes it does not wait for them.
 
-    A failed process would hang in JAX's barrier at exit. The others notice that it is gone.
+    A failed process would otherwise hang in JAX's barrier at exit. The other processes notice that
+    it is gone.
 
     Args:
-      status: an exit status, or a message for stderr, as `sys.exit` takes.
+      status: an exit status, or a message for stderr, as for `sys.exit`.
     """
     if jax.process_count() > 1 and status:
         if isinstance(status, str):

@@ -46,18 +46,20 @@ from byol_jax.training.step import replicate
 def train(
     config: Any, workdir: str | Path, command: str = '', source: Source | None = None
 ) -> None:
-    """Trains, or goes on training, until the last step or a hook's stop; then exports and reports.
+    """Trains up to the last step or until a hook stops the run, then exports and reports.
+
+    A workdir that has checkpoints is continued from the newest good one.
 
     Args:
       config: whatever `Settings.of` takes.
-      workdir: where everything is written.
-      command: that started the run, for the report and command.txt.
-      source: the pictures, in place of those that the config names.
+      workdir: the folder that everything is written to.
+      command: the command line that started the run, for the report and command.txt.
+      source: the training pictures, instead of those that the config names.
 
     Raises:
-      UserError: something cannot be used, too many pictures cannot be read, or the loss is not
-        finite.
-      Interrupted: by SIGTERM or Ctrl-C, after a checkpoint.
+      UserError: the config, the data or the workdir cannot be used, too many pictures cannot be
+        read, or the loss is not finite.
+      Interrupted: a signal stopped the run, after it saved a checkpoint.
     """
     config = Settings.of(config)
     if config.log.wandb:
@@ -83,14 +85,14 @@ def train(
 
 
 def _hooks(run: Run, command: str, checkpoints: Checkpoints, bad_files: BadFilesLog) -> list[Hook]:
-    """Our hooks, in the order in which they are called."""
+    """The built-in hooks, in the order in which they are called."""
     report, metrics = RunReport(run, run.workdir, command), Metrics()
     return [
         Layers(),
         Views(),
-        # Each record is written before it is judged, and judged before the report shows it.
+        # A record is written first, then judged by the alarms, then shown in the report.
         metrics,
-        # What is not finite ends the run before it is measured or judged.
+        # Before the monitors: values that are not finite end the run and are never measured.
         Saving(checkpoints),
         Monitors(),
         bad_files,
@@ -102,7 +104,11 @@ def _hooks(run: Run, command: str, checkpoints: Checkpoints, bad_files: BadFiles
 
 @contextmanager
 def _claimed(run: Run, command: str) -> Iterator[None]:
-    """Makes the workdir this run's own until it ends; all processes must have the same data."""
+    """Locks the workdir for this run until it ends, and checks that all processes see one data set.
+
+    Raises:
+      UserError: the workdir belongs to another run, or the processes see different data.
+    """
     data = fingerprint(run.data)
     check_same_everywhere(json.dumps(data), 'The data')
     if is_main():
@@ -124,7 +130,13 @@ def _restored(run: Run, checkpoints: Checkpoints) -> TrainState:
 
 
 def _fit(run: Run, state: TrainState, hooks: Hooks, bad_files: BadFilesLog) -> Event:
-    """Makes the remaining steps; returns the last one, which a hook may have made the last."""
+    """Runs the remaining steps and returns the event of the last one.
+
+    Raises:
+      UserError: too many pictures cannot be read, or a hook ended the run with an error.
+      NonFinite: the metrics of a step are not finite.
+      Interrupted: a signal stopped the run, after a checkpoint.
+    """
     plan = run.plan
     start = saved = int(state.step)
     event = Event(run, start, state)
@@ -138,8 +150,9 @@ def _fit(run: Run, state: TrainState, hooks: Hooks, bad_files: BadFilesLog) -> E
             except NonFinite:
                 raise
             except UserError:
-                # Too many pictures cannot be read, but the steps so far are sound. Other processes
-                # are in their next step and would not join in saving.
+                # Too many pictures cannot be read, but the steps so far are sound: save them. With
+                # several processes that is not possible, because the others have already begun
+                # their next step and do not take part in saving.
                 if jax.process_count() == 1 and step - 1 > saved:
                     event.add(steps.settle())
                     hooks.checkpoint(event)
@@ -167,7 +180,7 @@ def _fit(run: Run, state: TrainState, hooks: Hooks, bad_files: BadFilesLog) -> E
 
 
 def _agree(event: Event) -> None:
-    """Has all processes stop here if a hook of process 0 has asked for it."""
+    """Tells all processes whether a hook of process 0 asked to stop, so that all stop together."""
     event.reason = told_by_main(event.reason)
     error = told_by_main(str(event.error) if event.error else '')
     if error and event.error is None:
@@ -175,7 +188,7 @@ def _agree(event: Event) -> None:
 
 
 def _finish(end: Event, hooks: Hooks) -> None:
-    """Exports the encoder and has the hooks report."""
+    """Exports the encoder, then calls `finish` of every hook."""
     folder = end.run.workdir / 'encoder'
     save_encoder(end.encoder, folder)
     hooks.finish(end)

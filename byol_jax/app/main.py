@@ -1,4 +1,4 @@
-"""The command line: its flags, and which mode they ask for."""
+"""The command line: defines the flags and runs the mode that they select."""
 
 from __future__ import annotations
 
@@ -18,42 +18,44 @@ from byol_jax.errors import UserError
 MODES = ('train', 'views', 'summary', 'evaluate', 'embed', 'export', 'compare')
 
 _CONFIG = config_flags.DEFINE_config_file(
-    'config', None, 'A recipe by name, or a config file, which is executed; with an optional :ARG.'
+    'config', None, 'Name of a recipe, or a config file (executed as Python), optionally with :ARG.'
 )
-_WORKDIR = flags.DEFINE_string('workdir', None, 'Where to write; by default runs/<config name>.')
+_WORKDIR = flags.DEFINE_string(
+    'workdir', None, 'Folder to write to; runs/<config name> by default.'
+)
 _MODE = flags.DEFINE_enum('mode', 'train', MODES, 'What to do.')
 _FROM = flags.DEFINE_string(
-    'from', None, 'With --mode=export: weights made elsewhere, PREFIX:FILE.'
+    'from', None, 'With --mode=export: weights of another project, as PREFIX:FILE.'
 )
 _ENCODER = flags.DEFINE_string(
-    'encoder', None, 'Folder of an exported encoder; by default <workdir>/encoder.'
+    'encoder', None, 'Folder of an exported encoder; <workdir>/encoder by default.'
 )
 _OUTPUT = flags.DEFINE_string(
     'output',
     None,
     'File to write: embeddings (.npz or .parquet), evaluation (.json) or comparison (.html).',
 )
-_WORKDIRS = flags.DEFINE_string('workdirs', None, 'With --mode=compare: the runs, as A,B[,C...].')
-_COORDINATOR = flags.DEFINE_string('coordinator', None, 'host:port of process 0 of several.')
-_PROCESS_COUNT = flags.DEFINE_integer('process_count', None, 'Processes of the run.')
-_PROCESS_INDEX = flags.DEFINE_integer('process_index', None, 'This process, from 0.')
+_WORKDIRS = flags.DEFINE_string('workdirs', None, 'With --mode=compare: workdirs, as A,B[,C...].')
+_COORDINATOR = flags.DEFINE_string('coordinator', None, 'host:port of process 0.')
+_PROCESS_COUNT = flags.DEFINE_integer('process_count', None, 'Number of processes.')
+_PROCESS_INDEX = flags.DEFINE_integer('process_index', None, 'Number of this process, from 0.')
 
-# Flags that only some modes take.
+# Flags that only some modes accept.
 _ONLY_WITH = (
     (_ENCODER, ('evaluate', 'embed')),
     (_OUTPUT, ('evaluate', 'embed', 'compare')),
     (_WORKDIRS, ('compare',)),
 )
-# Flags that a comparison has no use for.
+# Flags that --mode=compare rejects.
 _NOT_WITH_COMPARE = (_CONFIG, _WORKDIR, _FROM, _COORDINATOR, _PROCESS_COUNT, _PROCESS_INDEX)
 
 
 def run() -> None:
-    """Does what the command line asks for, and exits."""
-    # `byol-jax` finds networks and configs in the current folder, as `python -m byol_jax` does.
+    """Runs the mode that the command line selects, and exits."""
+    # So that `byol-jax` finds networks and configs in the current folder, like `python -m`.
     if os.getcwd() not in sys.path and '' not in sys.path:
         sys.path.append(os.getcwd())
-    # Else --help would leave them out: it shows the flags of the file that Python was given.
+    # --help shows only the flags of the script that Python started; add ours to it.
     for flag in flags.FLAGS.get_flags_for_module(__name__):
         flags.FLAGS.register_key_flag_for_module(sys.argv[0], flag)
     try:
@@ -61,7 +63,7 @@ def run() -> None:
     except UserError as error:
         sys.exit(f'error: {error}')
     except OSError as error:
-        # A full or read-only disk; anything else is a defect and deserves its traceback.
+        # A full or read-only disk. Any other OSError is a bug and keeps its traceback.
         if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS):
             raise
         sys.exit(f'error: {error.filename or "the workdir"}: {error.strerror}')
@@ -70,14 +72,14 @@ def run() -> None:
 
 
 def _command() -> str:
-    """The command line as it was typed, without the folders that Python puts before it."""
+    """The command line as typed, without the path of the Python interpreter."""
     if Path(sys.argv[0]).stem == 'byol-jax':
         return shlex.join(['byol-jax', *sys.orig_argv[2:]])
     return shlex.join(['python', *sys.orig_argv[1:]])
 
 
 def _optional_path(flag: Any) -> Path | None:
-    # A shell leaves a ~ behind --flag= as it is.
+    # Shells do not expand a ~ that follows --flag=.
     return None if flag.value is None else Path(flag.value).expanduser()
 
 
@@ -96,20 +98,20 @@ def main(_: list[str]) -> None:
                     f'--{flag.name} does not go with --mode=compare, which reads the runs that '
                     '--workdirs=A,B names and nothing else.'
                 )
-        # Needs no config, TensorFlow or device.
+        # A comparison needs neither a config nor TensorFlow nor a device.
         from byol_jax.app.report.compare import compare
 
         compare(_WORKDIRS.value, _optional_path(_OUTPUT))
         return
     if _FROM.value is not None:
-        # Needs neither a config nor TensorFlow.
+        # A conversion needs neither a config nor TensorFlow.
         from byol_jax.app.export import export_from
 
         export_from(_FROM.value, _MODE.value, _WORKDIR.value)
         return
     config = load_config(_CONFIG)
     workdir = Path(_WORKDIR.value or f'runs/{config.name}')
-    # Imported late: a wrong flag is answered without waiting for all that training needs.
+    # Imported late, so that a wrong flag is reported before the slow imports of training.
     from byol_jax.app.hosts import join_hosts, leave, say
     from byol_jax.app.modes import MODES as RUN
     from byol_jax.app.modes import Request

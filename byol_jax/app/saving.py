@@ -1,4 +1,4 @@
-"""Checkpoints of a run: a state is saved when it is due, and only if it is finite."""
+"""The hook that saves checkpoints, and refuses states that are not finite."""
 
 from __future__ import annotations
 
@@ -20,20 +20,21 @@ from byol_jax.training.state import TrainState
 
 
 class NonFinite(UserError):
-    """Something of a step is NaN or infinite.
+    """A metric, feature or parameter of a step is NaN or infinite.
 
     Attributes:
-      step: whose.
-      values: its metrics, and NaN for what else is not finite.
+      step: number of the step.
+      values: metrics of the step by name; a feature or parameter that is not finite is added by
+        its name, with the value NaN.
     """
 
     def __init__(self, step: int, values: Mapping[str, float], what: str = ''):
-        """Says what to do.
+        """Makes the message.
 
         Args:
-          step: whose.
-          values: its metrics.
-          what: is not finite, if the metrics are.
+          step: number of the step.
+          values: metrics of the step by name.
+          what: name of the feature or parameter that is not finite; '' if a metric is the cause.
         """
         super().__init__(
             f'The loss of step {step} is {values["loss"]:.4g} (gradient norm '
@@ -52,7 +53,7 @@ def check_finite(step: int, values: Mapping[str, float]) -> None:
 
 
 class Saving(Hook):
-    """Writes checkpoints, and ends the run before it saves something that is not finite."""
+    """Writes checkpoints, and ends the run instead of saving values that are not finite."""
 
     optional = False
     everywhere = True
@@ -61,19 +62,19 @@ class Saving(Hook):
         """Writes nothing yet.
 
         Args:
-          checkpoints: of the run.
+          checkpoints: the checkpoints of the run.
         """
         self._checkpoints = checkpoints
 
     def start(self, run: Run, state: TrainState) -> None:
-        """Notes the initial state, whose infinite leaves (a mask may hold -inf) are allowed."""
+        """Keeps the initial state: leaves that are infinite there (such as masks) may stay so."""
         self._initial = run.training.initial
 
     def measure(self, event: Event) -> Mapping[str, float]:
-        """Checks the features that the monitors measure.
+        """Checks the features that the monitors measure, and measures nothing itself.
 
         Raises:
-          NonFinite: there is one among them.
+          NonFinite: a feature is not finite.
         """
         if is_main():
             for name, rows in event.features.items():
@@ -82,10 +83,10 @@ class Saving(Hook):
         return {}
 
     def checkpoint(self, event: Event) -> None:
-        """Checks the state and saves it: a broken one must not take the place of good ones.
+        """Checks the state and saves it, so that a broken state never replaces a good checkpoint.
 
         Raises:
-          NonFinite: a leaf is not finite that was so at the start.
+          NonFinite: a leaf that was finite at the start no longer is.
           UserError: the checkpoint cannot be written.
         """
         for (path, leaf), finite in zip(
@@ -98,13 +99,13 @@ class Saving(Hook):
         self._checkpoints.save(event.step, event.state)
 
     def close(self) -> None:
-        # Closing waits for the other processes, which after an error may never come.
+        # Closing waits for the other processes, and after an error they may be gone.
         if jax.process_count() == 1:
             self._checkpoints.close()
 
     @functools.cached_property
     def _finite_at_start(self) -> list[bool]:
-        """Of each leaf of the state, whether it holds floats, all of them finite at the start."""
+        """For each leaf of the state: whether it holds floats that were all finite at the start."""
         return [
             bool(jnp.issubdtype(leaf.dtype, jnp.inexact) and np.isfinite(leaf).all())
             for leaf in jax.tree.leaves(self._initial)
