@@ -1,7 +1,6 @@
 """BYOL (Bootstrap Your Own Latent, arXiv:2006.07733) for any Flax image encoder.
 
-Names are imported when they are first used, so that an encoder loads where nothing that training
-needs is installed.
+Names are imported when they are first used: an encoder loads without the packages of training.
 """
 
 from typing import TYPE_CHECKING
@@ -49,7 +48,7 @@ __version__ = '0.1.0'
 __getattr__, __dir__, __all__ = lazy(
     __name__,
     {
-        # A run as main.py makes it, and its encoder.
+        # A whole run, and its encoder.
         'app.hooks': ('Event', 'Hook'),
         'app.pretrain': ('Pretrained', 'pretrain'),
         'errors': ('UserError',),

@@ -6,7 +6,7 @@ import sys
 
 
 def run() -> None:
-    """Does what the command line asks for, and exits: main.py, `byol-jax` and this file call it."""
+    """Does what the command line asks for; main.py, `byol-jax` and this module call it."""
     try:
         from byol_jax.app.main import run
     except ModuleNotFoundError as error:

@@ -1,4 +1,4 @@
-"""Files that are there whole or not at all, and what is no file."""
+"""Writing files so that they are whole or absent, and telling files from folders and devices."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from byol_jax.errors import UserError
 
 
 def not_a_file(status: os.stat_result) -> str:
-    """What something is instead of a file, such as 'a folder', by its `stat`; '' for a file."""
+    """Names what a `stat` describes if it is not a file, such as 'a folder'; '' for a file."""
     for is_so, what in (
         (stat.S_ISREG, ''),
         (stat.S_ISDIR, 'a folder'),
@@ -25,34 +25,35 @@ def not_a_file(status: os.stat_result) -> str:
 
 
 def write_whole(path: Path, write: Callable[[Path], Any], writer: str = '') -> None:
-    """Lets `write` fill a file beside `path` and moves it there when it is complete.
+    """Writes a file beside `path`, and moves it to `path` when it is complete.
 
     Args:
       path: the file.
-      write: is given the path of the file to fill.
-      writer: names this process, where several may write `path` at once.
+      write: writes the content to the path that it is given.
+      writer: a name of this process, if several processes may write `path` at once.
 
     Raises:
-      OSError: it could not be written (a full disk, say), naming `path`; what was there still is.
+      OSError: the file cannot be written (a full disk, say). The error names `path`, which keeps
+        what it held.
     """
     partial = path.with_name(f'{path.name}.{writer}.partial' if writer else f'{path.name}.partial')
     try:
         write(partial)
         partial.replace(path)
     except OSError as error:
-        # It can fill what is left of a disk, and nothing will read it.
+        # Nothing will read the partial file, and it may fill the disk.
         partial.unlink(missing_ok=True)
         raise OSError(error.errno, error.strerror or str(error), str(path)) from error
 
 
 def check_place(path: Path) -> None:
-    """Checks, before the work is done, that a file can come to lie at `path`.
+    """Checks, before a file's content is computed, that `path` can be a file.
 
     Raises:
-      UserError: a folder, or a file where a folder should be, is in the way.
+      UserError: `path` is a folder, or one of its parents is a file.
     """
     if path.is_dir():
-        raise UserError(f'{path} is a folder, and a file is to be written there.')
+        raise UserError(f'{path} is a folder: give the path of a file.')
     for parent in path.parents:
         if parent.exists() and not parent.is_dir():
-            raise UserError(f'{path} cannot be written: {parent} is no folder.')
+            raise UserError(f'{path} cannot be written: {parent} is not a folder.')

@@ -10,12 +10,15 @@ from typing import Any
 def lazy(
     package: str, modules: Mapping[str, Sequence[str]], packages: Sequence[str] = ()
 ) -> tuple[Callable[[str], Any], Callable[[], list[str]], list[str]]:
-    """`__getattr__`, `__dir__` and `__all__` of a package (PEP 562).
+    """Makes the `__getattr__`, `__dir__` and `__all__` of a package (PEP 562).
 
     Args:
-      package: its `__name__`.
-      modules: public names by the module that has them, relative to the package.
+      package: the `__name__` of the package.
+      modules: the public names of each module; the modules are relative to the package.
       packages: modules of the package that are public themselves.
+
+    Returns:
+      (`__getattr__`, `__dir__`, `__all__`).
     """
     where = {name: module for module, names in modules.items() for name in names}
     public = sorted([*where, *packages])

@@ -11,11 +11,11 @@ from byol_jax.errors import UserError, did_you_mean
 
 
 class Named(NamedTuple):
-    """A name of a config with its arguments.
+    """A name in a config, with the arguments for what it names.
 
     Attributes:
       name: a registered short name, or 'package.module:attribute'.
-      kwargs: arguments of what it names.
+      kwargs: the arguments.
     """
 
     name: str
@@ -23,14 +23,14 @@ class Named(NamedTuple):
 
 
 def named(value: Any, key: str) -> Named:
-    """A 'name' or ('name', {kwargs}) as a `Named`.
+    """Converts a config's 'name' or ('name', {kwargs}) to a `Named`.
 
     Args:
-      value: as a config has it; lists, as JSON has them, count as tuples.
-      key: of the config, for the message.
+      value: the config's value; a list, as JSON has it, counts as a tuple.
+      key: the config key, for the message.
 
     Raises:
-      UserError: it is neither.
+      UserError: the value has neither form.
     """
     if isinstance(value, str):
         return Named(value)
@@ -45,24 +45,24 @@ def named(value: Any, key: str) -> Named:
 
 
 class Registry:
-    """The short names of one kind of thing, and the way to anything else of that kind.
+    """Finds things of one kind by a short name or by 'package.module:attribute'.
 
     Attributes:
       kind: what is named, such as 'encoder', for messages.
       key: the config key that holds the name.
       kwargs_key: the config key that holds the arguments.
-      entries: short name -> the thing, or 'package.module:attribute' of it, imported when it is
-        first asked for.
+      entries: the thing by short name, or its 'package.module:attribute', which is imported when
+        it is first asked for.
     """
 
     def __init__(self, kind: str, key: str, entries: Mapping[str, Any], kwargs_key: str = ''):
-        """Keeps what it is given.
+        """Imports nothing yet.
 
         Args:
-          kind: see above.
-          key: see above.
-          entries: see above.
-          kwargs_key: see above; '' for the key itself.
+          kind: what is named, for messages.
+          key: the config key that holds the name.
+          entries: the thing by short name, or its 'package.module:attribute'.
+          kwargs_key: the config key that holds the arguments; '' if `key` holds them too.
         """
         self.kind = kind
         self.key = key
@@ -73,13 +73,13 @@ class Registry:
         return iter(self.entries)
 
     def find(self, name: str) -> Any:
-        """What a name stands for.
+        """Returns what a name stands for.
 
         Args:
           name: a short name, or 'package.module:attribute', which is imported.
 
         Raises:
-          UserError: there is no such thing; says what there is and the nearest.
+          UserError: nothing has that name; the message lists the known names and the nearest one.
         """
         if not isinstance(name, str):
             raise UserError(f'{self.key}={name!r} must be the name of {_a(self.kind)}.')
@@ -96,16 +96,16 @@ class Registry:
         return self._import(name)
 
     def build(self, name: str, kwargs: Mapping[str, Any], *args: Any, **given: Any) -> Any:
-        """Calls what a name stands for.
+        """Calls what a name stands for and returns the result.
 
         Args:
-          name: see `find`.
+          name: as in `find`.
           kwargs: the user's arguments.
-          args: ours, by position.
-          given: ours, by name; the user may not give these.
+          args: positional arguments of the caller.
+          given: keyword arguments of the caller; the user may not give these.
 
         Raises:
-          UserError: there is no such thing, or it does not take these arguments.
+          UserError: nothing has that name, or it does not take these arguments.
         """
         found = self.find(name)
         if not callable(found):
@@ -121,21 +121,21 @@ class Registry:
     def check_kwargs(
         self, name: str, function: Callable[..., Any], kwargs: Mapping[str, Any], given: Any = ()
     ) -> None:
-        """Checks that something takes the user's arguments.
+        """Checks that a function or class takes the user's arguments.
 
         Args:
-          name: that the user gave.
-          function: a function or class.
+          name: the name that the user gave, for the message.
+          function: the function or class.
           kwargs: the user's arguments.
-          given: names of ours, which the user may not give.
+          given: names of the caller's arguments, which the user may not give.
 
         Raises:
-          UserError: names the first that it does not take, the nearest and all there are.
+          UserError: it does not take an argument; the message has the nearest and all it takes.
         """
         try:
             parameters = inspect.signature(function).parameters
         except ValueError:
-            # Some built-in functions do not say what they take; calling them will.
+            # Some built-in functions have no signature: the call will show a wrong argument.
             return
         if any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
             return
@@ -147,7 +147,7 @@ class Registry:
         self.check_known(name, kwargs, taken)
 
     def check_known(self, name: str, kwargs: Mapping[str, Any], taken: Sequence[str]) -> None:
-        """As `check_kwargs`, of something that takes the arguments named `taken`."""
+        """Like `check_kwargs`, for something that takes the arguments named in `taken`."""
         for key in kwargs:
             if key not in taken:
                 raise UserError(
@@ -184,7 +184,7 @@ class Registry:
 
 
 def _with_colon(name: str) -> str:
-    """' Did you mean ..?' for 'package.module.attribute', or ''."""
+    """Suggests 'package.module:attribute' for 'package.module.attribute'; '' for other names."""
     module, _, attribute = name.rpartition('.')
     if not module or attribute == 'py' or '/' in name:
         return ''

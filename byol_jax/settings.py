@@ -1,7 +1,7 @@
 """A config as frozen, typed, checked sections.
 
-Keys, their meaning and defaults stand in configs/default.py; here stand types and ranges. A config
-is checked once, by `Settings.of`, and each part of the program takes the section it needs.
+configs/default.py has the keys, their meaning and their defaults; this module has their types and
+ranges. `Settings.of` checks a config once, and each part of the program takes the section it needs.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from typing import Any
 from byol_jax.errors import UserError, did_you_mean
 from byol_jax.names import Named, named
 
-# Old keys, which still work, and what they are called now.
+# Old keys, which still work, and their new names.
 RENAMED = {
     'target.base_ema': 'target.tau_base',
     'optimizer.momentum': 'optimizer.kwargs.momentum',
@@ -48,7 +48,7 @@ PRECISIONS = ('float32', 'bfloat16')
 # Where views are made.
 PLACES = ('cpu', 'accelerator')
 
-# Says what is wrong with a value, in words that follow 'key=value '; '' if nothing is.
+# Returns what is wrong with a value, in words that follow 'key=value ', or '' for a right value.
 Check = Callable[[Any], str]
 
 
@@ -57,7 +57,7 @@ def _checked(check: Check) -> Any:
 
 
 def _number(low: float = -math.inf, high: float = math.inf) -> Any:
-    """A field of numbers in [low, high]."""
+    """A field whose number, or each of whose numbers, lies in [low, high]; None passes."""
 
     def check(value: Any) -> str:
         values = value if isinstance(value, tuple) else (value,)
@@ -71,7 +71,7 @@ def _number(low: float = -math.inf, high: float = math.inf) -> Any:
 
 
 def _positive() -> Any:
-    """A field of a number, or of several, above 0."""
+    """A field whose number, or each of whose numbers, is above 0."""
 
     def check(value: Any) -> str:
         values = value if isinstance(value, tuple) else (value,)
@@ -81,7 +81,7 @@ def _positive() -> Any:
 
 
 def _different() -> Any:
-    """A field of different numbers above 0, at least one."""
+    """A field of one or more numbers above 0, no two of them equal."""
 
     def check(value: tuple[float, ...]) -> str:
         usable = value and min(value) > 0 and len(set(value)) == len(value)
@@ -91,7 +91,7 @@ def _different() -> Any:
 
 
 def _range(high: float = math.inf) -> Any:
-    """A field of a (low, high) above 0, and at most `high`."""
+    """A field of a range (low, high) with 0 < low <= high, and at most the argument `high`."""
 
     def check(value: tuple[float, float]) -> str:
         if not 0 < value[0] <= value[1]:
@@ -102,7 +102,7 @@ def _range(high: float = math.inf) -> Any:
 
 
 def _one_of(*known: str) -> Any:
-    """A field of one of some words."""
+    """A field whose text is one of `known`."""
 
     def check(value: str) -> str:
         if value in known:
@@ -123,7 +123,7 @@ _SEED = 2**31 - 1
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Data:
-    """Where pictures come from, and which are held out."""
+    """Where pictures come from, and which of them are held out."""
 
     source: str
     kwargs: Mapping[str, Any]
@@ -150,7 +150,7 @@ class Data:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class View:
-    """One view: its operations, and the arguments of the built-in ones."""
+    """One view: its operations, and the arguments of the built-in operations."""
 
     operations: tuple[Named, ...]
     crop_area: tuple[float, float] = _range(1)
@@ -170,7 +170,7 @@ class View:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Views:
-    """The views and where they are made."""
+    """The two views, and where they are made."""
 
     image_size: int = _number(2, 8192)
     antialias: bool
@@ -182,13 +182,13 @@ class Views:
 
     @property
     def named(self) -> dict[str, View]:
-        """The views by name, in order."""
+        """The views by name: 'view1', then 'view2'."""
         return {'view1': self.view1, 'view2': self.view2}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Encoder:
-    """The network, and which layer of it is tapped."""
+    """The network, and the layer of it that is tapped."""
 
     name: str
     kwargs: Mapping[str, Any]
@@ -201,7 +201,7 @@ class Encoder:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Method:
-    """What is learned."""
+    """The method, such as 'byol', and its arguments."""
 
     name: str
     kwargs: Mapping[str, Any]
@@ -209,7 +209,7 @@ class Method:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Projector:
-    """Sizes of the projector g."""
+    """Widths of the projector g's two layers."""
 
     hidden_size: int = _number(1)
     output_size: int = _number(1)
@@ -217,7 +217,7 @@ class Projector:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Predictor:
-    """Size of the predictor q."""
+    """Width of the predictor q's hidden layer; its output has the projector's width."""
 
     hidden_size: int = _number(1)
 
@@ -234,7 +234,7 @@ class Optimizer:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Target:
-    """The moving average."""
+    """The target network, a moving average of the online network."""
 
     tau_base: float = _number(0, 1)
 
@@ -289,7 +289,7 @@ class Settings:
     """A whole config.
 
     Attributes:
-      plain: the same as plain JSON values, for config.json.
+      plain: the config as plain JSON values, for config.json.
     """
 
     name: str
@@ -316,15 +316,14 @@ class Settings:
 
     @classmethod
     def of(cls, config: Any) -> Settings:
-        """Checks a config.
+        """Checks a config and returns it as `Settings`.
 
         Args:
-          config: a ConfigDict with the keys of configs/default.py, the same as plain values, or
-            what this has made of them.
-            Old keys (`RENAMED`) are taken for what they are called now.
+          config: a ConfigDict or dict with the keys of configs/default.py, or `Settings`, which
+            are returned as they are. Old keys (`RENAMED`) are accepted.
 
         Raises:
-          UserError: a key is missing or unknown, or a value is of another type or out of range.
+          UserError: a key is missing or unknown, or a value is of a wrong type or out of range.
         """
         if isinstance(config, Settings):
             return config
@@ -336,7 +335,7 @@ class Settings:
 
 
 def plain(config: Any) -> dict[str, Any]:
-    """A config, of whatever kind, as plain values.
+    """A config as nested dicts of plain values.
 
     Args:
       config: a ConfigDict, `Settings` or a dict.
@@ -352,20 +351,20 @@ def modern(config: Mapping[str, Any], said: list[str] | None = None) -> dict[str
     """A config with its old keys under their new names.
 
     Args:
-      config: plain values.
-      said: gets a line for each old key.
+      config: nested dicts of plain values.
+      said: a list to which one line is appended for each old key; None for no lines.
     """
     flat = flatten(config)
     for old, new in RENAMED.items():
         if old in flat:
-            # Whoever wrote the old key does not know the new one, which every config has.
+            # Every config has the new key, with its default: the value of the old key must win.
             flat[new] = flat.pop(old)
             if said is not None:
                 said.append(f'config key {old} is called {new} now')
     return unflatten(flat)
 
 
-# Sections with arguments of what they name, and the key that names it.
+# Sections that have `kwargs`, and the key that names what the `kwargs` are for.
 NAMED = {
     'data': 'data.source',
     'encoder': 'encoder.name',
@@ -373,19 +372,19 @@ NAMED = {
     'optimizer': 'optimizer.name',
 }
 
-# Durations of which a config has exactly one, in epochs or in steps.
+# Durations that a config gives either in epochs or in steps.
 _DURATIONS = ('total', 'warmup', 'checkpoint.every')
 
 
 def changed(config: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
     """A config with some keys changed.
 
-    A duration given in steps takes the place of the config's epochs, and the other way round. Where
-    another name is given, the config's own arguments of what it named are left out.
+    A duration changed in steps replaces the config's duration in epochs, and the other way round.
+    A change of a section's name or `kwargs` drops the `kwargs` that the config had there.
 
     Args:
-      config: plain values.
-      changes: values by dotted key.
+      config: nested dicts of plain values.
+      changes: new values by dotted key.
     """
     flat = flatten(config)
     for part, key in NAMED.items():
@@ -400,7 +399,7 @@ def changed(config: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, 
 
 
 def flatten(tree: Mapping[str, Any], prefix: str = '') -> dict[str, Any]:
-    """Values of nested dicts by dotted key; an empty dict is a value."""
+    """The values of nested dicts by dotted key; an empty dict counts as a value."""
     flat: dict[str, Any] = {}
     for key, value in tree.items():
         if isinstance(value, Mapping) and value:
@@ -411,9 +410,9 @@ def flatten(tree: Mapping[str, Any], prefix: str = '') -> dict[str, Any]:
 
 
 def unflatten(flat: Mapping[str, Any]) -> dict[str, Any]:
-    """Nested dicts of values by dotted key."""
+    """Nested dicts from values by dotted key; the inverse of `flatten`."""
     tree: dict[str, Any] = {}
-    # Empty dicts first, so that what is in them can be put there.
+    # Empty dicts come first: a later key may put values into them.
     for key, value in sorted(flat.items(), key=lambda item: item[1] != {}):
         node = tree
         *parents, leaf = key.split('.')
@@ -425,6 +424,7 @@ def unflatten(flat: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _section(kind: Any, values: Any, prefix: str) -> Any:
+    """Makes a section, a dataclass `kind`, of checked values; its keys start with `prefix`."""
     if not isinstance(values, Mapping):
         raise UserError(f'{prefix[:-1]}={values!r} must be a section of keys.')
     hints = typing.get_type_hints(kind)
@@ -448,10 +448,10 @@ def _section(kind: Any, values: Any, prefix: str) -> Any:
 
 
 def _typed(hint: Any, value: Any, key: str) -> Any:
-    """A value as its type has it: 1 as 1.0 where that is asked for, lists as tuples.
+    """Converts a value to the type of its field: 1 to 1.0 for a float, a list to a tuple.
 
     Raises:
-      UserError: it is of another type, or not finite.
+      UserError: the value is of another type, or not finite.
     """
     if dataclasses.is_dataclass(hint):
         return _section(hint, value, f'{key}.')
@@ -469,7 +469,7 @@ def _typed(hint: Any, value: Any, key: str) -> Any:
         if not isinstance(value, Mapping):
             raise UserError(f'{key}={value!r} must be a section of arguments.')
         return types.MappingProxyType(dict(value))
-    # NumPy's numbers are given by configs that compute.
+    # A config that computes its values may give NumPy scalars.
     if hasattr(value, 'item') and getattr(value, 'ndim', None) == 0:
         value = value.item()
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
@@ -521,7 +521,7 @@ def _jsonable(value: Any) -> Any:
 
 
 def keys(config: Any, prefix: str = '') -> Iterator[str]:
-    """All keys of a config, dotted, sections included."""
+    """All dotted keys of a config, those of sections included."""
     for key in config:
         yield prefix + key
         if hasattr(config[key], 'keys'):

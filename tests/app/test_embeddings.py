@@ -205,7 +205,7 @@ def test_something_in_the_way(tmp_path):
     with pytest.raises(UserError, match='is a folder'):
         check_embeddings_path(tmp_path / 'e.npz')
     (tmp_path / 'file').touch()
-    with pytest.raises(UserError, match='file is no folder'):
+    with pytest.raises(UserError, match='file is not a folder'):
         check_embeddings_path(tmp_path / 'file' / 'new' / 'e.npz')
     check_embeddings_path(tmp_path / 'new' / 'newer' / 'e.npz')
 
