@@ -1,4 +1,4 @@
-"""Bad files of a run: named in its log, listed in bad_files.txt, limited in number."""
+"""The hook for bad files: logs them, lists them in bad_files.txt and limits their number."""
 
 from __future__ import annotations
 
@@ -19,36 +19,39 @@ from byol_jax.training.state import TrainState
 
 
 class BadFilesLog(Hook):
-    """Names bad files as they are found, keeps `workdir/bad_files.txt`, and ends a run of too many.
+    """Names bad files as they are found, lists them, and ends the run if there are too many.
 
-    A line of the file is the name of a bad file, a tab, and what is wrong with it. Each is appended
-    when it is found, so that a kill loses none; the lines are sorted when the run starts and ends.
-    Without bad files there is no such file. Only process 0 writes and prints.
+    Each line of `workdir/bad_files.txt` is the name of a bad file, a tab, and what is wrong with
+    it. A line is appended as soon as a bad file is found, so that a kill loses none; the lines are
+    sorted when the run starts and ends. Without bad files there is no such list. Only process 0
+    writes and prints.
     """
 
     optional = False
     everywhere = True
 
     def __init__(self, data: Data, config: Settings, workdir: Path):
-        """Reads and writes nothing yet.
+        """Counts the bad pictures known so far; reads and writes nothing yet.
 
         Args:
-          data: of the run. Bad pictures that it leaves out are counted.
-          config: whose data.pair_keys and data.max_bad_fraction are used.
-          workdir: of the run.
+          data: data of the run. Bad pictures that it leaves out are counted.
+          config: the run's settings; data.pair_keys and data.max_bad_fraction are used.
+          workdir: the workdir of the run.
 
         Raises:
-          UserError: more are left out than data.max_bad_fraction allows.
+          UserError: more pictures are left out than data.max_bad_fraction allows.
         """
         self._data = data
         self._keys = config.data.pair_keys
         self.bad_files = BadFiles(data.train, self._keys[0], config.data.max_bad_fraction, data.bad)
         self.bad_files.check()
         self.path = workdir / 'bad_files.txt'
-        # How many were sent to the other processes, written to the file, and counted in the log.
+        # How many bad files were sent to other processes, written to the list, and mentioned in
+        # the log.
         self._shared = self._written = self._counted = len(self.bad_files)
         self._named = 0
-        # Of the held-out part or the test set: listed, but the limit is on training pictures.
+        # Bad files of the held-out part and the test set are listed, but do not count towards the
+        # limit.
         self._elsewhere: list[BadFile] = []
 
     def start(self, run: Run, state: TrainState) -> None:
@@ -56,42 +59,42 @@ class BadFilesLog(Hook):
             self.open()
 
     def measure(self, event: Event) -> Mapping[str, float]:
-        """'bad_files': how many were found so far, by all processes."""
+        """Returns 'bad_files', the number found so far by all processes."""
         self.note_all()
         return {'bad_files': len(self.bad_files)}
 
     def logged(self, event: Event) -> None:
-        """Ends the run if more are bad than allowed."""
+        """Ends the run if there are more bad files than allowed."""
         try:
             self.bad_files.check()
         except UserError as error:
-            # All processes count the same files, so all stop here.
+            # All processes have the same count, so all stop at this step.
             event.stop(error=error)
 
     def finish(self, event: Event) -> None:
         self.close()
 
     def add(self, found: Iterable[BadFile]) -> None:
-        """Counts and writes what was found elsewhere."""
+        """Adds bad files that something else found, such as the evaluation, and writes the list."""
         self.bad_files.add(found)
         self.close()
 
     def watch(self, batches: Iterator[Any]) -> Iterator[Any]:
-        """Passes batches on, and names what was found bad while each was made."""
+        """Passes batches on, and logs the bad files that were found while each was made."""
         for batch in batches:
             self.note()
             yield batch
 
     def open(self) -> None:
-        """Reads the files again that an earlier start listed; mended ones leave the list."""
+        """Reads the files again that an earlier start listed, and drops repaired ones."""
         listed = _read(self.path)
-        # Those left out belong to no part that could be read again.
+        # Files that the data left out belong to no part of it, so they cannot be read again.
         found = [bad for bad in self._data.bad if bad.file in listed]
         found += still_bad(self._data.train, self._keys, listed - _files(found))
         self.bad_files.add(found)
         self._elsewhere = self._bad_elsewhere(listed - _files(found))
         found += self._elsewhere
-        # Not `_shared`: the other processes have not read the list.
+        # `_shared` stays as it is: the other processes have not read the list.
         self._written = self._counted = len(self.bad_files)
         self._write()
         if listed:
@@ -108,7 +111,7 @@ class BadFilesLog(Hook):
         return found
 
     def note(self) -> None:
-        """Writes what was found since the last call, and names the first few."""
+        """Appends the bad files found since the last call to the list, and logs the first few."""
         new = self.bad_files.since(self._written)
         self._written = len(self.bad_files)
         if not new or not is_main():
@@ -121,9 +124,9 @@ class BadFilesLog(Hook):
             self._counted += 1
 
     def note_all(self) -> None:
-        """As `note`, of all processes, and prints how many were not named.
+        """Like `note`, for the bad files of all processes; also logs how many were not named.
 
-        Every process must call it at the same place.
+        Every process must call this at the same point.
         """
         for text in gather_texts(json.dumps(self.bad_files.since(self._shared))):
             self.bad_files.add(BadFile(*entry) for entry in json.loads(text))
@@ -132,7 +135,7 @@ class BadFilesLog(Hook):
         self._count()
 
     def close(self) -> None:
-        """Writes all of it, sorted."""
+        """Writes the whole list, sorted."""
         self.note()
         self._count()
         self._write()
@@ -146,7 +149,7 @@ class BadFilesLog(Hook):
     def _write(self) -> None:
         if not is_main():
             return
-        # Evaluation may have found a listed file again: it is written once.
+        # By name, because evaluation may have found a listed file again.
         bad = {bad.file: bad for bad in (*self._elsewhere, *self.bad_files.since(0))}
         if not bad:
             self.path.unlink(missing_ok=True)
@@ -167,12 +170,12 @@ def _line(bad: BadFile) -> str:
 
 
 def _one_line(text: str) -> str:
-    """A name with its control characters escaped."""
+    """The text with its control characters escaped."""
     return ''.join(c if c >= ' ' else f'\\x{ord(c):02x}' for c in text)
 
 
 def _read(path: Path) -> set[str]:
-    """Names of the listed files, without a last line that a kill cut off."""
+    """The names of the listed files, without a last line that a kill cut off."""
     if not path.exists():
         return set()
     text = path.read_text(encoding='utf-8', errors='surrogateescape')

@@ -23,26 +23,27 @@ from byol_jax.training.state import TrainState
 
 Tree = Any
 
-# The field of a state that is saved separately: a run may go on without it or with a new one.
+# Saved as a separate item, because a run may resume without a probe or with a new one.
 _PROBE = 'online_probe'
 
-# Orbax reports damaged or missing files as any of these, depending on which file it is.
+# Orbax raises one of these for a damaged or missing file, depending on the file.
 _UNREADABLE = (ValueError, KeyError, TypeError)
 
 
 class Checkpoints:
     """The checkpoints of one workdir: `checkpoints/<step>/`, each with digests of its leaves.
 
-    A checkpoint is complete or not there at all: it is written beside and renamed at the end.
+    A checkpoint is either complete or absent: it is written under another name and renamed at the
+    end.
     """
 
     def __init__(self, workdir: Path, keep: int, read_only: bool = False):
-        """Opens `workdir/checkpoints`, and makes it if it is not there.
+        """Opens `workdir/checkpoints`, creating the folder if necessary.
 
         Args:
-          workdir: of the run.
-          keep: how many checkpoints, the newest ones, are kept.
-          read_only: change nothing there: a run may be writing.
+          workdir: the workdir of the run.
+          keep: number of checkpoints to keep; older ones are deleted.
+          read_only: whether to leave the folder unchanged, because a run may be writing there.
         """
         self._folder = (workdir / 'checkpoints').absolute()
         self._keep = keep
@@ -56,14 +57,14 @@ class Checkpoints:
                 max_to_keep=self._keep,
                 cleanup_tmp_directories=not self._read_only,
                 read_only=self._read_only,
-                # A failed write must be known at once.
+                # So that a failed write is reported by `save` itself.
                 enable_async_checkpointing=False,
             ),
             item_names=('state', _PROBE, 'digests'),
         )
 
     def steps(self) -> list[int]:
-        """Steps that have a checkpoint, oldest first."""
+        """The steps that have a checkpoint, oldest first."""
         return sorted(self._manager.all_steps())
 
     def newest(self) -> int:
@@ -71,14 +72,15 @@ class Checkpoints:
         return max(self.steps(), default=0)
 
     def save(self, step: int, state: TrainState) -> None:
-        """Writes a state and returns when it is on disk.
+        """Writes a checkpoint and returns once it is on disk.
 
         Args:
-          step: it is of.
-          state: to be saved.
+          step: number of optimizer steps made.
+          state: the state after that step.
 
         Raises:
-          UserError: it could not be written (a full disk, say). Older checkpoints stay.
+          UserError: it cannot be written, for example because the disk is full. Older checkpoints
+            are kept.
         """
         host = jax.tree.map(np.asarray, jax.device_get(state))
         networks = host._asdict()
@@ -109,14 +111,14 @@ class Checkpoints:
     def restore(self, like: TrainState) -> tuple[int, TrainState] | None:
         """Loads the newest good checkpoint.
 
-        Damaged ones are named and moved to `checkpoints/damaged-<step>`.
+        Damaged checkpoints are named in the log and moved to `checkpoints/damaged-<step>`.
 
         Args:
-          like: a state of the same structure, shapes and dtypes. If the checkpoint has no online
-            probe like that of `like`, the latter is taken, and a line says so.
+          like: a state of the same structure, shapes and dtypes. If the checkpoint has no matching
+            online probe, the probe of `like` is used and a line says so.
 
         Returns:
-          (step, state as NumPy arrays), or None if there is no checkpoint at all.
+          (step, state as NumPy arrays), or None if there is no checkpoint.
 
         Raises:
           UserError: there are checkpoints, but none is good.
@@ -140,10 +142,13 @@ class Checkpoints:
         self._manager.close()
 
     def _load(self, step: int, like: TrainState) -> tuple[Any, str | None]:
-        """(state, None), or (None, what is damaged).
+        """Loads one checkpoint.
+
+        Returns:
+          (state, None), or (None, a description of the damage).
 
         Raises:
-          UserError: the checkpoint is of another network, or the disk does not answer.
+          UserError: the checkpoint belongs to another network, or the disk cannot be read.
         """
         try:
             expected = self._restore(step, digests=ocp.args.JsonRestore())['digests']
@@ -194,7 +199,7 @@ class Checkpoints:
 
 
 def digests(state: Tree) -> dict[str, dict[str, Any]]:
-    """By path of each leaf its 'dtype', 'shape' and the 'sha256' of its bytes."""
+    """The 'dtype', 'shape' and 'sha256' of the bytes of each leaf, by its path."""
     result = {}
     for path, leaf in jax.tree.leaves_with_path(state):
         array = np.asarray(leaf, order='C')
@@ -207,7 +212,7 @@ def digests(state: Tree) -> dict[str, dict[str, Any]]:
 
 
 def _check_same_network(saved: Mapping[str, Any], like: Tree, folder: Path) -> None:
-    """Raises UserError if a checkpoint's leaves are not those of `like`, naming the first."""
+    """Raises UserError if a checkpoint's leaves differ from those of `like`; names the first."""
     networks = {name: x for name, x in saved.items() if not name.startswith(f'{_PROBE}/')}
     other = _first_other(networks, like)
     if other is not None:
@@ -219,7 +224,7 @@ def _check_same_network(saved: Mapping[str, Any], like: Tree, folder: Path) -> N
 
 
 def _first_other(saved: Mapping[str, Any], like: Tree) -> tuple[str, Any, Any] | None:
-    """The first leaf that differs in dtype or shape: its path, what is saved, what `like` has."""
+    """The first leaf that differs in dtype or shape: (path, saved, that of `like`), or None."""
     wanted = {
         path_name(path): (str(leaf.dtype), list(leaf.shape))
         for path, leaf in jax.tree.leaves_with_path(like)
@@ -233,7 +238,7 @@ def _first_other(saved: Mapping[str, Any], like: Tree) -> tuple[str, Any, Any] |
 
 @contextmanager
 def _quiet_orbax() -> Iterator[None]:
-    """Mutes Orbax's log, which shows a traceback for each failed write; errors still raise."""
+    """Mutes Orbax's log, which prints a traceback for each failed write. Errors still raise."""
     log = logging.getLogger('absl')
     before, log.disabled = log.disabled, True
     try:
@@ -243,7 +248,7 @@ def _quiet_orbax() -> Iterator[None]:
 
 
 def _reason(error: BaseException) -> str:
-    """The operating system's error, if TensorStore's long message contains one."""
+    """The operating system's error within TensorStore's long message, else the first line."""
     for number in (errno.ENOSPC, errno.EFBIG, errno.EDQUOT, errno.EACCES, errno.EROFS):
         if os.strerror(number) in str(error):
             return f'{os.strerror(number)}.'

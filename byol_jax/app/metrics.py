@@ -1,4 +1,4 @@
-"""metrics.jsonl and its writers: the same scalars everywhere, one record for each logged step."""
+"""metrics.jsonl, TensorBoard and W&B: one record of scalars per logged step, the same in each."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from byol_jax.files import write_whole
 
 
 class Writer(Protocol):
-    """Where scalars and pictures go in addition to metrics.jsonl."""
+    """A further place that records and pictures are written to, besides metrics.jsonl."""
 
     def write(self, record: Mapping[str, Any]) -> None:
         """Takes a record, as `MetricsLog.write` does."""
@@ -25,11 +25,11 @@ class Writer(Protocol):
         """Takes a picture, as `MetricsLog.picture` does."""
 
     def close(self) -> None:
-        """Returns when all is on disk."""
+        """Flushes everything to disk."""
 
 
 class MetricsLog:
-    """Appends records to `workdir/metrics.jsonl`, and hands them and pictures to the writers."""
+    """Appends records to `workdir/metrics.jsonl` and passes them and pictures to the writers."""
 
     def __init__(
         self,
@@ -39,14 +39,14 @@ class MetricsLog:
         tensorboard: bool,
         wandb_config: Mapping[str, Any] | None = None,
     ):
-        """Opens the log of a run that starts or goes on.
+        """Opens the log of a run that starts or resumes.
 
         Args:
-          workdir: must exist.
-          start_step: the step the run goes on from. Later records, which a killed run wrote after
-            its last checkpoint, are removed, so that no step is there twice.
-          tensorboard: write events to `workdir/tensorboard` too.
-          wandb_config: the resolved config, to write to Weights & Biases too; None: do not.
+          workdir: folder of the run; must exist.
+          start_step: the step the run resumes from. Later records, which a killed run wrote after
+            its last checkpoint, are removed, so that no step appears twice.
+          tensorboard: whether to write events to `workdir/tensorboard` too.
+          wandb_config: the resolved config, to log to Weights & Biases too; None for no W&B.
         """
         self._path = workdir / 'metrics.jsonl'
         kept = [r for r in read_metrics(workdir) if r['step'] <= start_step]
@@ -59,25 +59,25 @@ class MetricsLog:
             self._writers.append(WandbWriter(workdir, start_step, kept, wandb_config))
 
     def write(self, record: Mapping[str, Any]) -> None:
-        """Writes one record: numbers by name, with a 'step'."""
+        """Writes one record: numbers by name, among them 'step'."""
         with self._path.open('a') as file:
             file.write(json.dumps(dict(record)) + '\n')
         for writer in self._writers:
             writer.write(record)
 
     def picture(self, name: str, image: Image.Image, step: int) -> None:
-        """Hands a picture of a step to the writers.
+        """Passes a picture to the writers.
 
         Args:
-          name: of the picture, the same at every step.
-          image: of any size, RGB.
-          step: at which it was made.
+          name: name of the picture, the same at every step.
+          image: RGB, any size.
+          step: number of optimizer steps when it was made.
         """
         for writer in self._writers:
             writer.picture(name, image, step)
 
     def close(self) -> None:
-        """Returns when all is on disk."""
+        """Flushes everything to disk."""
         for writer in self._writers:
             writer.close()
 
@@ -86,16 +86,16 @@ class TensorBoardWriter:
     """Writes scalars and pictures as TensorBoard events to `workdir/tensorboard`."""
 
     def __init__(self, workdir: Path, start_step: int):
-        """Opens a new file of events.
+        """Opens a new event file.
 
         Args:
-          workdir: must exist.
-          start_step: the step the run goes on from.
+          workdir: folder of the run; must exist.
+          start_step: the step the run resumes from.
         """
-        # Imported here: reading metrics needs none of it.
+        # Imported late, because reading metrics does not need it.
         import tensorboardX
 
-        # purge_step hides what an earlier, killed run logged beyond this step.
+        # purge_step hides what a killed run logged after this step.
         self._events = tensorboardX.SummaryWriter(
             str(workdir / 'tensorboard'), purge_step=start_step + 1
         )
@@ -113,25 +113,28 @@ class TensorBoardWriter:
         self._events.flush()
 
     def close(self) -> None:
-        """Returns when all is on disk."""
+        """Flushes everything to disk."""
         self._events.close()
 
 
 def read_metrics(workdir: Path) -> list[dict[str, Any]]:
-    """The records of `workdir/metrics.jsonl`; none if it is not there."""
+    """The records of `workdir/metrics.jsonl`, oldest first; empty if there is no such file."""
     return read_records(workdir / 'metrics.jsonl')
 
 
 def read_records(path: Path) -> list[dict[str, Any]]:
-    """The lines of a file of JSON objects that each have a step; none if it is not there.
+    """Reads a file with one JSON object per line, each with an integer 'step'.
 
-    A last line cut off by a kill, or still being written, is left out.
+    A last line that a kill cut off, or that is still being written, is left out.
 
     Args:
-      path: of the file.
+      path: the file.
+
+    Returns:
+      The objects in order; empty if there is no such file.
 
     Raises:
-      UserError: any other line is no such object.
+      UserError: any other line is not such an object.
     """
     if not path.exists():
         return []

@@ -12,12 +12,16 @@ class Stopwatch:
     """Measures speed and input wait between two log lines.
 
     Attributes:
-      images_per_second: examples (pairs) a second, of the whole run's batch.
-      input_wait_fraction: share of the time in which the step had no batch to work on, 0 to 1.
-      seconds_left: of the run, by its speed so far; 0 before anything is measured.
+      seconds_left: estimated time to the end of the run; 0 before anything is measured.
     """
 
     def __init__(self, plan: Plan, step: int):
+        """Starts measuring.
+
+        Args:
+          plan: plan of the run.
+          step: number of optimizer steps made before.
+        """
         self._plan = plan
         self._start = self._last = time.perf_counter()
         self._start_step = self._last_step = step
@@ -25,16 +29,24 @@ class Stopwatch:
         self.seconds_left = 0.0
 
     def waited(self, seconds: float) -> None:
-        """Counts time spent waiting for the input pipeline."""
+        """Adds time that the devices waited for the input pipeline."""
         self._waited += seconds
 
     def paused(self, seconds: float) -> None:
-        """Leaves out time that the run spent on something else than steps."""
+        """Leaves out time that the run spent on something other than steps."""
         self._start += seconds
         self._last += seconds
 
     def lap(self, step: int) -> dict[str, float]:
-        """Figures since the last lap, and a new lap; none for a lap of no step (the first)."""
+        """Returns the figures since the last lap and begins a new lap.
+
+        Args:
+          step: number of optimizer steps made.
+
+        Returns:
+          'images_per_second': examples (pairs) of the whole batch; 'input_wait_fraction': share of
+          the time, 0 to 1, in which the devices had no batch. Empty if no step was made since.
+        """
         now = time.perf_counter()
         elapsed, steps = max(now - self._last, 1e-9), step - self._last_step
         if not steps:
@@ -50,7 +62,7 @@ class Stopwatch:
 
 
 def progress_line(plan: Plan, step: int, record: Mapping[str, float], seconds_left: float) -> str:
-    """One line for a person; without speed where none has been measured yet."""
+    """The progress line of a record; without speed if none has been measured yet."""
     line = (
         f'step {step:>{len(str(plan.total_steps))}}/{plan.total_steps}'
         f'  epoch {plan.epoch(step):.1f}'

@@ -1,4 +1,4 @@
-"""What a run writes of every logged step: metrics.jsonl and its writers, a line, report.html."""
+"""The hooks that write every logged step: to metrics.jsonl, to the terminal and to report.html."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ from byol_jax.training.state import TrainState
 
 
 class Metrics(Hook):
-    """Writes and prints each record.
+    """Writes each record to the metrics log and prints a line of progress.
 
     Attributes:
-      log: where other hooks' pictures go; there once the run has started.
+      log: the metrics log, which other hooks pass pictures to; set by `start`.
     """
 
     optional = False
 
     def start(self, run: Run, state: TrainState) -> None:
-        """Takes out records after `state.step`; views.png must be there."""
+        """Opens the log, removes records after `state.step`, and logs views.png."""
         log, step = run.config.log, int(state.step)
         self.log = MetricsLog(
             run.workdir,
@@ -45,13 +45,13 @@ class Metrics(Hook):
 
 
 class Report(Hook):
-    """Writes the report while the run is under way, and when it stops early."""
+    """Writes report.html during the run, and when the run ends early."""
 
     def __init__(self, pages: RunReport):
         """Writes nothing yet.
 
         Args:
-          pages: of the run.
+          pages: the report of the run.
         """
         self._pages = pages
 

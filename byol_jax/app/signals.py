@@ -1,4 +1,4 @@
-"""SIGTERM and Ctrl-C: a run saves its state before it ends."""
+"""SIGTERM and Ctrl-C: the run saves a checkpoint before it ends."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ import jax
 
 
 class Interrupted(Exception):
-    """A signal ended the run; its state is saved.
+    """A signal ended the run, after a checkpoint.
 
     Attributes:
-      signal_number: of the signal.
+      signal_number: number of the signal.
     """
 
     def __init__(self, signal_number: int):
@@ -25,9 +25,10 @@ class Interrupted(Exception):
 
 @contextmanager
 def stop_signals() -> Iterator[list[int]]:
-    """A list that gets the number of the first SIGTERM or SIGINT; a second one kills as usual.
+    """Collects the first SIGTERM or SIGINT in the list it yields; a second one kills as usual.
 
-    In a run of several processes JAX catches SIGTERM itself (`hosts.stop_together`).
+    With several processes the list stays empty, because JAX catches SIGTERM itself
+    (`hosts.stop_together`).
     """
     received: list[int] = []
     numbers = (signal.SIGTERM, signal.SIGINT) if jax.process_count() == 1 else ()
@@ -40,7 +41,7 @@ def stop_signals() -> Iterator[list[int]]:
     def note(number: int, frame: Any) -> None:
         received.append(number)
         restore()
-        # Not print: the signal may have come in the middle of one.
+        # Not `print`, which the signal may have interrupted.
         os.write(1, f'\n{signal.Signals(number).name}: saving after this step ...\n'.encode())
 
     for number in numbers:

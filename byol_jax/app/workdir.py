@@ -1,4 +1,4 @@
-"""The workdir of a run: whose it is, and what may change when a run goes on."""
+"""The workdir of a run: which run it belongs to, and what may differ when the run resumes."""
 
 from __future__ import annotations
 
@@ -18,30 +18,32 @@ from byol_jax.settings import WITHOUT_INFLUENCE, Settings, flatten, modern, unfl
 if TYPE_CHECKING:
     from byol_jax.sources.data import Data
 
-# Names put into the digest at once.
+# Number of names that are added to the digest at once.
 _CHUNK = 4096
 
-# Stands for the value of a key that a config does not have.
+# Shown in place of a value where a config lacks the key.
 MISSING = '(not there)'
 
-# The locks this process holds, by workdir; they end with it, however it ends.
+# Locks that this process holds, by workdir. The system frees them when the process ends, even if
+# it is killed.
 _locks: dict[Path, IO[str]] = {}
 
 
 def claim_workdir(workdir: Path, config: Any, data: Mapping[str, Any], command: str = '') -> None:
-    """Makes the workdir and writes config.json, or checks that it belongs to this config.
+    """Creates the workdir with its config.json, or checks that it belongs to this config and data.
 
-    The workdir is then locked for this process.
+    Then locks it for this process.
 
     Args:
-      workdir: of the run.
-      config: of the run.
-      data: what the run trains on (`fingerprint`); kept in data.json.
-      command: that started this; kept in command.txt for people, the newest one.
+      workdir: the workdir of the run.
+      config: the run's config, whatever `Settings.of` takes.
+      data: what the run trains on, from `fingerprint`; written to data.json.
+      command: the command line; written to command.txt for people to read.
 
     Raises:
-      UserError: it belongs to another config or other data (the differences are named), another
-        process is training there, or it cannot be written. Nothing is overwritten then.
+      UserError: the workdir belongs to another config or other data (the message names the
+        differences), another process is training there, or it cannot be written. Nothing is
+        overwritten in these cases.
     """
     path = workdir / 'config.json'
     if path.exists():
@@ -72,23 +74,23 @@ def claim_workdir(workdir: Path, config: Any, data: Mapping[str, Any], command: 
 
 
 def check_workdir(workdir: Path, config: Any) -> None:
-    """Raises UserError if a workdir belongs to another config; one without config.json to none."""
+    """Raises UserError if a workdir has a config.json that differs from this config."""
     path = workdir / 'config.json'
     if path.exists():
         _check_same(path, Settings.of(config), workdir)
 
 
 def fingerprint(data: Data) -> dict[str, Any]:
-    """What identifies a data set: the numbers of its examples and a digest of their names.
+    """Identifies a data set by its numbers of examples and a digest of their names.
 
-    Of an array, which has no names of its own, a digest of the pictures too.
+    An array has no names of its own, so its entry has a digest of the pictures too.
     """
     names = hashlib.sha256()
     for part in (data.train, data.held_out):
         for start in range(0, len(part), _CHUNK):
             chunk = np.arange(start, min(start + _CHUNK, len(part)))
             lines = ''.join(f'{name}\n' for name in part.names(chunk))
-            # A file's name need not be text.
+            # Names of files may hold bytes that are no valid text.
             names.update(lines.encode(errors='surrogatepass'))
     return {
         'examples': len(data.train),
@@ -124,7 +126,7 @@ def _lock(workdir: Path) -> None:
 
 
 def release_workdir(workdir: Path) -> None:
-    """Lets other runs have a workdir that this process has claimed, if it has."""
+    """Releases the lock on a workdir if this process holds it."""
     lock = _locks.pop(workdir.resolve(), None)
     if lock is not None:
         lock.close()
@@ -141,10 +143,10 @@ def _write_command(workdir: Path, command: str) -> None:
 
 
 def config_of_run(workdir: Path) -> Settings:
-    """The config that a run began with.
+    """Reads the config that a run was started with.
 
     Raises:
-      UserError: it is damaged, or lacks keys that have no meaning of old.
+      UserError: config.json is damaged, or lacks a key that has no default for older runs.
     """
     path = workdir / 'config.json'
     try:
@@ -171,10 +173,13 @@ def _check_same(path: Path, config: Settings, workdir: Path) -> None:
 
 
 def differences(configs: Sequence[Mapping[str, Any]]) -> dict[str, tuple[Any, ...]]:
-    """The keys in which configs differ, dotted and sorted, with the value in each of them.
+    """The keys in which configs differ, with their values.
 
     Args:
-      configs: nested JSON values. An empty section has no keys.
+      configs: nested JSON values. An empty section counts as absent.
+
+    Returns:
+      Dotted key -> its value in each config (`MISSING` where it lacks the key), sorted by key.
     """
     flat = [{k: v for k, v in flatten(config).items() if v != {}} for config in configs]
     keys = sorted(set().union(*flat))
@@ -183,17 +188,20 @@ def differences(configs: Sequence[Mapping[str, Any]]) -> dict[str, tuple[Any, ..
 
 
 def completed(old: Mapping[str, Any]) -> dict[str, Any]:
-    """A config.json with its old keys under their new names, and later keys at their defaults.
+    """Brings the content of an older config.json up to date.
 
     Args:
-      old: what is in it.
+      old: the content of a config.json of any version.
+
+    Returns:
+      The same config with renamed keys under their new names, and newer keys at their defaults.
     """
     there = flatten(modern(old))
     defaults = _HYPERPARAMETERS.get(there.get('optimizer.name', ''))
     if defaults is not None:
         for name in set().union(*_HYPERPARAMETERS.values()):
             key = f'optimizer.kwargs.{name}'
-            # Both optimizers' arguments stood in every old config.
+            # Older configs listed the arguments of both optimizers, whichever was used.
             if name not in defaults or there.get(key) == defaults[name]:
                 there.pop(key, None)
     if not any(key.startswith('optimizer.kwargs') for key in there):
@@ -201,13 +209,13 @@ def completed(old: Mapping[str, Any]) -> dict[str, Any]:
     return unflatten({**flatten(_NEW_KEYS), **there})
 
 
-# What the optimizers' arguments were before they were `optimizer.kwargs`. One that is given with
-# this value now changes nothing either.
+# Defaults of the optimizers' arguments in configs that predate `optimizer.kwargs`. Giving one of
+# them explicitly with the same value is no difference.
 _HYPERPARAMETERS: Mapping[str, Mapping[str, float]] = {
     'lars': {'momentum': 0.9, 'trust_coefficient': 1e-3},
     'adamw': {'b1': 0.9, 'b2': 0.999, 'epsilon': 1e-8},
 }
-# Keys that older runs lack, at what they stand for there.
+# Keys that older configs lack, with the values that those runs used.
 _OPERATIONS = ['crop', 'flip', 'jitter', 'gray', 'blur', 'solarize']
 _NEW_KEYS = {
     'data': {'kwargs': {}},
