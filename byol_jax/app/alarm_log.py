@@ -1,4 +1,4 @@
-"""alarms.jsonl: when an alarm was raised, changed and cleared; and the verdict on the run."""
+"""alarms.jsonl, which records when alarms are raised, changed and cleared; and a run's verdict."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from byol_jax.app.alarms import (
 from byol_jax.app.metrics import read_metrics, read_records
 from byol_jax.files import write_whole
 
-# The severity in the line of an alarm that is cleared.
+# The severity that marks the line of a cleared alarm.
 OVER = 'over'
 
 # States of a run, from good to bad.
@@ -45,24 +45,27 @@ _MEANING = {
 # Alarms that mean a collapse.
 _COLLAPSES = ('collapse', 'trivial_loss')
 
-# The tiny and sample runs of docs/monitors.md have 0.74 and more after the warm-up.
+# Feature std as a share of 1/sqrt(P). The tiny and sample runs of docs/monitors.md have 0.74 and
+# more after the warm-up.
 _HEALTHY_STD = 0.7
 
 
 class AlarmLog:
-    """Judges every record of a run and keeps `workdir/alarms.jsonl`, which exists only if needed.
+    """Judges every record of a run and writes changes of alarms to `workdir/alarms.jsonl`.
 
-    Each line is an `Alarm` as a JSON object. A line is written, and returned for the log, when an
-    alarm is raised, when its severity changes, and, with severity 'over', when it clears.
+    Each line is an `Alarm` as a JSON object. A line is written, and a text returned for the log,
+    when an alarm is raised, when its severity changes, and when it clears (severity 'over'). There
+    is no file as long as no alarm was raised.
     """
 
     def __init__(self, workdir: Path, facts: Facts, start_step: int):
-        """Reads the alarms so far, and removes those after `start_step`, as `MetricsLog` does.
+        """Reads the alarms so far and removes those after `start_step`, as `MetricsLog` does.
 
         Args:
-          workdir: must exist; metrics.jsonl must hold the records up to `start_step` and no others.
-          facts: of the run.
-          start_step: the step the run goes on from.
+          workdir: folder of the run; its metrics.jsonl must hold the records up to `start_step` and
+            no others.
+          facts: facts of the run.
+          start_step: the step the run resumes from.
         """
         self._path, self._facts = workdir / 'alarms.jsonl', facts
         self._history: list[Record] = list(read_metrics(workdir))
@@ -75,12 +78,12 @@ class AlarmLog:
         self._severities = {a.name: a.severity for a in raised([Alarm(**a) for a in kept])}
 
     def still_raised(self) -> str:
-        """A line on the alarms that stood when the run stopped; '' if there were none."""
+        """A line on the alarms that stood when the run was stopped; '' if there were none."""
         names = ', '.join(f'{name} ({severity})' for name, severity in self._severities.items())
         return names and f'still raised from before: {names}; {self._path} says why and what to do'
 
     def judge(self, record: Record) -> list[str]:
-        """Takes the next record; returns a line for each alarm it raises, changes or clears."""
+        """Judges the next record; returns a line for each alarm raised, changed or cleared."""
         self._history.append(record)
         found = {alarm.name: alarm for alarm in standing(self._history, self._facts)}
         lines = []
@@ -94,7 +97,7 @@ class AlarmLog:
         return lines
 
     def add(self, alarm: Alarm) -> str:
-        """Writes an alarm that stands from now on, and returns its line."""
+        """Writes an alarm that stands from now on, and returns its line for the log."""
         self._severities[alarm.name] = alarm.severity
         self._write(alarm)
         return alarm.line()
@@ -105,18 +108,18 @@ class AlarmLog:
 
 
 def read_alarms(workdir: Path) -> list[dict[str, Any]]:
-    """The lines of `workdir/alarms.jsonl`, if any; a last line cut off by a kill is left out."""
+    """The lines of `workdir/alarms.jsonl`, without a last one that a kill cut off."""
     return read_records(workdir / 'alarms.jsonl')
 
 
 def raised(alarms: Sequence[Alarm]) -> list[Alarm]:
-    """The alarms that still stand after all lines of alarms.jsonl: the last line of each name."""
+    """The alarms that still stand, given all lines of alarms.jsonl: the last line of each name."""
     last = {alarm.name: alarm for alarm in alarms}
     return [alarm for alarm in last.values() if alarm.severity != OVER]
 
 
 def summary(workdir: Path) -> str:
-    """What was raised in a run, for its report: 'none', or each alarm at its worst."""
+    """The alarms that were ever raised in a run, each at its worst, for the report; or 'none'."""
     worst: dict[str, tuple[str, int]] = {}
     for alarm in read_alarms(workdir):
         name, severity = alarm['name'], alarm['severity']
@@ -135,9 +138,9 @@ class Verdict(NamedTuple):
 
     Attributes:
       state: EARLY, HEALTHY, WATCHED, COLLAPSED or STOPPED.
-      reasons: why, the worst first.
-      measured: the last record in words; '' before the first.
-      over: names of alarms that were raised and no longer stand.
+      reasons: the alarms that stand, the worst first.
+      measured: the last record in words; '' if there is none.
+      over: names of alarms that were raised and have cleared.
     """
 
     state: str
@@ -155,11 +158,11 @@ def verdict(records: History, alarms: Sequence[Alarm], facts: Facts) -> Verdict:
     """Judges a run by its last records and the alarms that stand now.
 
     Args:
-      records: of metrics.jsonl, oldest first.
+      records: the records of metrics.jsonl, oldest first.
       alarms: all lines of alarms.jsonl.
-      facts: of the run.
+      facts: facts of the run.
     """
-    # The evidence of the last record, with the step at which the alarm was raised.
+    # Evidence is that of the last record; step and severity are those of the raised alarm.
     now = {alarm.name: alarm for alarm in standing(records, facts)}
     raised_now = [
         now.get(a.name, a)._replace(step=a.step, severity=a.severity) for a in raised(alarms)
@@ -181,7 +184,10 @@ def verdict(records: History, alarms: Sequence[Alarm], facts: Facts) -> Verdict:
 
 
 def _low_std(records: History, facts: Facts) -> list[Alarm]:
-    """A feature std below that of good runs, in the last two records after the warm-up."""
+    """An alarm if the feature std of the last two records is below that of good runs.
+
+    Only records after the warm-up count.
+    """
     if not judged(records) or records[-2]['step'] <= facts.warmup_steps:
         return []
     shares = [share_of_std(record, facts) for record in records[-2:]]
@@ -203,7 +209,7 @@ def _low_std(records: History, facts: Facts) -> list[Alarm]:
 
 
 def _measured(record: Record, facts: Facts) -> str:
-    """The last record in words, with what is healthy."""
+    """The last record in words, with the healthy ranges."""
     parts = [f'loss {loss_words(record["loss"], facts.loss_scale)}']
     share = share_of_std(record, facts)
     if share is not None:

@@ -1,9 +1,9 @@
-"""Alarms: what is going wrong in a run, by its metrics: the evidence, the cause and the remedy.
+"""Alarms: rules that find problems of a run in its metrics, with evidence, cause and remedy.
 
-Each rule is a pure function of the records of metrics.jsonl and of a few facts of the config. A
-rule whose metrics are not in the records does not apply: another method may have no predictor, no
-target network or no projection. The thresholds lie between what healthy and broken runs measured
-(table in docs/monitors.md; tests/app/test_alarms.py provokes each alarm).
+Each rule is a pure function of the records of metrics.jsonl and a few facts of the config. A rule
+does not apply if its metrics are missing from the records, because a method may have no predictor,
+no target network or no projection. The thresholds lie between the values measured in healthy and in
+broken runs (table in docs/monitors.md; tests/app/test_alarms.py provokes each alarm).
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from byol_jax.app.plan import Plan
 from byol_jax.methods.base import LossScale
 from byol_jax.settings import Settings
 
-# A record of metrics.jsonl, and all of a run so far, oldest first.
+# A record of metrics.jsonl, and all records of a run so far, oldest first.
 Record = Mapping[str, Any]
 History = Sequence[Record]
 
-# 'watch' may be on purpose, or pass. 'alarm': the run is not worth its time.
+# 'watch': may be on purpose or pass by itself. 'alarm': the run is not worth continuing.
 WATCH, ALARM = 'watch', 'alarm'
 
 # Trends are judged from this step on. Before it the weights are still near their random start.
@@ -29,14 +29,14 @@ FIRST_STEP = 20
 
 
 class Alarm(NamedTuple):
-    """Something that goes wrong.
+    """A problem that a rule has found.
 
     Attributes:
-      step: of the record that raised it.
-      name: of the rule.
+      step: step of the record that raised it.
+      name: name of the rule.
       severity: WATCH or ALARM.
       evidence: what was measured.
-      cause: the likely one.
+      cause: the likely cause.
       remedy: what to do, with the config keys.
     """
 
@@ -56,25 +56,25 @@ class Alarm(NamedTuple):
 
 
 class Facts(NamedTuple):
-    """What the rules need to know of a run.
+    """What the rules need to know about a run.
 
     Attributes:
       batch_size: examples per optimizer step.
-      passes: forward/backward passes per optimizer step (accumulate_steps).
-      device_count: devices of all processes.
+      passes: microbatches (forward/backward passes) per optimizer step (accumulate_steps).
+      device_count: devices of all processes together.
       projection_size: channels of the projection, P.
       monitored_rows: rows of features that RankMe is computed from.
-      warmup_steps: of the learning rate.
-      base_learning_rate: of the config.
-      weight_decay: of the config.
-      tau_base: of the config, of the target network.
-      workers: examples prepared in parallel on this host.
-      cores: of this host.
-      tile_size: of the config.
-      cache_gib: of the config.
-      image_size: of the config.
-      views_on: of the config.
-      loss_scale: of the method.
+      warmup_steps: optimizer steps of learning-rate warm-up.
+      base_learning_rate: optimizer.base_learning_rate.
+      weight_decay: optimizer.weight_decay.
+      tau_base: target.tau_base.
+      workers: number of examples that this host prepares in parallel.
+      cores: CPU cores of this host.
+      tile_size: data.tile_size, pixels; 0 for none.
+      cache_gib: data.cache_gib.
+      image_size: views.image_size, pixels.
+      views_on: views.on, 'cpu' or 'accelerator'.
+      loss_scale: range of the method's loss.
     """
 
     batch_size: int
@@ -99,9 +99,9 @@ def facts_of(config: Settings, plan: Plan, loss_scale: LossScale) -> Facts:
     """The facts of a run on this host.
 
     Args:
-      config: of the run.
-      plan: of the run.
-      loss_scale: of its method.
+      config: the run's settings.
+      plan: the run's plan.
+      loss_scale: range of the method's loss.
     """
     cores = os.cpu_count() or 1
     return Facts(
@@ -129,7 +129,7 @@ def standing(history: History, facts: Facts) -> list[Alarm]:
 
     Args:
       history: the records of metrics.jsonl so far, oldest first.
-      facts: of the run.
+      facts: facts of the run.
     """
     if not history:
         return []
@@ -140,10 +140,11 @@ def standing(history: History, facts: Facts) -> list[Alarm]:
 def collapse(history: History, facts: Facts) -> Alarm | None:
     """The projections of all pictures become alike, or use few directions.
 
-    By the last two records: the feature std times sqrt(P) (healthy: 0.74 to 0.83 in the sample
-    run, 0.8 to 0.86 in the tiny runs of the tests; SimSiam, arXiv:2011.10566, Figure 2: near 1;
-    broken: below 0.25), and RankMe of the projections (healthy: 21 and more of 128, 7.9 of 16;
-    broken: 2.1 and less of 16). RankMe cannot exceed the number of rows it is computed from.
+    Looks at the last two records. The feature std times sqrt(P) is 0.74 to 0.83 in the sample run,
+    0.8 to 0.86 in the tests' tiny runs and near 1 in SimSiam (arXiv:2011.10566, Figure 2), but
+    below 0.25 in broken runs. RankMe of the projections is at least 21 of 128 or 7.9 of 16 in
+    healthy runs, and at most 2.1 of 16 in broken ones. RankMe cannot exceed the number of rows it
+    is computed from.
     """
     shares = _stds(history[-2:], facts)
     ranks = _values(history[-2:], 'rankme_projection')
@@ -173,12 +174,12 @@ def collapse(history: History, facts: Facts) -> Alarm | None:
 
 
 def trivial_loss(history: History, facts: Facts) -> Alarm | None:
-    """The loss is low because all pictures have the same projection.
+    """The loss is low only because all pictures have the same projection.
 
-    Within 2.5 % of the lowest loss (of the way from there to chance; BYOL: 0.1, a cosine of 0.975
-    between prediction and target) with a feature std below 30 % of 1/sqrt(P). The sample run ends
-    at 1.2, the tiny runs of the tests at 0.35 and more; without a predictor they are at 0.06 and
-    17 % after 50 steps.
+    Raised if the loss is in the lowest 2.5 % of the range from the lowest loss to chance (BYOL:
+    below 0.1, a cosine of 0.975 between prediction and target) and the feature std is below 30 % of
+    1/sqrt(P). The sample run ends at a loss of 1.2, the tests' tiny runs at 0.35 and more. Without
+    a predictor the tiny runs reach a loss of 0.06 and 17 % of 1/sqrt(P) after 50 steps.
     """
     shares = _stds(history[-2:], facts)
     if not judged(history) or not shares:
@@ -200,13 +201,14 @@ def trivial_loss(history: History, facts: Facts) -> Alarm | None:
 
 
 def learning_rate(history: History, facts: Facts) -> Alarm | None:
-    """Steps so large that they undo what was learned.
+    """Steps are so large that they undo what was learned.
 
-    After the warm-up, in the last two records: the length of a step over that of all parameters
-    (healthy: at most 0.8 % in the sample run, 0.7 % after the warm-up of the tiny ones; at 1,000
-    times their learning rate 12 % to 25 %; LARS at the paper's 3.2 to 7.2 and eta 1e-3 steps by
-    0.3 % to 0.7 % a layer, and momentum makes that a few times more), or a loss of at least 90 %
-    of chance (BYOL: 3.6 of 4).
+    Looks at the last two records after the warm-up. Raised if the norm of the update is above 5 %
+    of the norm of all parameters, or if the loss is above 90 % of chance (BYOL: 3.6 of 4). Updates
+    are at most 0.8 % in the sample run and 0.7 % in the tests' tiny runs after the warm-up; with
+    1,000 times their learning rate they are 12 % to 25 %. LARS with the paper's learning rates of
+    3.2 to 7.2 and eta 1e-3 moves a layer by 0.3 % to 0.7 %, and momentum makes that a few times
+    more.
     """
     last = history[-2:]
     if not judged(history) or last[0]['step'] <= facts.warmup_steps:
@@ -234,10 +236,11 @@ def learning_rate(history: History, facts: Facts) -> Alarm | None:
 
 
 def weight_decay(history: History, facts: Facts) -> Alarm | None:
-    """No weight decay: networks can diverge (paper, Section 5, Network hyperparameters).
+    """There is no weight decay: networks can diverge (paper, Section 5, Network hyperparameters).
 
-    The weights before a normalisation then only grow, which lowers the effective learning rate
-    (arXiv:1706.05350). An alarm once the weights are 3 times as long as in the first record.
+    Without it, weights before a normalisation only grow, which lowers the effective learning rate
+    (arXiv:1706.05350). It becomes an alarm once the norm of the weights is 3 times that of the
+    first record.
     """
     if facts.weight_decay > 0 or not _values((history[0], history[-1]), 'parameter_norm'):
         return None
@@ -254,9 +257,10 @@ def weight_decay(history: History, facts: Facts) -> Alarm | None:
 
 
 def target_follows(history: History, facts: Facts) -> Alarm | None:
-    """A target network that copies the online network almost at once.
+    """The target network copies the online network almost at once (tau_base below 0.9).
 
-    Paper, Table 5a, 300 epochs: 72.5 % with a tau_base of 0.99, 68.4 % with 0.9, 0.3 % with 0.
+    Accuracy in the paper's Table 5a, 300 epochs: 72.5 % with a tau_base of 0.99, 68.4 % with 0.9,
+    0.3 % with 0.
     """
     cosines = _values(history[-1:], 'online_target_cosine')
     if facts.tau_base >= 0.9 or not cosines:
@@ -273,12 +277,12 @@ def target_follows(history: History, facts: Facts) -> Alarm | None:
 
 
 def small_norm_batch(history: History, facts: Facts) -> Alarm | None:
-    """Batch statistics of few examples, although the batch is larger.
+    """Batch statistics are computed from few examples, although the batch is larger.
 
-    Below 16 examples batch normalisation loses accuracy (arXiv:1803.08494, Figure 1: 23.7 % error
+    Batch normalisation loses accuracy below 16 examples (arXiv:1803.08494, Figure 1: 23.7 % error
     at 32 and at 16, 24.8 % at 8, 27.3 % at 4, 34.7 % at 2). Synchronised statistics agree between
-    devices to 1e-6; a layer of the tests that takes them alone differs by 1e-1 between two devices
-    of 8 examples.
+    devices to 1e-6. In the tests, a layer that is not synchronised differs by 1e-1 between two
+    devices with 8 examples each.
     """
     spreads = _values(history[-1:], 'stats_spread')
     if not spreads:
@@ -290,13 +294,13 @@ def small_norm_batch(history: History, facts: Facts) -> Alarm | None:
     if seen >= min(32, facts.batch_size):
         return None
     split = f'{facts.device_count} device(s) and accumulate_steps={facts.passes}'
-    where = f'batch statistics are of {seen} of {facts.batch_size} examples at a time, over {split}'
+    where = f'batch statistics use {seen} of {facts.batch_size} examples at a time, over {split}'
     if apart:
         cause = (
             f'they are not synchronised: they differ by {spread:.1%} between devices, so some '
-            "layer takes them by itself (Flax's own BatchNorm is synchronised)"
+            "layer computes its own on each (Flax's BatchNorm is synchronised)"
         )
-        remedy = "use Flax's BatchNorm, or give the layer the device axis that it averages over"
+        remedy = "use Flax's BatchNorm, or have the layer average over the device axis"
     else:
         cause = 'accumulation splits the batch'
         remedy = 'lower accumulate_steps'
@@ -312,11 +316,11 @@ def small_norm_batch(history: History, facts: Facts) -> Alarm | None:
 
 
 def input_bound(history: History, facts: Facts) -> Alarm | None:
-    """The devices wait for pictures, by the last three records."""
+    """The devices wait for pictures for more than 30 % of the time, in the last three records."""
     waits = _values(history[-3:], 'input_wait_fraction')
     if len(waits) < 3 or not judged(history):
         return None
-    # The median: one slow stretch (another job on the disk) is no trend.
+    # The median, because one slow stretch (say, another job on the disk) is no trend.
     wait = sorted(waits)[1]
     if wait <= 0.3:
         return None
@@ -348,12 +352,12 @@ def input_bound(history: History, facts: Facts) -> Alarm | None:
 
 
 def non_finite(step: int, values: Record, facts: Facts, saved: int) -> Alarm:
-    """A number that is not finite: the run stops.
+    """The alarm for a value that is not finite, which stops the run.
 
     Args:
-      step: it was seen at.
-      values: the metrics of that step.
-      facts: of the run.
+      step: the step at which it was seen.
+      values: the metrics of that step by name.
+      facts: facts of the run.
       saved: the step of the newest checkpoint, 0 if there is none.
     """
     names = [name for name, value in values.items() if not math.isfinite(value)]
@@ -390,35 +394,35 @@ _RULES = (
 
 
 def judged(history: History) -> bool:
-    """Whether there are enough records to see a trend in."""
+    """Whether there are enough records to judge a trend."""
     return len(history) >= 2 and history[-1]['step'] >= FIRST_STEP
 
 
 def loss_share(loss: float, scale: LossScale) -> float:
-    """Where a loss lies between the lowest (0) and chance (1)."""
+    """The position of a loss between the lowest loss (0) and chance (1)."""
     return (loss - scale.lowest) / (scale.chance - scale.lowest)
 
 
 def loss_words(loss: float, scale: LossScale) -> str:
-    """A loss with its scale: '1.2 (lowest 0, chance 4)'."""
+    """A loss with its range, such as '1.2 (lowest 0, chance 4)'."""
     return f'{loss:.3g} (lowest {scale.lowest:g}, chance {scale.chance:g})'
 
 
 def share_of_std(record: Record, facts: Facts) -> float | None:
-    """The feature std over 1/sqrt(P), that of evenly spread projections; None without one."""
+    """The feature std as a share of 1/sqrt(P), the std of evenly spread projections; or None."""
     std = record.get('feature_std')
     return None if std is None else std * math.sqrt(facts.projection_size)
 
 
 def std_words(share: float, facts: Facts) -> str:
-    """What `share_of_std` measured: '80% of 1/sqrt(128) (healthy: 70 % and more)'."""
+    """A share of std in words, such as '80% of 1/sqrt(128) (healthy: 70 % and more)'."""
     return f'{share:.0%} of 1/sqrt({facts.projection_size}) (healthy: 70 % and more)'
 
 
 def _cause_of_collapse(history: History, facts: Facts) -> tuple[str, str]:
-    """The likely cause and the remedy, by what the first judged record shows.
+    """The likely cause and the remedy of a collapse, from the first record at or after FIRST_STEP.
 
-    An earlier record would mislead: the target starts as a copy of the online network.
+    Earlier records would mislead, because the target starts as a copy of the online network.
     """
     first = next(r for r in history if r['step'] >= FIRST_STEP)
     if first.get('prediction_projection_cosine', 0) > 0.9999:
@@ -457,18 +461,18 @@ def _cause_of_collapse(history: History, facts: Facts) -> tuple[str, str]:
 
 
 def _values(records: Sequence[Record], name: str) -> list[float]:
-    """The values of a metric; none unless each of the records has it."""
+    """The values of a metric in the records; empty unless all of them have it."""
     found = [record[name] for record in records if name in record]
     return found if len(found) == len(records) else []
 
 
 def _stds(records: Sequence[Record], facts: Facts) -> list[float]:
-    """`share_of_std` of each record; none unless each of them has it."""
+    """`share_of_std` of each record; empty unless all of them have it."""
     return [std * math.sqrt(facts.projection_size) for std in _values(records, 'feature_std')]
 
 
 def _relative_step(record: Record) -> float | None:
-    """The length of a step over that of all parameters; None where it is not measured."""
+    """The norm of the update over the norm of all parameters; None if it was not measured."""
     if 'update_norm' not in record or not record.get('parameter_norm'):
         return None
     return record['update_norm'] / record['parameter_norm']

@@ -1,4 +1,4 @@
-"""Config -> the parts of a run, checked before anything is compiled; and a run -> its encoder."""
+"""Builds the parts of a run from its config, and checks them before anything is compiled."""
 
 from __future__ import annotations
 
@@ -39,14 +39,14 @@ Tree = Any
 
 
 class Training(NamedTuple):
-    """What optimises the networks.
+    """The optimizer and the initial state.
 
     Attributes:
-      optimizer: of the online network's parameters.
-      schedule: its learning rate.
-      excluded: which parameters do not decay, for a person to read.
-      origin: where the encoder's first weights are from, for a person; '' if they are random.
-      initial: the state before the first step.
+      optimizer: optimizer of the online network's parameters.
+      schedule: learning rate by optimizer step.
+      excluded: a line on the parameters that are excluded from weight decay.
+      origin: a line on the source of the encoder's pretrained weights; '' if they are random.
+      initial: the state before the first step, on the host.
     """
 
     optimizer: optax.GradientTransformation
@@ -57,16 +57,16 @@ class Training(NamedTuple):
 
 
 class Run(NamedTuple):
-    """A config brought to life.
+    """All parts of a run, built from its config.
 
     Attributes:
-      config: what it is made of.
-      data: pictures to train on and held-out ones.
-      plan: derived numbers.
+      config: the run's settings.
+      data: the training and held-out pictures.
+      plan: numbers derived from the config.
       method: the networks and their loss.
-      training: their optimizer and initial state.
-      views: of each example, by name.
-      workdir: where a training run writes; otherwise the current folder, and not used.
+      training: the optimizer and the initial state.
+      views: the views of each example, by name.
+      workdir: folder that a training run writes to; unused (the current folder) otherwise.
     """
 
     config: Settings
@@ -83,13 +83,13 @@ def build_run(config: Any, source: Source | None = None) -> Run:
 
     Args:
       config: whatever `Settings.of` takes.
-      source: the pictures, in place of those that the config names.
+      source: the training pictures, instead of those that the config names.
 
     Raises:
-      UserError: something in the config cannot be used.
+      UserError: a value of the config cannot be used.
     """
     config = Settings.of(config)
-    # Only for its errors: data may take long to open, and networks to trace.
+    # Only for its errors, before slow work: data may take long to open, and networks to trace.
     optimizer_of(config, {}, lambda step: 0.0)
     views = config_views(config.views, config.data.pair_keys)
     data = build_data(config, source)
@@ -110,10 +110,10 @@ def build_run(config: Any, source: Source | None = None) -> Run:
 
 
 def method_of(config: Settings) -> Method:
-    """Builds the networks and checks that the encoder fits its tap and the size of the views.
+    """Builds the networks, and checks that the encoder has the tapped layer and takes the views.
 
     Raises:
-      UserError: it does not; says what there is instead.
+      UserError: the encoder, head or method cannot be built; the message says what exists.
     """
     options = config.encoder
     output = config.projector.output_size
@@ -138,11 +138,11 @@ def method_of(config: Settings) -> Method:
 
 
 def optimizer_of(config: Settings, mask: Tree, schedule: optax.Schedule) -> Any:
-    """The config's optimizer.
+    """Builds the config's optimizer.
 
     Args:
-      config: of the run.
-      mask: of the parameters that decay, from `decay_mask`.
+      config: the run's settings.
+      mask: bools like the parameters, True for those that decay (`decay_mask`).
       schedule: learning rate by optimizer step.
     """
     options = config.optimizer
@@ -157,7 +157,7 @@ def optimizer_of(config: Settings, mask: Tree, schedule: optax.Schedule) -> Any:
 
 
 def build_training(config: Settings, plan: Plan, method: Method) -> Training:
-    """Initialises the networks, or loads their first weights, and builds their optimizer."""
+    """Initialises the networks, loads pretrained weights if asked, and builds the optimizer."""
     params, stats = method.init(jax.random.key(config.seed), config.views.image_size)
     origin = ''
     if config.encoder.init_from:
@@ -170,7 +170,8 @@ def build_training(config: Settings, plan: Plan, method: Method) -> Training:
         schedule=schedule,
         excluded=describe_excluded(params, mask, config.optimizer.name),
         origin=origin,
-        # On the host: it is needed again for the table at the end, and would fill a device.
+        # On the host, because it is needed again for the before/after table and would occupy
+        # memory of a device all the time.
         initial=jax.device_get(init_state(method, optimizer, params, stats)),
     )
 
@@ -178,14 +179,14 @@ def build_training(config: Settings, plan: Plan, method: Method) -> Training:
 def step_of(
     config: Settings, plan: Plan, method: Method, training: Training, monitored: int = 0
 ) -> Callable[..., Any]:
-    """The pure step of a run (`make_train_step`).
+    """The pure training step of a run (`make_train_step`).
 
     Args:
-      config: of the run.
-      plan: of the run.
-      method: of the run.
-      training: of the run.
-      monitored: examples of each microbatch whose features it hands out; 0: none.
+      config: the run's settings.
+      plan: the run's plan.
+      method: the run's method.
+      training: the run's optimizer and initial state.
+      monitored: examples of each microbatch whose features the step returns; 0 for none.
     """
     return make_train_step(
         method,
@@ -201,7 +202,7 @@ def step_of(
 
 
 def online_encoder(config: Settings, method: Method, state: TrainState) -> Encoder:
-    """The online encoder of a state, as it is exported."""
+    """The online encoder of a state, as it would be exported."""
     return make_encoder(
         name=config.encoder.name,
         kwargs=config.encoder.kwargs,
@@ -219,12 +220,12 @@ def find_encoder(source: str) -> Encoder:
     """Loads the encoder that `encoder.init_from` names.
 
     Args:
-      source: an exported encoder's folder; a workdir, whose `encoder/` is taken or, if the run has
-        not ended, its newest good checkpoint; or PREFIX:FILE with a prefix of
+      source: one of: the folder of an exported encoder; a workdir, of which `encoder/` is loaded
+        or, if the run has not finished, the newest good checkpoint; PREFIX:FILE with a prefix of
         `interop.imports.LOADERS`.
 
     Raises:
-      UserError: there is no such thing, or it is damaged.
+      UserError: it does not exist, is none of these, or is damaged.
     """
     prefix, colon, _ = source.partition(':')
     if colon and prefix in LOADERS:
@@ -249,10 +250,10 @@ def find_encoder(source: str) -> Encoder:
 
 
 def encoder_of_run(workdir: Path) -> Encoder:
-    """The online encoder of a workdir's newest good checkpoint; changes nothing there.
+    """The online encoder of the newest good checkpoint of a workdir, which is not changed.
 
     Raises:
-      UserError: there is no checkpoint, or no good one.
+      UserError: there is no checkpoint, or none that is undamaged.
     """
     if not (workdir / 'checkpoints').is_dir() or not (workdir / 'config.json').is_file():
         raise UserError(f'{workdir} holds no checkpoints of a run.')
@@ -276,21 +277,21 @@ def encoder_of_run(workdir: Path) -> Encoder:
 def start_from(source: str, method: Method, params: Tree, stats: Tree) -> tuple[Tree, Tree, str]:
     """Puts pretrained weights into an encoder.
 
-    What lies behind the tap of either network need not agree: a classification head of another
-    size stays as it was initialised.
+    Parameters behind the tap of either network may differ. For example, a classification head of
+    another size keeps its initial weights.
 
     Args:
-      source: see `find_encoder`.
+      source: what to load, see `find_encoder`.
       method: the networks.
-      params: from `method.init`.
-      stats: from `method.init`.
+      params: initial parameters, from `method.init`.
+      stats: initial statistics, from `method.init`.
 
     Returns:
-      params and stats with the encoder's replaced, and a sentence on where they are from.
+      `params` and `stats` with those of the encoder replaced, and a line on their source.
 
     Raises:
-      UserError: the weights cannot be loaded or are another network's; names the first that is
-        missing, odd or of another shape.
+      UserError: the weights cannot be loaded or belong to another network; names the first array
+        that is missing, unknown or of another shape.
     """
     encoder = find_encoder(source)
     given = _by_path(encoder.variables)
@@ -337,7 +338,7 @@ def _by_path(tree: Tree) -> dict[str, Any]:
 
 @contextmanager
 def memory_named(config: Settings) -> Iterator[None]:
-    """Turns a device's lack of memory into a UserError that names what takes it."""
+    """Turns an out-of-memory error of a device into a UserError that names the keys to change."""
     try:
         yield
     except jax.errors.JaxRuntimeError as error:

@@ -1,4 +1,4 @@
-"""Flags and config files with errors that a person can use."""
+"""Parses flags and config files, with helpful errors."""
 
 from __future__ import annotations
 
@@ -24,20 +24,23 @@ from byol_jax.settings import Settings
 
 _OVERRIDE = re.compile(r'--?config\.([^=]+)(?:=(.*))?', re.DOTALL)
 
-# Arguments (`*.kwargs.*`) given on the command line, which no config lists, by dotted key.
+# `*.kwargs.*` overrides from the command line that the config does not list, by dotted key.
 _kwargs: dict[str, Any] = {}
-# The config as its file has it, by dotted key.
+# The config as in its file, before overrides, by dotted key.
 _own: dict[str, Any] = {}
 
 
 def checked_flags(argv: Sequence[str]) -> list[str]:
-    """Parses the command line; absl's parser for `app.run`.
+    """Parses the command line; passed to absl's `app.run` as its flags parser.
 
     Args:
       argv: the command and its arguments.
 
+    Returns:
+      What is left when the flags are taken out: the command alone.
+
     Raises:
-      UserError: a flag, config file or config key does not exist, or a value does not fit.
+      UserError: a flag, config file or config key does not exist, or a value has the wrong type.
     """
     argv, name = _find_config(_joined(argv))
     if name is not None:
@@ -45,7 +48,8 @@ def checked_flags(argv: Sequence[str]) -> list[str]:
         _own.update(settings.flatten(settings.plain(config)))
         known = list(settings.keys(config))
         argv = [_under_new_name(argument, known) for argument in argv]
-        # With another name, the types of the arguments of the config's own mean nothing.
+        # If the command line names another class, the config's kwargs (and their types) are those
+        # of its own class and do not apply.
         given = {match[1] for match in map(_OVERRIDE.fullmatch, argv) if match}
         anew = tuple(f'{part}.kwargs.' for part, key in settings.NAMED.items() if key in given)
         typed = [key for key in known if not key.startswith(anew)]
@@ -57,10 +61,10 @@ def checked_flags(argv: Sequence[str]) -> list[str]:
                     f"There is no config key '{match[1]}'.{did_you_mean(match[1], known)} "
                     'configs/default.py lists them.'
                 )
-        # ml_collections reads the overrides from here, not from what it is given.
+        # ml_collections reads the overrides from sys.argv, not from its arguments.
         sys.argv = list(argv)
     try:
-        with recipes_importable():  # It executes the config file once more.
+        with recipes_importable():  # absl executes the config file once more.
             rest = flags.FLAGS(list(argv))
     except flags.Error as error:
         raise UserError(str(error)) from error
@@ -72,16 +76,17 @@ def checked_flags(argv: Sequence[str]) -> list[str]:
 
 
 def load_config(holder: Any) -> Settings:
-    """The config of a config_flags holder with what the command line changes, checked.
+    """The config with the overrides of the command line, checked.
 
-    A duration given in steps on the command line takes the place of the config's epochs, and the
-    other way round. Of what another name is given for, the config's own arguments are left out.
+    A duration given in steps on the command line replaces one in epochs in the config, and vice
+    versa. If the command line gives another name (say, of the encoder), the kwargs that the config
+    has for its own are dropped.
 
     Args:
-      holder: of the flag --config.
+      holder: the flag holder of --config.
 
     Raises:
-      UserError: no config was given, or a value cannot be used.
+      UserError: no config is given, or a value cannot be used.
     """
     if holder.value is None:
         raise UserError(
@@ -100,7 +105,7 @@ def load_config(holder: Any) -> Settings:
 
 
 def _joined(argv: Sequence[str]) -> list[str]:
-    """The arguments with `--config.key value` as `--config.key=value`."""
+    """Rewrites `--config.key value` as `--config.key=value`."""
     joined: list[str] = []
     for argument in argv:
         match = _OVERRIDE.fullmatch(joined[-1]) if joined else None
@@ -112,7 +117,7 @@ def _joined(argv: Sequence[str]) -> list[str]:
 
 
 def _under_new_name(argument: str, known: Sequence[str]) -> str:
-    """An argument with an old key of the config under its new name, which is said."""
+    """Replaces an old config key in an argument by its new name, and prints a line about it."""
     match = _OVERRIDE.fullmatch(argument)
     if not match or match[1] in known or match[1] not in settings.RENAMED:
         return argument
@@ -122,7 +127,11 @@ def _under_new_name(argument: str, known: Sequence[str]) -> str:
 
 
 def _find_config(argv: Sequence[str]) -> tuple[list[str], str | None]:
-    """The arguments with the file that --config names in place of the name; that file, or None."""
+    """Replaces the recipe name after --config by the path of its file.
+
+    Returns:
+      The new arguments, and the path; None if --config is not given.
+    """
     found = list(argv)
     for i, argument in enumerate(argv):
         flag, equals, value = argument.partition('=')
@@ -134,11 +143,16 @@ def _find_config(argv: Sequence[str]) -> tuple[list[str], str | None]:
 
 
 def _is_kwarg(argument: str, typed: Sequence[str]) -> bool:
-    """Notes --config.PART.kwargs.NAME=VALUE for an argument whose type the config does not give.
+    """Takes --config.PART.kwargs.NAME=VALUE if the config does not define the type of the key.
+
+    The value is kept in `_kwargs` until `load_config` needs it.
 
     Args:
-      argument: of the command line.
-      typed: keys whose type the config gives.
+      argument: one argument of the command line.
+      typed: keys whose types the config defines.
+
+    Returns:
+      Whether the argument was taken.
     """
     match = _OVERRIDE.fullmatch(argument)
     prefixes = tuple(f'{part}.kwargs.' for part in settings.NAMED)

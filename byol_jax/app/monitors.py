@@ -1,4 +1,4 @@
-"""The monitors of a run: what is measured when, LiDAR, and the alarms."""
+"""The hook for monitors and alarms, and LiDAR during training."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ from byol_jax.input.stream import Stream
 from byol_jax.methods.base import Method
 from byol_jax.training.state import TrainState
 
-# LiDAR's pictures and views of each. arXiv:2312.04000 takes about 1,000 and 50, which cost as much
-# as many training steps; with 100 the rank is at most 99.
+# Number of LiDAR's pictures, and of views of each. arXiv:2312.04000 takes about 1,000 and 50, which
+# would cost as much as many training steps. With 100 pictures LiDAR is at most 99.
 LIDAR_PICTURES, LIDAR_VIEWS = 100, 10
 
 
 class Monitors(Hook):
-    """Measures what the networks put out, and judges each record by the alarms."""
+    """Measures the monitors on the networks' features, and raises and clears alarms."""
 
     def start(self, run: Run, state: TrainState) -> None:
-        """Goes on from the records and alarms up to `state.step`, and says which alarms stand."""
+        """Reads the records and alarms up to `state.step`, and prints the alarms that stand."""
         self._every_steps = run.config.log.lidar_every_steps
         self._facts = facts_of(run.config, run.plan, run.method.loss_scale)
         self._log = AlarmLog(run.workdir, self._facts, int(state.step))
@@ -45,8 +45,8 @@ class Monitors(Hook):
             say(self._log.still_raised())
 
     def measure(self, event: Event) -> Mapping[str, float]:
-        """The monitors by name (`evaluation.monitors.measure`), and LiDAR if it is due."""
-        # Threads of BLAS would fight with the input pipeline's: 9 ms became 240 ms at times.
+        """Returns the monitors by name (`evaluation.monitors.measure`), and LiDAR if it is due."""
+        # Threads of BLAS compete with those of the input pipeline: 9 ms became up to 240 ms.
         with self._blas.limit(limits=1):
             measures = measure(event.features)
         if self._every_steps and event.step % self._every_steps == 0:
@@ -54,7 +54,7 @@ class Monitors(Hook):
         return measures
 
     def logged(self, event: Event) -> None:
-        """Prints and writes which alarms the record raises or clears."""
+        """Prints and writes the alarms that the record raises or clears."""
         for line in self._log.judge(event.record):
             say(line)
 
@@ -62,34 +62,34 @@ class Monitors(Hook):
         self._saved = event.step
 
     def fail(self, error: Exception) -> None:
-        """Prints and writes an alarm if something was not finite."""
+        """Prints and writes an alarm if the run ended because a value was not finite."""
         if isinstance(error, NonFinite):
             say(self._log.add(non_finite(error.step, error.values, self._facts, self._saved)))
 
 
 class Lidar:
-    """LiDAR of the online projections, in inference mode, over the same views every time."""
+    """LiDAR of the online projections in inference mode, always over the same views."""
 
     def __init__(self, method: Method, stream: Stream, workers: int):
-        """Makes nothing yet.
+        """Makes no views yet.
 
         Args:
           method: the networks.
-          stream: of the run.
-          workers: pictures whose views are made in parallel.
+          stream: the training stream, whose first pictures are used.
+          workers: number of pictures whose views are made in parallel.
         """
         self._stream, self._workers = stream, workers
         self._views: np.ndarray | None = None
         self._project = jax.jit(method.project)
 
     def __call__(self, state: TrainState) -> float:
-        """LiDAR of a state: 1 to the number of pictures less 1, or P if that is less.
+        """LiDAR of a state: from 1 to min(number of pictures - 1, P).
 
-        The views are made by the first call and kept: 1,000 of them, 150 MB at 224 pixels.
+        The first call makes the views, which are kept: 1,000 of them, 150 MB at 224 pixels.
         """
         if self._views is None:
             self._views = lidar_views(self._stream, self._workers)
-        # One device's copy: nothing here may wait for other processes.
+        # The copy on one device, because nothing here may wait for other processes.
         own = jax.tree.map(
             lambda x: x.addressable_data(0), (state.online_params, state.online_stats)
         )
@@ -98,10 +98,17 @@ class Lidar:
 
 
 def lidar_views(stream: Stream, workers: int) -> np.ndarray:
-    """Training views of the first pictures of the stream: uint8 [views, pictures, S, S, 3].
+    """Makes LiDAR's views of the first pictures of the stream.
 
-    Views 2 k and 2 k + 1 of a picture are its views 1 and 2 of epoch k, but of one picture where
-    training takes a partner for the second.
+    Views 2k and 2k + 1 of a picture are the views 1 and 2 that training draws in epoch k. Both
+    show the same picture, even where training takes its second view from a partner picture.
+
+    Args:
+      stream: the training stream.
+      workers: number of pictures whose views are made in parallel.
+
+    Returns:
+      uint8 [views, pictures, S, S, 3].
     """
     count = min(LIDAR_PICTURES, len(stream.source))
     kinds = list(stream.views.values())

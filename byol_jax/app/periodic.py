@@ -1,4 +1,4 @@
-"""The online encoder measured: every few epochs, and at the end beside the untrained one."""
+"""Hooks that evaluate the online encoder: every few epochs, and at the end of the run."""
 
 from __future__ import annotations
 
@@ -28,35 +28,35 @@ from byol_jax.settings import Settings
 from byol_jax.sources.data import Data
 from byol_jax.views.recipes import config_views
 
-# Pictures, at most, among whose views the other view of each is sought. Chance depends on it, so it
-# is the same for data sets of any size.
+# Number of pictures, at most, among which the other view of a picture is searched. Recall by chance
+# depends on it, so it does not grow with the data set.
 POOL = 1000
-# Ranks at which the other view may be found.
+# The ranks k of recall@k.
 RECALL_AT = (1, 5)
 
 
 class Periodic(Hook):
-    """Measures the online encoder every evaluate.every_epochs, and has the report show it.
+    """Evaluates the online encoder every evaluate.every_epochs and adds the result to the report.
 
-    What it finds depends on the state alone, so a run that goes on finds the same. It is measured
-    as for the table at the end (`BeforeAfter`).
+    The protocol is that of the before/after table (`BeforeAfter`). The result depends on the state
+    only, so a resumed run gets the same.
     """
 
     def __init__(self, report: RunReport, metrics: Metrics):
         """Measures nothing yet.
 
         Args:
-          report: of the run.
-          metrics: of the run, for the pictures.
+          report: the report of the run.
+          metrics: the hook whose log gets the pictures.
         """
         self._report, self._metrics = report, metrics
         self._found: Evaluation | None = None
 
     def measure(self, event: Event) -> Mapping[str, float]:
-        """'knn_K' and 'recall_K' (`accuracy_of`, `other_views`), if they are due.
+        """Returns 'knn_K' and 'recall_K' (`accuracy_of`, `other_views`) if they are due.
 
-        The time it takes is printed and left out of the measured speed. Pictures that cannot be
-        read do not stop a run here: it prints why there is no figure.
+        Prints how long it took, and leaves that time out of the measured speed. If pictures cannot
+        be read, it prints why a figure is missing and the run continues.
         """
         if not due(event.run.plan, event.step):
             return {}
@@ -69,7 +69,7 @@ class Periodic(Hook):
 
         found: dict[str, float] = {}
         said: list[str] = []
-        # Each without the other, if one fails.
+        # Separately, so that one of them is measured even if the other fails.
         try:
             self._found = neighbours_of(encode, data, config)
             found |= accuracy_of(self._found, config)
@@ -87,7 +87,7 @@ class Periodic(Hook):
         return found
 
     def logged(self, event: Event) -> None:
-        """Has the report show what was measured; at the last step `BeforeAfter` shows more."""
+        """Adds the result to the report, except at the last step, where `BeforeAfter` does."""
         found, self._found = self._found, None
         if found is None or event.last:
             return
@@ -102,7 +102,7 @@ class Periodic(Hook):
 
 
 class BeforeAfter(Hook):
-    """Compares the encoder before and after training, and writes the last report."""
+    """Compares the encoder before and after training, and writes the final report."""
 
     optional = False
 
@@ -110,9 +110,9 @@ class BeforeAfter(Hook):
         """Measures nothing yet.
 
         Args:
-          report: of the run.
-          metrics: of the run, for the pictures.
-          bad_files: of the run; gets those that only evaluation reads.
+          report: the report of the run.
+          metrics: the hook whose log gets the pictures.
+          bad_files: the hook that gets the bad files found by the evaluation.
         """
         self._report, self._metrics, self._bad_files = report, metrics, bad_files
 
@@ -140,7 +140,13 @@ class BeforeAfter(Hook):
 
 
 def neighbours_of(encode: Encode, data: Data, config: Settings) -> Evaluation:
-    """The protocol of the table at the end, with the options of a config; shows its progress."""
+    """Runs the protocol of the before/after table on an encoder, with a progress bar.
+
+    Args:
+      encode: maps uint8 [B, S, S, 3] to features [B, D].
+      data: data of the run.
+      config: the run's settings.
+    """
     with progress_shown() as progress:
         return evaluate(
             encode,
@@ -153,7 +159,7 @@ def neighbours_of(encode: Encode, data: Data, config: Settings) -> Evaluation:
 
 
 def due(plan: Plan, step: int) -> bool:
-    """Whether this logged step is the first one at or after a multiple of `evaluate_steps`."""
+    """Whether this is the first logged step at or after a multiple of `plan.evaluate_steps`."""
     if not plan.evaluate_steps:
         return False
     logged_before = (step - 1) // plan.log_steps * plan.log_steps
@@ -161,15 +167,23 @@ def due(plan: Plan, step: int) -> bool:
 
 
 def accuracy_of(found: Evaluation, config: Settings) -> dict[str, float]:
-    """{'knn_K': accuracy as in the table at the end}; empty without labels or held-out pictures."""
+    """{'knn_K': accuracy, 0 to 1}; empty without labels or without held-out pictures."""
     return {} if found.accuracy is None else {f'knn_{config.evaluate.knn_k[0]}': found.accuracy}
 
 
 def other_views(encode: Encode, data: Data, config: Settings) -> dict[str, float]:
-    """{'recall_1', 'recall_5'}: how often view 1 of a picture finds its view 2 among up to POOL.
+    """How often view 1 of a picture finds its own view 2 among the views 2 of up to POOL pictures.
 
-    The pictures are held-out ones where there are any, else training ones. Empty if they are too
-    few to miss one.
+    Held-out pictures are used if there are any, otherwise training pictures.
+
+    Args:
+      encode: maps uint8 [B, S, S, 3] to features [B, D].
+      data: data of the run.
+      config: the run's settings.
+
+    Returns:
+      'recall_1' and 'recall_5', 0 to 1; empty if there are so few pictures that recall would
+      always be 1.
 
     Raises:
       UserError: no picture can be read.

@@ -1,4 +1,4 @@
-"""Config + data set size + devices -> frozen, checked, derived numbers."""
+"""The plan of a run: all numbers derived from the config, the data set's size and the devices."""
 
 from __future__ import annotations
 
@@ -11,29 +11,29 @@ from byol_jax.settings import Settings
 # Paper, Appendix J: learning rates are given for a batch of 256 and scale linearly with the batch.
 REFERENCE_BATCH = 256
 
-# Examples of a batch that the monitors look at, at most (or one of every pass of every device).
+# Examples of a batch that the monitors measure, at most (but at least one a device and microbatch).
 MONITORED_EXAMPLES = 256
 
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """Every number a run derives from its config, in the unit its name says.
+    """Numbers that a run derives from its config, in the units that their names give.
 
     Attributes:
       examples: training examples in the data set.
       batch_size: global batch, in examples (pairs of views) per optimizer step.
       device_count: devices of all processes together.
       process_count: processes (hosts).
-      process_batch_size: examples each process reads per optimizer step.
-      device_batch_size: examples each device sees per optimizer step.
-      accumulate_steps: forward/backward passes per optimizer step.
+      process_batch_size: examples that each process reads per optimizer step.
+      device_batch_size: examples that each device gets per optimizer step.
+      accumulate_steps: microbatches (forward/backward passes) per optimizer step.
       total_steps: optimizer steps of the whole run, K in the paper.
       warmup_steps: optimizer steps of linear learning-rate warm-up.
       learning_rate: peak learning rate, base x batch_size / 256 (paper, Appendix J).
       checkpoint_steps: optimizer steps between two checkpoints.
       log_steps: optimizer steps between two log lines.
-      evaluate_steps: optimizer steps between two evaluations during training; 0: there is none.
-      freeze_steps: optimizer steps at the start that leave the encoder's parameters alone.
+      evaluate_steps: optimizer steps between two evaluations during training; 0 for none.
+      freeze_steps: optimizer steps at the start during which the encoder's parameters are frozen.
     """
 
     examples: int
@@ -53,30 +53,33 @@ class Plan:
 
     @property
     def monitored(self) -> int:
-        """Examples that each pass of each device hands out for the monitors, at least 1."""
+        """Examples per microbatch and device whose features the step returns, at least 1."""
         passes = self.device_count * self.accumulate_steps
         share = self.device_batch_size // self.accumulate_steps
         return min(share, math.ceil(MONITORED_EXAMPLES / passes))
 
     @property
     def monitored_rows(self) -> int:
-        """Rows of features that process 0 measures: both views of its devices' examples."""
+        """Rows of features that process 0 measures: two views of its devices' examples."""
         devices = self.device_count // self.process_count
         return 2 * self.monitored * self.accumulate_steps * devices
 
     def epoch(self, step: int) -> float:
-        """Epochs of data seen after `step` optimizer steps; the data set is one endless stream."""
+        """Epochs of data seen after `step` optimizer steps, as a fraction."""
         return step * self.batch_size / self.examples
 
 
 def make_plan(config: Settings, examples: int, device_count: int, process_count: int = 1) -> Plan:
-    """Derives the plan, or raises UserError naming the key that cannot be used.
+    """Derives the plan of a run.
 
     Args:
-      config: of the run.
+      config: the run's settings.
       examples: training examples in the data set, at least 1.
       device_count: devices of all processes together.
       process_count: processes (hosts).
+
+    Raises:
+      UserError: a value of the config cannot be used; the message names its key.
     """
     batch = config.batch_size
     accumulate = config.accumulate_steps
@@ -138,12 +141,12 @@ def make_plan(config: Settings, examples: int, device_count: int, process_count:
 
 
 def total_steps(epochs: float | None, steps: int | None, batch: int, examples: int) -> int:
-    """Optimizer steps of a whole run.
+    """Optimizer steps of the whole run.
 
     Args:
-      epochs: total_epochs of the config.
-      steps: total_steps of the config.
-      batch: examples an optimizer step.
+      epochs: the config's total_epochs, or None.
+      steps: the config's total_steps, or None.
+      batch: examples per optimizer step.
       examples: training examples in the data set.
 
     Raises:
@@ -153,12 +156,13 @@ def total_steps(epochs: float | None, steps: int | None, batch: int, examples: i
 
 
 def _steps(key: str, epochs: float | None, steps: int | None, batch: int, examples: int) -> int:
-    """Resolves a duration given as exactly one of <key>_epochs and <key>_steps to steps."""
+    """Converts a duration, given as exactly one of <key>_epochs and <key>_steps, to steps."""
     if (epochs is None) == (steps is None):
         given = 'neither is' if epochs is None else f'both are ({epochs} and {steps})'
         raise UserError(f'Exactly one of {key}_epochs and {key}_steps must be given; {given}.')
     if epochs is None:
         assert steps is not None
         return steps
-    # Whole steps over a stream of epochs, as in DeepMind's byol/configs/byol.py (max_steps).
+    # Rounded down once for the whole duration, as DeepMind's byol/configs/byol.py (max_steps) does;
+    # an epoch need not be a whole number of steps.
     return int(epochs * examples // batch)

@@ -1,4 +1,4 @@
-"""The training step fed with batches: few steps under way, their metrics and the wait for input."""
+"""Runs training steps on the batches of the feed, and measures the wait for input."""
 
 from __future__ import annotations
 
@@ -20,20 +20,20 @@ from byol_jax.training.step import pmap_feed, shard_batch
 
 
 class Steps:
-    """Makes one step after the other.
+    """Runs one training step after the other, at most two at a time on the devices.
 
     Attributes:
-      watch: measures speed and input wait from the second step on; None before the first, which
-        compiles.
+      watch: measures speed and input wait from the second step on, because the first one compiles;
+        None before that.
     """
 
     def __init__(self, run: Run, start_step: int, bad_files: BadFilesLog):
-        """Opens the feed, and makes no step yet.
+        """Opens the feed; runs no step yet.
 
         Args:
-          run: whose steps are made.
-          start_step: steps made before.
-          bad_files: of the run; gets what cannot be read.
+          run: the run.
+          start_step: number of steps made before.
+          bad_files: the hook that gets the pictures that cannot be read.
 
         Raises:
           UserError: see `open_feed`.
@@ -59,24 +59,24 @@ class Steps:
         step = step_of(config, plan, run.method, run.training, plan.monitored)
         self._step_fn = pmap_feed(step, self._feed, monitored=True)
         self._devices = jax.local_device_count()
-        # Simulated devices on few cores can deadlock with two steps under way.
+        # Simulated devices on a CPU of few cores can deadlock with two steps under way.
         self._most = 1 if jax.default_backend() == 'cpu' else 2
         self._under_way: deque[tuple[int, Any]] = deque()
         self._metrics: dict[str, float] = {}
         self.watch: Stopwatch | None = None
 
     def make(self, state: TrainState) -> tuple[TrainState, Any]:
-        """Starts the next step, without waiting for its end.
+        """Starts the next step without waiting for it to finish.
 
         Args:
-          state: to begin with; its memory may be taken.
+          state: the state before the step; its memory may be reused, so do not use it afterwards.
 
         Returns:
-          The state after the step and its features, both perhaps still being computed.
+          The state after the step, and its features. Both may still be being computed.
 
         Raises:
-          UserError: there is no batch: too many pictures cannot be read.
-          NonFinite: an earlier step's metrics are not finite.
+          UserError: there is no batch, because too many pictures cannot be read.
+          NonFinite: the metrics of an earlier step are not finite.
         """
         while len(self._under_way) >= self._most:
             self._settle_oldest()
@@ -96,17 +96,17 @@ class Steps:
         return state, features
 
     def settle(self) -> dict[str, float]:
-        """Waits for the steps under way; returns the metrics of the last step made.
+        """Waits for the steps under way and returns the metrics of the last one, by name.
 
         Raises:
-          NonFinite: metrics of one of them are not finite.
+          NonFinite: the metrics of one of them are not finite.
         """
         while self._under_way:
             self._settle_oldest()
         return self._metrics
 
     def close(self) -> None:
-        """Ends the feed's threads, which would keep the process from ending after an error."""
+        """Ends the feed's threads, which would keep the process alive after an error."""
         self._feed.batches.close()
 
     def _settle_oldest(self) -> None:
@@ -116,5 +116,5 @@ class Steps:
         check_finite(step, self._metrics)
 
     def _busy(self) -> bool:
-        """Whether the devices still have a step to work on, so that they wait for no input."""
+        """Whether the devices still work on a step, so that waiting for a batch costs no time."""
         return bool(self._under_way) and not self._under_way[-1][1]['loss'].is_ready()
