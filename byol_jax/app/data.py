@@ -1,4 +1,4 @@
-"""The data of a config: what is trained on, what is held out, and a separate test set."""
+"""Opens the data of a config: training part, held-out part and a separate test set."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ from byol_jax.sources.data import Data, matched, open_data, open_source, split_s
 
 
 def build_data(config: Any, source: Source | None = None) -> Data:
-    """Opens what a config trains on and, if it names one, a separate test set.
+    """Opens the training data of a config and, if the config names one, a separate test set.
 
-    Shows how far that is, and what sources log, on stderr.
+    Shows progress and the messages of sources on stderr.
 
     Args:
-      config: `Settings`, or what they are made from.
-      source: takes the place of the one that the config names.
+      config: whatever `Settings.of` takes.
+      source: used instead of the source that the config names.
 
     Raises:
-      UserError: the data is not there or does not fit the config. Nothing else is ever used in
-        its place.
+      UserError: the data does not exist or does not fit the config. No other data is ever used
+        instead.
     """
     with progress_shown() as progress:
         return _build(Settings.of(config), source, progress)
@@ -50,10 +50,17 @@ def _build(config: Settings, source: Source | None, progress: Progress) -> Data:
 
 
 def settings_of_test_set(data: settings.Data, evaluate: settings.Evaluate) -> settings.Data:
-    """The whole test set's settings: as the run's data, but from where `evaluate` says.
+    """The settings that open the whole test set.
+
+    Args:
+      data: settings of the training data.
+      evaluate: names the test set, by `data_path` or `data_split`.
+
+    Returns:
+      `data` with the path and split of the test set, and nothing held out.
 
     Raises:
-      UserError: the source has no other set, or the set named is the one trained on.
+      UserError: the source has no test set, or the test set is the training set.
     """
     path, split = evaluate.data_path, evaluate.data_split
     if data.source == 'sample':
@@ -72,7 +79,7 @@ def settings_of_test_set(data: settings.Data, evaluate: settings.Evaluate) -> se
         split=split or data.split,
         held_out_fraction=0.0,
         tile_shift=False,
-        # A cache or an index file of the training pictures is not for others.
+        # A cache or an index file belongs to the training pictures only.
         cache='',
         index=data.index if data.index == 'auto' else '',
     )
@@ -107,5 +114,5 @@ def _real(path: str | None) -> Path:
 
 
 def of_test_set(error: UserError) -> UserError:
-    """An error about `data.path` or `data.split` as one about the keys that the user gave."""
+    """Rewrites an error about `data.path` or `data.split` to name the keys in `evaluate`."""
     return UserError(re.sub(r'\bdata\.(path|split)\b', r'evaluate.data_\1', str(error)))

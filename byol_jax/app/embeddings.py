@@ -1,4 +1,4 @@
-"""Features of many pictures as one file: NumPy's .npz or Apache Parquet."""
+"""Writes the features of many pictures to one file: NumPy's .npz or Apache Parquet."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ import numpy as np
 from byol_jax.errors import UserError
 from byol_jax.files import check_place, write_whole
 
-# Bytes of features in a row group of Parquet: what is in memory twice while it is written.
+# Bytes of features in a row group of Parquet. Writing holds one row group in memory a second time.
 _ROW_GROUP_BYTES = 2**26
 
 
 def check_embeddings_path(path: Path) -> None:
-    """Checks, before the pictures are encoded, that `write_embeddings` can write this file.
+    """Checks that `write_embeddings` can write this file, before any picture is encoded.
 
     Raises:
-      UserError: the suffix is neither '.npz' nor '.parquet', a folder (or a file where a folder
-        should be) is in the way, or the suffix asks for pyarrow, which is not installed.
+      UserError: the suffix is neither '.npz' nor '.parquet', the path is a folder, one of its
+        parents is a file, or the file is a '.parquet' and pyarrow is not installed.
     """
     if path.suffix not in _WRITERS:
         raise UserError(
@@ -32,15 +32,15 @@ def check_embeddings_path(path: Path) -> None:
 
 
 class Embeddings(NamedTuple):
-    """Features and whose they are.
+    """Features with the names and labels of their pictures.
 
     Attributes:
       features: float32 [N, D].
-      names: of the N pictures.
-      labels: int [N], indices into label_names, or None. One that is no index has no name: in a
-        .parquet its `label` is null.
-      label_names: of the labels.
-      encoder_sha256: hexadecimal digest of the weights that made the features.
+      names: names of the N pictures.
+      labels: int [N], indices into `label_names`; None without labels. An index out of range means
+        that the picture has no label; its `label` in a .parquet is null.
+      label_names: names of the labels.
+      encoder_sha256: hexadecimal sha256 of the weights that made the features.
     """
 
     features: np.ndarray
@@ -51,22 +51,22 @@ class Embeddings(NamedTuple):
 
 
 def write_embeddings(path: Path, embeddings: Embeddings) -> None:
-    """Writes features with the names and labels of their pictures; the file is replaced as a whole.
+    """Writes features with the names and labels of their pictures, replacing an existing file.
 
-    A .npz holds the arrays `features`, `names`, `encoder_sha256` and, where there are labels,
+    A .npz holds the arrays `features`, `names`, `encoder_sha256` and, if there are labels,
     `labels` and `label_names`; none needs pickle. A .parquet holds the columns `name` (string),
-    `features` (float32 lists of fixed size D) and, where there are labels, `label` (string) and
-    `label_index` (int64); its schema's metadata holds `byol_jax.encoder_sha256` and
-    `byol_jax.feature_size`, the latter in decimal digits.
+    `features` (float32 lists of fixed size D) and, if there are labels, `label` (string) and
+    `label_index` (int64). The metadata of its schema holds `byol_jax.encoder_sha256` and
+    `byol_jax.feature_size` (decimal digits).
 
     Args:
-      path: what to write, in a folder that exists; the suffix says which of the two.
-      embeddings: what to write.
+      path: file to write, '.npz' or '.parquet', in a folder that exists.
+      embeddings: the features, names and labels.
 
     Raises:
-      UserError: what `check_embeddings_path` raises.
-      ValueError: there are not as many names or labels as features.
-      OSError: the file could not be written; what was there before still is.
+      UserError: as for `check_embeddings_path`.
+      ValueError: the numbers of names, labels and features differ.
+      OSError: the file cannot be written; an older file of that name is kept.
     """
     check_embeddings_path(path)
     columns = [embeddings.names] + ([] if embeddings.labels is None else [embeddings.labels])
@@ -85,7 +85,7 @@ def _write_npz(path: Path, embeddings: Embeddings) -> None:
     }
     if labels is not None:
         arrays |= {'labels': labels, 'label_names': np.array(label_names, str)}
-    # A file, not its name, to which NumPy would add '.npz'.
+    # An open file, because NumPy would add '.npz' to a name.
     with path.open('wb') as file:
         np.savez(file, **arrays)
 
@@ -105,7 +105,7 @@ def _write_parquet(path: Path, embeddings: Embeddings) -> None:
         rows = max(1, _ROW_GROUP_BYTES // (4 * max(1, size)))
         for start in range(0, len(features), rows):
             part = slice(start, start + rows)
-            # A view of the features: Arrow takes their memory as it lies.
+            # No copy: Arrow uses the memory of the features.
             flat = pa.array(features[part].reshape(-1))
             columns = [
                 pa.array(_utf8(names[part]), pa.string()),
@@ -117,7 +117,7 @@ def _write_parquet(path: Path, embeddings: Embeddings) -> None:
                 columns += [known.take(pa.array(index, mask=unnamed)), pa.array(index)]
             yield pa.record_batch(columns, schema=schema)
 
-    # Dictionaries and statistics of features would cost time and help nobody.
+    # Dictionaries and statistics of features would cost time and are of no use.
     options = {'use_dictionary': ['label'], 'write_statistics': ['name', 'label', 'label_index']}
     with pa.parquet.ParquetWriter(path, schema, **options) as writer:
         for group in groups():
@@ -128,12 +128,12 @@ _WRITERS: dict[str, Callable[..., None]] = {'.npz': _write_npz, '.parquet': _wri
 
 
 def _utf8(names: Sequence[str]) -> list[str]:
-    """Names as UTF-8 can say them: what is no text in a file's name becomes '\\udcXX'."""
+    """Makes names valid UTF-8: a byte of a file's name that is no text becomes '\\udcXX'."""
     return [name.encode(errors='backslashreplace').decode() for name in names]
 
 
 def _pyarrow() -> Any:
-    # Imported where it is needed: .npz does without.
+    # Imported late, because .npz does not need it.
     try:
         import pyarrow
         import pyarrow.parquet

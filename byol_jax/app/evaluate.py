@@ -1,4 +1,4 @@
-"""--mode=evaluate: measures an exported encoder, and writes and prints the numbers."""
+"""--mode=evaluate: measures an exported encoder, prints the results and writes them to a file."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ from byol_jax.views.recipes import config_views
 
 FORMAT = 'byol_jax evaluation 1'
 
-# Fewer queries than this give a rough figure only.
+# With fewer queries than this, a note says that the figures are rough.
 _ROUGH = 100
 
 _ELSEWHERE = 'Add --output=FILE.json, or another --workdir=DIR.'
@@ -41,17 +41,17 @@ _ELSEWHERE = 'Add --output=FILE.json, or another --workdir=DIR.'
 def evaluate_encoder(
     config: Settings, workdir: Path, encoder_folder: Path | None, output: Path | None, command: str
 ) -> None:
-    """Measures an exported encoder at the size it was trained at, prints and writes the numbers.
+    """Measures an exported encoder at the image size it was trained at; prints and writes results.
 
     Args:
       config: names the data and, in `evaluate`, the protocols.
-      workdir: of the run.
-      encoder_folder: None for the workdir's own.
-      output: the .json to write; None for workdir/evaluation.json.
-      command: that was given.
+      workdir: the workdir of the run.
+      encoder_folder: folder of the encoder; None for `workdir / 'encoder'`.
+      output: .json file to write; None for `workdir / 'evaluation.json'`.
+      command: the command line, for the file.
 
     Raises:
-      UserError: the encoder or the data cannot be used, or the file cannot be written there.
+      UserError: the encoder or the data cannot be used, or the file cannot be written.
     """
     start = time.perf_counter()
     protocols = build_protocols(config.evaluate)
@@ -65,13 +65,13 @@ def evaluate_encoder(
     data = build_data(config)
     for line in data.left_out():
         say(line)
-    # Before the pictures are encoded, so that a folder that cannot be written fails at once.
+    # Before the slow encoding, so that a folder that cannot be created is reported at once.
     path.parent.mkdir(parents=True, exist_ok=True)
     encoding = time.perf_counter()
     with progress_shown() as progress:
 
         def tell(line: str) -> None:
-            # A line in the middle of a bar would be unreadable.
+            # Remove the bar first: a line printed into it would be unreadable.
             progress.close()
             say(line)
 
@@ -119,10 +119,11 @@ def evaluate_encoder(
 
 
 def _place(workdir: Path, encoder: Path | None, output: Path | None) -> Path:
-    """Where to write.
+    """The file to write.
 
     Raises:
-      UserError: something is in the way, or the workdir is that of another encoder's run.
+      UserError: the file cannot be written there, or it would replace the evaluation of the
+        workdir's own encoder.
     """
     path = output or workdir / 'evaluation.json'
     if path.suffix != '.json':
@@ -139,7 +140,7 @@ def _place(workdir: Path, encoder: Path | None, output: Path | None) -> Path:
 
 
 def _check_not_of_another(path: Path, encoder: Encoder, folder: str) -> None:
-    """Raises UserError if what is there is of another folder's weights, or no evaluation."""
+    """Raises UserError if an existing file is no evaluation, or one of another encoder."""
     if not path.exists():
         return
     try:
@@ -173,7 +174,7 @@ def _about(encoder: Encoder, folder: str) -> dict[str, Any]:
 
 
 def _encoded(subject: Subject) -> str:
-    """What there are features of, for the terminal."""
+    """A line for the terminal on what was encoded."""
     tested = f' and {len(subject.queries):,} {subject.queries_are}' if subject.queries else ''
     size = subject.gallery.features.shape[1]
     return f'features of {len(subject.gallery):,} training{tested} pictures, {size:,} values each'
@@ -200,8 +201,8 @@ def _about_data(subject: Subject, config: Settings, data: Data) -> dict[str, Any
 def _other_split(folder: Path, data: Data) -> list[str]:
     """A warning if the encoder's run split the same number of pictures in another way.
 
-    Then pictures to test on may be ones that it was trained on. Another number of pictures means
-    other data, which may be on purpose.
+    In that case the encoder may have been trained on some of the test pictures. A different number
+    of pictures means different data, which may be on purpose.
     """
     path = folder.parent / 'data.json'
     if data.test is not None or not path.exists():
@@ -212,35 +213,35 @@ def _other_split(folder: Path, data: Data) -> list[str]:
         return []
     return [
         f'The run of this encoder trained on {then["examples"]:,} pictures and held '
-        f'{then["held_out"]:,} out; here they are {now["examples"]:,} and {now["held_out"]:,}, or '
-        'others, so some to test on may be ones it was trained on. Give the data flags of the run: '
-        f'{folder.parent / "command.txt"}.'
+        f'{then["held_out"]:,} out. Here it is {now["examples"]:,} and {now["held_out"]:,}, or '
+        'other pictures, so the encoder may have been trained on some of the test pictures. Use '
+        f'the data flags of the run: {folder.parent / "command.txt"}.'
     ]
 
 
 def _notes(subject: Subject) -> list[str]:
-    """What a reader of the numbers should know."""
+    """Notes on how far the results can be trusted."""
     gallery, queries = subject.gallery, subject.queries
     if queries is None:
         return []
     notes = []
     if len(queries) < _ROUGH:
-        notes.append(f'{len(queries):,} pictures to test on give a rough figure only.')
+        notes.append(f'{len(queries):,} test pictures give only a rough figure.')
     if gallery.labels is not None and queries.labels is not None:
         unseen = int(np.sum(~np.isin(queries.labels, gallery.labels)))
         if unseen:
             notes.append(
-                f'{unseen:,} of {len(queries):,} pictures to test on have a label that no training '
-                'picture has: every answer to them is wrong.'
+                f'{unseen:,} of {len(queries):,} test pictures have a label that no training '
+                'picture has, so they always count as wrong.'
             )
     return notes
 
 
 def evaluation_text(evaluation: Mapping[str, Any]) -> str:
-    """The table for the terminal: a line for each metric, measured or not.
+    """The table for the terminal: a line per metric, also for those not measured.
 
     Args:
-      evaluation: the contents of an evaluation.json.
+      evaluation: the content of an evaluation.json.
     """
     data, metrics = evaluation['data'], evaluation['metrics']
     names = [*metrics, *evaluation['not_measured']]

@@ -1,4 +1,4 @@
-"""--mode=export of weights made elsewhere: needs neither a config nor what training needs."""
+"""--mode=export --from: converts weights of another project; needs no config and no TensorFlow."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from byol_jax.interop.imports import load_from
 
 
 def export_from(source: str, mode: str, workdir: str | None) -> None:
-    """--mode=export --from=PREFIX:FILE: writes workdir/encoder.
+    """Converts weights and writes them to workdir/encoder.
 
     Args:
       source: 'PREFIX:FILE', see `interop.imports.LOADERS`.
-      mode: that was asked for.
-      workdir: to write to.
+      mode: value of --mode.
+      workdir: value of --workdir, or None.
 
     Raises:
-      UserError: another mode, no workdir, or what `load_from` raises.
+      UserError: the mode is not 'export', there is no workdir, or `load_from` fails.
     """
     if mode != 'export':
         raise UserError(f'--from={source} goes with --mode=export, not with --mode={mode}.')

@@ -1,4 +1,4 @@
-"""What a run shows before its first step: its data and plan, the encoder's layers, its views."""
+"""What a run prints and writes before its first step: data and plan, layers.txt, views.png."""
 
 from __future__ import annotations
 
@@ -13,13 +13,14 @@ from byol_jax.models.layer_table import TAPPED, layer_table
 from byol_jax.training.online_probe import too_many_labels
 from byol_jax.training.state import TrainState
 
-# A table of more lines is printed only around the tapped layer, and so many lines on both sides.
+# A table of more than _MOST_LINES lines is printed with _AROUND lines on both sides of the tapped
+# layer only.
 _MOST_LINES = 60
 _AROUND = 5
 
 
 def introduce(run: Run) -> None:
-    """Prints what a run trains on and how."""
+    """Prints the data, length, batch and optimizer exclusions of a run."""
     plan, data = run.plan, run.data
     tested = '' if data.test is None else f', {len(data.test.train):,} in the test set'
     say(
@@ -43,7 +44,7 @@ class Layers(Hook):
     """Writes layers.txt, the table of the encoder's layers with the tapped one marked."""
 
     def start(self, run: Run, state: TrainState) -> None:
-        """Prints the table too, or, if it is long, the lines around the tapped layer."""
+        """Writes the table and prints it; of a long one, only the lines around the tapped layer."""
         path = run.workdir / 'layers.txt'
         table = layer_table(run.method.encoder, run.config.views.image_size)
         write_whole(path, lambda partial: partial.write_text(f'{table}\n'))
@@ -51,10 +52,10 @@ class Layers(Hook):
 
 
 def shortened(table: str) -> str:
-    """A table of layers; of a long one the head, the lines around the tapped layer, and the sums.
+    """Shortens a long table to its head, the lines around the tapped layer, and the sums.
 
     Args:
-      table: from `layer_table`.
+      table: a table from `layer_table`.
     """
     lines = table.split('\n')
     if len(lines) <= _MOST_LINES:
@@ -80,6 +81,6 @@ class Views(Hook):
     optional = False
 
     def start(self, run: Run, state: TrainState) -> None:
-        """Pictures that cannot be read are counted only when they come in training."""
+        """Draws and writes views.png. Bad files among its pictures are counted in training only."""
         draw_views(run, run.workdir)
         say(f'view pairs: {run.workdir / "views.png"}')

@@ -1,4 +1,4 @@
-"""The modes of main.py."""
+"""The modes of the command line, one function each."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ from byol_jax.sources.data import Data
 
 @dataclasses.dataclass(frozen=True)
 class Request:
-    """What main.py was asked for.
+    """The values of the command line's flags.
 
     Attributes:
-      config: of the run.
-      workdir: of the run.
-      command: that was given, for the report.
-      encoder: the folder of the exported encoder to use; None: the workdir's own.
-      output: the file to write; None: one in the workdir.
+      config: the run's settings.
+      workdir: the workdir of the run.
+      command: the command line, for the report.
+      encoder: folder of the exported encoder to use; None for the one in the workdir.
+      output: file to write; None for the mode's default in the workdir.
     """
 
     config: Settings
@@ -47,7 +47,7 @@ class Request:
 
 
 def train_mode(request: Request) -> None:
-    """Trains, or goes on training."""
+    """Trains, or resumes training."""
     train(request.config, request.workdir, request.command)
 
 
@@ -65,7 +65,7 @@ def views(request: Request) -> None:
 
 
 def summary(request: Request) -> None:
-    """Prints the encoder's layers; compiles and writes nothing."""
+    """Prints the table of the encoder's layers; compiles and writes nothing."""
     config = request.config
     size = config.views.image_size
     print(f'{config.encoder.name} on views of {size}x{size} pixels\n')
@@ -73,14 +73,14 @@ def summary(request: Request) -> None:
 
 
 def evaluate(request: Request) -> None:
-    """Measures an exported encoder by the protocols of the config; writes evaluation.json."""
+    """Measures an exported encoder with the protocols of the config; writes evaluation.json."""
     evaluate_encoder(
         request.config, request.workdir, request.encoder, request.output, request.command
     )
 
 
 def embed(request: Request) -> None:
-    """Writes features, names and labels of all pictures of the config's data that can be read."""
+    """Writes the features, names and labels of all readable pictures of the config's data."""
     path = request.output or request.workdir / 'embeddings.npz'
     check_embeddings_path(path)
     encoder = load_encoder(request.encoder_folder)
@@ -88,7 +88,7 @@ def embed(request: Request) -> None:
     everything = dataclasses.replace(config.data, held_out_fraction=0.0)
     data = build_data(dataclasses.replace(config, data=everything))
     _say_left_out(data)
-    # Before the pictures are encoded: it says at once if nothing can be written there.
+    # Before the slow encoding, so that a folder that cannot be created is reported at once.
     path.parent.mkdir(parents=True, exist_ok=True)
     with progress_shown() as progress:
         features, indices, bad = encode_source(

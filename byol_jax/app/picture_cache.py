@@ -11,16 +11,17 @@ from byol_jax.sources.data import Data
 
 
 def fill_cache(data: Data, config: Settings) -> None:
-    """Decodes the pictures that are not in data.cache yet, and shows how many are done.
+    """Decodes the pictures that are not in data.cache yet, and shows progress.
 
-    Every process of a run does so, for its own disk; on a shared disk they take turns.
+    Every process of a run does this, because each may have its own disk; on a shared disk they take
+    turns.
 
     Args:
-      data: whose cache is filled; without one nothing is done.
-      config: whose data.workers and data.pair_keys are used.
+      data: data of the run; without a cache nothing is done.
+      config: the run's settings; data.workers and data.pair_keys are used.
 
     Raises:
-      UserError: there is no room for it, or it cannot be written.
+      UserError: the disk has no room for the cache, or it cannot be written.
     """
     if data.cache is None:
         return

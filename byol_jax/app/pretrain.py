@@ -1,4 +1,4 @@
-"""A whole run from Python: what main.py does, and the encoder in return."""
+"""`byol_jax.pretrain`: a whole run from Python."""
 
 from __future__ import annotations
 
@@ -27,14 +27,14 @@ from byol_jax.sources.folder import Files
 
 @dataclasses.dataclass(frozen=True)
 class Pretrained:
-    """A run that has ended.
+    """The result of a finished run.
 
     Attributes:
       encoder: the online encoder: uint8 [B, H, W, 3] -> float32 [B, D].
-      workdir: of the run, with config.json, metrics.jsonl, checkpoints and all else.
+      workdir: folder of the run, with config.json, metrics.jsonl, checkpoints and so on.
       metrics: the records of metrics.jsonl, oldest first.
-      results: the before/after table, as results.json has it.
-      report: the path of report.html.
+      results: the before/after table, as in results.json; {} if there is none.
+      report: path of report.html.
     """
 
     encoder: Encoder
@@ -54,28 +54,28 @@ def pretrain(
     steps: int | None = None,
     **overrides: Any,
 ) -> Pretrained:
-    """Trains an encoder on pictures without labels, as main.py does, or goes on training it.
+    """Trains an encoder on unlabelled pictures, as main.py does.
 
-    It prints what main.py prints. The same call with the same workdir goes on from the newest
-    checkpoint; of a run that has ended it gives the result.
+    It prints what main.py prints. The same call with the same workdir resumes from the newest
+    checkpoint; if the run has finished, it returns the result without training.
 
     Args:
-      data: a folder of image files, or what the recipe's source takes as data.path; a `Source`; an
-        array, uint8 [N, H, W, 3], RGB; or a list of image files.
-      encoder: a built-in encoder's name, 'package.module:Class', or the Flax class itself; None:
-        the recipe's, which is 'resnet50' for 'folder'.
-      workdir: where everything is written; by default runs/<name of the recipe>.
-      recipe: the config to start from, as --config has it: 'folder', 'cifar10:200', or a file.
-      epochs: length of the run in passes over the data.
-      steps: length of the run in optimizer steps, in place of epochs.
-      overrides: any other config keys, with '__' for the dot: `views__image_size=96`.
+      data: a folder of image files (or whatever the recipe's source takes as data.path); a
+        `Source`; an RGB array, uint8 [N, H, W, 3]; or a list of image files.
+      encoder: name of a built-in encoder, 'package.module:Class', or the Flax class itself; None
+        for the recipe's encoder ('resnet50' for 'folder').
+      workdir: folder that everything is written to; None for runs/<name of the recipe>.
+      recipe: the config to start from, as for --config: 'folder', 'cifar10:200', or a file.
+      epochs: length of the run in passes over the data; None for the recipe's.
+      steps: length of the run in optimizer steps, instead of epochs.
+      **overrides: any other config keys, with '__' instead of dots: `views__image_size=96`.
 
     Returns:
-      The encoder and where the rest is.
+      The encoder, the metrics and the paths of the run.
 
     Raises:
-      UserError: something cannot be used, or the loss is not finite.
-      Interrupted: by SIGTERM or Ctrl-C, after a checkpoint.
+      UserError: the data, the config or the workdir cannot be used, or the loss is not finite.
+      Interrupted: SIGTERM or Ctrl-C stopped the run, after a checkpoint.
     """
     given = dict(locals())
     given.update(given.pop('overrides'))
@@ -107,7 +107,7 @@ def pretrain(
 
 
 def _source_of(data: Any) -> tuple[str | None, Source | None]:
-    """(path, None) of what a recipe's source opens, or (None, the source)."""
+    """(data.path, None) for data that the recipe's source opens, or (None, a source)."""
     if isinstance(data, str | Path):
         return str(data), None
     if isinstance(data, Source):
@@ -123,7 +123,11 @@ def _source_of(data: Any) -> tuple[str | None, Source | None]:
 
 
 def _name_of(encoder: Any) -> str:
-    """'package.module:Class' of a class."""
+    """'package.module:Class' for a class.
+
+    Raises:
+      UserError: it is no class, or cannot be imported by that name.
+    """
     module, name = getattr(encoder, '__module__', None), getattr(encoder, '__qualname__', '')
     if not inspect.isclass(encoder) or not name.isidentifier() or module == '__main__':
         raise UserError(
@@ -135,7 +139,7 @@ def _name_of(encoder: Any) -> str:
 
 
 def _check_keys(recipe: Any, changes: dict[str, Any]) -> None:
-    """Raises UserError if a key is a whole section; unknown ones are found later."""
+    """Raises UserError if a key is a whole section. Unknown keys are found later."""
     flat = settings.flatten(settings.plain(recipe))
     for key in changes:
         if key not in flat and key in settings.keys(recipe) and not key.endswith('.kwargs'):
@@ -146,7 +150,7 @@ def _check_keys(recipe: Any, changes: dict[str, Any]) -> None:
 
 
 def _call(given: dict[str, Any]) -> str:
-    """The call as a line of Python, for the report and command.txt."""
+    """The call of `pretrain` as a line of Python, for the report and command.txt."""
     defaults = inspect.signature(pretrain).parameters
     data = given.pop('data')
     words = [repr(data) if isinstance(data, str | Path) else f'<{type(data).__name__}>']

@@ -1,4 +1,4 @@
-"""How far slow work on the data is: bars if stderr is a terminal, else a line now and then."""
+"""Progress of slow work on the data: a bar if stderr is a terminal, otherwise a line at times."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ from tqdm import tqdm
 from byol_jax.app.hosts import is_main
 from byol_jax.app.progress import duration
 
-# Work that takes less shows no bar.
+# Shorter work shows no bar.
 _BAR_AFTER_SECONDS = 0.5
-# Between two lines.
+# Time between two lines.
 _LINE_SECONDS = 10.0
 
 
 class ProgressBars:
-    """Shows one piece of work after the other; see `sources.base.Progress`."""
+    """Shows the progress of one task at a time; a `sources.base.Progress`."""
 
     def __init__(self, *, quiet: bool = False):
         """Shows nothing yet.
 
         Args:
-          quiet: whether nothing is ever shown.
+          quiet: if True, nothing is ever shown.
         """
         self._quiet = quiet
         self._bars = sys.stderr.isatty()
@@ -35,7 +35,13 @@ class ProgressBars:
         self._began = self._told = 0.0
 
     def __call__(self, what: str, done: int, total: int) -> None:
-        """Shows that `done` of `total` (0: not known) is done of `what`, such as 'sizes read'."""
+        """Shows the progress of a task.
+
+        Args:
+          what: name of the task, such as 'sizes read'. Another name begins a new bar.
+          done: items done.
+          total: items in all; 0 if not known.
+        """
         if self._quiet:
             return
         now = time.monotonic()
@@ -76,20 +82,20 @@ class ProgressBars:
 
 @contextlib.contextmanager
 def progress_shown() -> Iterator[ProgressBars]:
-    """Gives something to tell progress to; what the package logs meanwhile is shown too."""
+    """Yields the progress display; messages that the package logs meanwhile are shown too."""
     with _log_on_stderr(), contextlib.closing(ProgressBars(quiet=not is_main())) as progress:
         yield progress
 
 
 class _Lines(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
-        # Not print: a bar would be cut in two.
+        # Not `print`, which would break a bar.
         tqdm.write(record.getMessage(), file=sys.stderr)
 
 
 @contextlib.contextmanager
 def _log_on_stderr() -> Iterator[None]:
-    """Shows what the package logs, as plain lines."""
+    """Shows the package's log messages as plain lines on stderr."""
     logger, handler = logging.getLogger('byol_jax'), _Lines()
     before = logger.level, logger.propagate
     logger.addHandler(handler)

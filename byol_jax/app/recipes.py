@@ -1,4 +1,4 @@
-"""Recipes: config files given by their path, or by the name of one that comes with the package."""
+"""Recipes: config files, found by path or by the name of one that the package includes."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from byol_jax.settings import Settings
 
 
 def recipes_folder() -> Path:
-    """The folder of the recipes that come with the package.
+    """The folder of the package's recipes.
 
-    They are byol_jax/configs in an installed package, and configs/ beside byol_jax/ in a checkout.
+    It is byol_jax/configs in an installed package, and configs/ next to byol_jax/ in a checkout.
     """
     package = Path(__file__).resolve().parent.parent
     installed = package / 'configs'
@@ -27,7 +27,7 @@ def recipes_folder() -> Path:
 
 
 def recipe_names() -> list[str]:
-    """The names that `find_recipe` knows, sorted: those in ./configs and those of the package."""
+    """The recipe names that `find_recipe` knows, sorted: those in ./configs and the package's."""
     folders = (Path('configs'), recipes_folder())
     return sorted({path.stem for folder in folders for path in folder.glob('[!_]*.py')})
 
@@ -36,11 +36,11 @@ def find_recipe(name: str) -> str:
     """Finds a config file.
 
     Args:
-      name: 'FILE.py' or 'NAME', each with ':ARG' or without. A name is a file of ./configs, or
-        else of the recipes that come with the package.
+      name: 'FILE.py' or 'NAME', optionally with ':ARG'. NAME.py is looked up in ./configs, then
+        among the package's recipes.
 
     Returns:
-      'FILE.py' or 'FILE.py:ARG', with a file that exists.
+      'FILE.py' or 'FILE.py:ARG'; the file exists.
 
     Raises:
       UserError: there is no such file and no such recipe.
@@ -62,13 +62,16 @@ def find_recipe(name: str) -> str:
 
 
 def load_recipe(name: str) -> Any:
-    """Executes a config file; for the names, see `find_recipe`.
+    """Executes a config file.
+
+    Args:
+      name: name or path of the recipe, see `find_recipe`.
 
     Returns:
       The ConfigDict that its `get_config` returns.
 
     Raises:
-      UserError: there is no such file, or it fails.
+      UserError: there is no such recipe, or its code raises.
     """
     found = find_recipe(name)
     file, _, argument = found.partition(':')
@@ -80,18 +83,18 @@ def load_recipe(name: str) -> Any:
         with recipes_importable():
             spec.loader.exec_module(module)
             return module.get_config(argument) if argument else module.get_config()
-    except Exception as error:  # The file is the user's program: anything may come of it.
+    except Exception as error:  # The file is the user's code, which can raise anything.
         kind = '' if type(error) is ValueError else f'{type(error).__name__}: '
         near = did_you_mean(argument, getattr(module, 'ARGUMENTS', ())) if argument else ''
         raise UserError(f'--config={name} cannot be used: {kind}{error}{near}') from error
 
 
 def check_optimizer(recipe: Mapping[str, Any], config: Settings, given: Collection[str]) -> None:
-    """Checks that another optimizer than the recipe's does not run with the recipe's rate.
+    """Checks that a changed optimizer does not run with the recipe's learning rate.
 
     Args:
-      recipe: its values by dotted key.
-      config: what became of it.
+      recipe: the recipe's values by dotted key.
+      config: the settings after the user's changes.
       given: dotted keys that the user has changed.
 
     Raises:
@@ -100,9 +103,10 @@ def check_optimizer(recipe: Mapping[str, Any], config: Settings, given: Collecti
     key, own, name = 'optimizer.base_learning_rate', recipe['optimizer.name'], config.optimizer.name
     if name == own or key in given:
         return
-    # Imported here: it imports JAX. A name that is none is told first.
+    # Imported late, because it imports JAX.
     from byol_jax.training.optimizers import OPTIMIZERS
 
+    # A wrong name is the first thing to report.
     OPTIMIZERS.find(name)
     raise UserError(
         f'optimizer.name={name} needs a learning rate of its own: {recipe[key]:g} is for {own}. '
@@ -113,10 +117,10 @@ def check_optimizer(recipe: Mapping[str, Any], config: Settings, given: Collecti
 
 @contextlib.contextmanager
 def recipes_importable() -> Iterator[None]:
-    """Lets `from configs import NAME` find the package's recipes, while a recipe is executed.
+    """Lets `from configs import NAME` find the package's recipes while a recipe is executed.
 
-    An installed package has them in byol_jax/configs: a top-level package called `configs` would
-    be in the way of others. A `configs` that can be imported is searched first.
+    An installed package keeps its recipes in byol_jax/configs, because a top-level package called
+    `configs` would conflict with others. If there is an importable `configs`, it is searched first.
     """
     ours = str(recipes_folder())
     theirs = _package_of_configs()
@@ -144,7 +148,7 @@ def recipes_importable() -> Iterator[None]:
 
 
 def _package_of_configs() -> Any:
-    """The module `configs` that Python finds, or None."""
+    """The importable module `configs`, or None."""
     try:
         return importlib.import_module('configs')
     except ModuleNotFoundError as error:

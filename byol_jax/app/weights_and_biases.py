@@ -1,4 +1,4 @@
-"""Weights & Biases, if asked for. By default it is offline: it writes to disk, sends nothing."""
+"""Optional logging to Weights & Biases; offline by default: it writes to disk and sends nothing."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ _PICTURE = re.compile(r'(\d+)_(.+)\.png')
 
 
 def check_wandb() -> None:
-    """Raises UserError if the package is not installed; imports nothing."""
+    """Raises UserError if the package wandb is not installed; does not import it."""
     spec = importlib.util.find_spec('wandb')
-    # No origin: a folder named wandb, such as W&B leaves behind, and no package.
+    # Without an origin it is a mere folder called wandb, such as W&B leaves behind.
     if spec is None or spec.origin is None:
         raise UserError(
             'log.wandb=True needs the package wandb, which is not installed. Run '
@@ -36,12 +36,12 @@ class WandbWriter:
     """Writes scalars and pictures to a Weights & Biases run in `workdir/wandb`.
 
     It is offline unless the environment variable WANDB_MODE says otherwise. The id of the run is
-    kept in `workdir/wandb/byol_jax`, so every start of the run has the same one.
+    kept in `workdir/wandb/byol_jax`, so that every start of the run uses the same one.
 
-    W&B takes steps in ascending order only, cannot remove any, and loses what it has not yet
-    written when a process is killed. So each start hands over the part of the run that W&B does not
-    have. Online, that is what its server did not receive. Offline, W&B begins a new folder, which
-    gets all of the run: the newest folder (`workdir/wandb/latest-run`) is complete.
+    W&B accepts steps in ascending order only, cannot remove any, and loses what it has not written
+    yet when the process is killed. So each start passes on the part of the run that W&B lacks.
+    Online, that is what the server did not receive. Offline, W&B begins a new folder, which gets
+    the whole run, so the newest folder (`workdir/wandb/latest-run`) is complete.
     """
 
     def __init__(
@@ -51,16 +51,16 @@ class WandbWriter:
         history: Sequence[Mapping[str, Any]],
         config: Mapping[str, Any],
     ):
-        """Starts W&B, and hands over what it lacks of the run.
+        """Starts W&B and passes on the records and pictures that it lacks.
 
         Args:
-          workdir: must exist.
-          start_step: the step the run goes on from.
-          history: the records up to it, oldest first.
-          config: resolved, JSON values.
+          workdir: folder of the run; must exist.
+          start_step: the step the run resumes from.
+          history: the records up to that step, oldest first.
+          config: the resolved config, JSON values.
 
         Raises:
-          UserError: the package is not installed, or WANDB_MODE=online and W&B refuses.
+          UserError: the package is not installed, or W&B cannot start.
         """
         check_wandb()
         import wandb  # Not installed by default.
@@ -78,7 +78,7 @@ class WandbWriter:
                 project=os.environ.get('WANDB_PROJECT', _PROJECT),
                 name=os.environ.get('WANDB_NAME', workdir.resolve().name),
                 config=dict(config),
-                # W&B neither prints nor captures the output of the run.
+                # Keep W&B from printing, and from capturing the run's output.
                 settings=wandb.Settings(console='off', silent=True),
             )
         except (wandb.Error, ValueError) as error:
@@ -86,7 +86,7 @@ class WandbWriter:
                 f'Weights & Biases cannot start: {error} Unset WANDB_MODE to write to '
                 f'{workdir / "wandb"} alone, or leave log.wandb out.'
             ) from error
-        # W&B has all steps before this one; a new folder has none.
+        # W&B has all steps before `run.step`, which is 0 in a new folder.
         self._held = self._last = self._run.step
         self._hand_over(history, start_step)
 
@@ -96,18 +96,18 @@ class WandbWriter:
         self._log({name: value for name, value in record.items() if name != 'step'}, step)
 
     def picture(self, name: str, image: Image.Image, step: int) -> None:
-        """Takes a picture, as `MetricsLog.picture` does; it is kept for a later start."""
+        """Takes a picture, as `MetricsLog.picture` does, and keeps it on disk for a later start."""
         path = self._pictures / f'{step}_{quote(name, safe="")}.png'
         write_whole(path, lambda partial: image.save(partial, 'PNG'))
         self._log({name: self._wandb.Image(str(path))}, step)
 
     def close(self) -> None:
-        """Returns when all is on disk, or sent."""
+        """Returns once everything is on disk or sent."""
         self._run.finish()
 
     def _log(self, values: dict[str, Any], step: int) -> None:
         if step >= self._held:
-            # A picture may come after a later record: W&B would drop its earlier step.
+            # A picture may arrive after a later record. W&B would drop it at its own, earlier step.
             self._last = max(self._last, step)
             self._run.log(values, step=self._last)
 
@@ -118,7 +118,7 @@ class WandbWriter:
             if match and int(match[1]) <= start_step:
                 pictures.setdefault(int(match[1]), []).append((unquote(match[2]), path))
             else:
-                # Of a step that the run will repeat, or cut off by a kill.
+                # Its step will be repeated, or a kill cut the file off.
                 path.unlink()
         records = {record['step']: record for record in history}
         for step in sorted(records.keys() | pictures.keys()):
@@ -129,7 +129,7 @@ class WandbWriter:
 
 
 def _run_id(path: Path) -> str:
-    """The id kept in a file; a new one is made if there is no file."""
+    """The run id in a file; makes a new one if there is no file."""
     if path.exists():
         return path.read_text().strip()
     run_id = uuid.uuid4().hex[:12]

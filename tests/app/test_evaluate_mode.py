@@ -216,7 +216,7 @@ def test_what_is_written(evaluation, place, capsys):
     assert evaluation['options']['evaluate']['linear_epochs'] == EPOCHS
     assert evaluation['options']['image_size'] == SIZE
     assert evaluation['bad_files'] == []
-    assert evaluation['notes'] == ['33 pictures to test on give a rough figure only.']
+    assert evaluation['notes'] == ['33 test pictures give only a rough figure.']
     assert {'byol_jax', 'jax', 'scikit-learn'} <= set(evaluation['versions'])
 
 
