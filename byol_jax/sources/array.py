@@ -14,7 +14,7 @@ import numpy as np
 from byol_jax.errors import UserError, did_you_mean
 from byol_jax.sources.base import Source
 
-# The arrays that are read from a file.
+# The arrays that are read from an .npz file; all others in it are ignored.
 ARRAYS = ('images', 'labels', 'label_names', 'names')
 
 _FORMAT = (
@@ -28,7 +28,7 @@ class Array(Source):
 
     Attributes:
       images: uint8 [N, H, W, 3], RGB.
-      path: of the file; None if there is none.
+      path: the file's path; None for arrays that were given in memory.
       keys: as in `Source`.
       labels: as in `Source`.
       label_names: as in `Source`.
@@ -38,10 +38,11 @@ class Array(Source):
         """Reads the file. Pickled objects, which could execute code, are refused.
 
         Args:
-          path: of the file.
+          path: path of an .npz file with 'images' and, if there are any, 'labels', 'label_names'
+            and 'names'.
 
         Raises:
-          UserError: there is no such file, or it does not hold what it must.
+          UserError: the file does not exist, or an array is missing or has a wrong shape or type.
         """
         self.path: Path | None = Path(path).expanduser()
         self._take(_read(self.path), f'data.path={self.path}')
@@ -54,16 +55,16 @@ class Array(Source):
         label_names: Sequence[str] = (),
         names: Sequence[str] = (),
     ) -> Array:
-        """The same of arrays that are in memory already; the images are not copied.
+        """Makes a source from arrays in memory; contiguous images are not copied.
 
         Args:
           images: uint8 [N, H, W, 3], RGB.
-          labels: int [N], or None for unlabelled pictures.
-          label_names: of the labels; '0', '1', ... by default.
-          names: of the images, one for each; their numbers by default.
+          labels: int [N], at least 0; None for unlabelled pictures.
+          label_names: the name of each label; '0', '1', ... by default.
+          names: the name of each image; its number by default.
 
         Raises:
-          UserError: they are of another shape or type, or do not fit each other.
+          UserError: an array has a wrong shape or type, or the arrays do not fit each other.
         """
         arrays = {'images': np.asarray(images)}
         if labels is not None:
@@ -77,7 +78,7 @@ class Array(Source):
         return made
 
     def _take(self, arrays: Mapping[str, np.ndarray], where: str) -> None:
-        """Checks the arrays of ARRAYS that there are; `where` they are from, for messages."""
+        """Checks and keeps the given arrays; messages begin with `where` they come from."""
         self._where = where
         self.images = self._checked_images(arrays['images'])
         count = len(self.images)
@@ -90,7 +91,7 @@ class Array(Source):
 
     @functools.cached_property
     def sha256(self) -> str:
-        """Digest of the pictures and their shape."""
+        """Hexadecimal sha256 of the images' shape and pixels."""
         digest = hashlib.sha256(str(self.images.shape).encode())
         digest.update(self.images.data)
         return digest.hexdigest()
@@ -128,7 +129,7 @@ class Array(Source):
             )
         if not images.size:
             raise self._error(f"'images' is empty, {list(images.shape)}.")
-        # A view: the caller's array stays as writeable as it was.
+        # Only this view becomes read-only, not the caller's array.
         images = np.ascontiguousarray(images).view()
         images.flags.writeable = False
         return images
@@ -171,16 +172,16 @@ class Array(Source):
             return []
         if names.ndim != 1 or names.dtype.kind != 'U':
             raise self._error(
-                f"'{name}' is {names.dtype} {list(names.shape)} and must be a line of texts."
+                f"'{name}' is {names.dtype} {list(names.shape)} and must be texts, [N]."
             )
         return names.tolist()
 
 
 def _read(path: Path) -> dict[str, np.ndarray]:
-    """The arrays of ARRAYS that are in the file.
+    """Reads those of ARRAYS that the file holds.
 
     Raises:
-      UserError: it cannot be read, or holds no 'images'.
+      UserError: the file cannot be read, or holds no 'images'.
     """
     if not path.is_file():
         kind = 'is a folder, not an .npz file' if path.is_dir() else 'does not exist'

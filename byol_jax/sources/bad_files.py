@@ -14,7 +14,7 @@ import numpy as np
 from byol_jax.errors import BadPicture, UserError
 from byol_jax.sources.base import Source
 
-# Bad files that a message names; the others are counted.
+# How many bad files a message names; it counts the rest.
 SHOWN = 5
 
 
@@ -22,8 +22,8 @@ class BadFile(NamedTuple):
     """A `BadPicture` without its traceback, which would keep the file's bytes in memory.
 
     Attributes:
-      file: that holds the picture, as `Source.file` names it.
-      reason: what is wrong with it, a phrase that follows the name.
+      file: the file that holds the picture, as `Source.file` names it.
+      reason: what is wrong with it: a phrase that follows the file's name.
     """
 
     file: str
@@ -31,16 +31,16 @@ class BadFile(NamedTuple):
 
 
 def bad_file(error: BadPicture) -> BadFile:
-    """The file and the reason of an error."""
+    """Takes the file and the reason from an error."""
     return BadFile(error.file, error.reason)
 
 
 def name_some(bad: Sequence[BadFile], most: int = SHOWN) -> str:
-    """Names some bad files, with their reasons, and counts the others, on one line.
+    """Names some bad files with their reasons, and counts the rest, on one line.
 
     Args:
-      bad: the files.
-      most: how many are named.
+      bad: the bad files.
+      most: how many to name.
     """
     shown = '; '.join(f'{printable(file)} {reason}' for file, reason in bad[:most])
     more = len(bad) - most
@@ -48,13 +48,13 @@ def name_some(bad: Sequence[BadFile], most: int = SHOWN) -> str:
 
 
 def printable(file: str) -> str:
-    """A file's name in characters that every terminal can show: one line, valid UTF-8."""
+    """A file's name as one line of valid UTF-8 without control characters."""
     text = file.encode(errors='backslashreplace').decode()
     return ''.join(c if c.isprintable() else c.encode('unicode_escape').decode() for c in text)
 
 
 class BadFiles:
-    """The distinct files of a run that could not be read, in the order they were found."""
+    """The files that a run could not read, each once, in the order in which they were found."""
 
     def __init__(
         self,
@@ -63,14 +63,14 @@ class BadFiles:
         max_fraction: float,
         left_out: Sequence[BadFile] = (),
     ):
-        """Counts those left out.
+        """Begins with the files that were left out of the source.
 
         Args:
           source: the training pictures.
-          key: which picture of an example is counted.
-          max_fraction: share of the training pictures that may be bad (data.max_bad_fraction), in
+          key: the picture of an example whose files `total` counts.
+          max_fraction: share of the training files that may be bad (data.max_bad_fraction), in
             [0, 1].
-          left_out: bad files that were left out of the source; they count as found.
+          left_out: bad files that the source leaves out; they count as found.
         """
         self._source = source
         self._key = key
@@ -83,49 +83,54 @@ class BadFiles:
         return len(self._reasons)
 
     def add(self, bad: Iterable[BadFile]) -> None:
-        """Counts files that are not counted yet."""
+        """Adds the files that are not there yet."""
         for file, reason in bad:
             self._reasons.setdefault(file, reason)
 
     def since(self, count: int) -> list[BadFile]:
-        """Those found after the first `count`."""
+        """The bad files that were found after the first `count`."""
         if count == len(self):
             return []
         return [BadFile(*item) for item in itertools.islice(self._reasons.items(), count, None)]
 
     @functools.cached_property
     def total(self) -> int:
-        """Number of training files; many examples may be tiles of one file."""
-        # Goes over all names, so it is asked for only if something is bad.
+        """Number of training files, which is less than that of examples if these are tiles."""
+        # This goes over all names, so it is computed only once a file is bad.
         count = len(self._source)
         files = (hash(self._source.file(index, self._key)) for index in range(count))
-        # Hashes, since a million names would fill memory. The chance that two of a million names
-        # share a 64-bit hash is 3e-8, and the count would be off by one.
+        # Hashes take less memory than a million names. Two of a million names share a 64-bit hash
+        # with a probability of 3e-8; the count would then be off by one.
         return len(np.unique(np.fromiter(files, np.int64, count))) + self._left_out
 
     @property
     def none_allowed(self) -> bool:
-        """Whether the first bad file is one too many."""
+        """Whether one bad file is too many."""
         return self._max_fraction == 0
 
     @property
     def allowed(self) -> int:
-        """How many files may be bad: the fraction, rounded down, but at least 1 unless it is 0.
+        """How many files may be bad: the fraction of all, rounded down; at least 1 unless it is 0.
 
-        With the default of 0.01, one damaged picture would stop a run on fewer than a hundred.
+        Without the minimum of 1, the default of 0.01 would let one damaged picture stop a run on
+        fewer than a hundred.
         """
         if self.none_allowed:
             return 0
-        # Rounding may put a product that is a whole number just below it.
+        # The small term is for products that rounding puts just below a whole number.
         return max(1, int(self._max_fraction * self.total + 1e-9))
 
     def too_many(self) -> bool:
         """Whether more are bad than allowed."""
-        # One bad file is decided without going over all names.
+        # The order matters: `allowed` goes over all names, which one bad file need not cause.
         return len(self) > 0 and (self.none_allowed or len(self) > 1) and len(self) > self.allowed
 
     def check(self) -> None:
-        """Raises UserError, naming the first few, if more are bad than allowed."""
+        """Checks that no more files are bad than allowed.
+
+        Raises:
+          UserError: more are bad; the message names the first three.
+        """
         if self.too_many():
             raise UserError(
                 f'{len(self):,} of {self.total:,} training pictures cannot be read, and '
@@ -136,15 +141,15 @@ class BadFiles:
 
 
 def still_bad(source: Source, keys: Sequence[str], files: Collection[str]) -> list[BadFile]:
-    """Reads files again that could not be read before.
+    """Tries again to read files that could not be read before.
 
     Args:
-      source: whose pictures they are; other files are skipped.
+      source: the pictures; files that hold none of them are skipped.
       keys: the pictures of an example that are used.
-      files: as `Source.file` names them.
+      files: the files, as `Source.file` names them.
 
     Returns:
-      Those that still cannot be read.
+      The files that still cannot be read.
     """
     if not files:
         return []

@@ -1,4 +1,4 @@
-"""The contract of a source, and the wrappers that every source can be put in.
+"""The interface of a source, and wrappers for sources: a subset, and a cache in memory.
 
 A source of your own is a class with three methods (docs/data.md, "A source of your own"):
 
@@ -21,8 +21,8 @@ import numpy as np
 
 from byol_jax.errors import UserError
 
-# Sources call it while they do something that may take long: what is done, such as 'sizes read',
-# how many, and of how many (0: not known).
+# Sources call it during work that may take long, with the kind of work, such as 'sizes read', the
+# number of things done, and the number of all (0: unknown).
 Progress = Callable[[str, int, int], None]
 
 
@@ -31,7 +31,7 @@ def no_progress(what: str, done: int, total: int) -> None:
 
 
 def check_picture(name: str, picture: np.ndarray) -> None:
-    """Raises UserError if what a source loaded is no uint8 [H, W, 3]."""
+    """Raises UserError if a picture that a source loaded is not uint8 [H, W, 3]."""
     shape, dtype = np.shape(picture), getattr(picture, 'dtype', type(picture).__name__)
     if dtype != np.uint8 or len(shape) != 3 or shape[2] != 3:
         raise UserError(
@@ -43,15 +43,15 @@ def check_picture(name: str, picture: np.ndarray) -> None:
 class Source(abc.ABC):
     """Pictures with random access by index.
 
-    `__len__`, `load` and `name` must be written; all else has a default that fits most sources.
+    A subclass must define `__len__`, `load` and `name`; the defaults of the rest fit most sources.
 
     Attributes:
       keys: names of the pictures each example has, such as ('image',) or ('hr', 'lr').
       labels: int [N], indices into `label_names`; None for unlabelled pictures. Training never uses
         them.
       label_names: the name of each label.
-      groups: int [N] if examples belong together, such as the frames of a clip: a group is held out
-        as a whole. None: every example by itself.
+      groups: int [N], the group of each example, such as the clip of each frame: a group is held
+        out as a whole. None: every example is a group.
       labels_at_hand: whether `labels` is known without reading the examples.
       own_files: whether `file` is the path of a file that holds this picture and no other.
       unused: lines for a person about data that is there and not used; usually none.
@@ -74,7 +74,7 @@ class Source(abc.ABC):
         """Reads one picture. Must give the same pixels every time. Called from many threads.
 
         Args:
-          index: of the example, 0 to `len(self) - 1`.
+          index: index of the example, 0 to `len(self) - 1`.
           key: which of its pictures, one of `keys`.
 
         Returns:
@@ -86,13 +86,13 @@ class Source(abc.ABC):
 
     @abc.abstractmethod
     def name(self, index: int) -> str:
-        """What a person would call example `index`, such as a file name. Must not change."""
+        """The name of example `index` for a person, such as a file name. Must not change."""
 
     def names(self, indices: np.ndarray) -> Iterator[str]:
-        """Names of many examples; override it if a million of them would take long.
+        """The names of many examples; override it if `name` is slow for a million of them.
 
         Args:
-          indices: int [any number].
+          indices: indices of the examples, int [any number].
 
         Returns:
           The `name` of each.
@@ -102,23 +102,23 @@ class Source(abc.ABC):
     def file(self, index: int, key: str) -> str:
         """The file or record that holds a picture, as `BadPicture.file` names it.
 
-        Bad files are counted by it, so examples that are cut from one file have the same.
+        Bad files are counted by this name, so examples from one file must give the same name.
         """
         return self.name(index)
 
     def load_in_epoch(self, epoch: int, index: int, key: str) -> np.ndarray:
-        """As `load`, for training; the picture may depend on the epoch too, which counts from 0."""
+        """Like `load`, for training; the picture may also depend on the epoch, from 0."""
         return self.load(index, key)
 
     def stamp(self, index: int, key: str) -> tuple[str, str] | None:
-        """What a cache on disk (data.cache) must know of a picture.
+        """What identifies a picture in a cache on disk (data.cache).
 
         Returns:
-          Which picture it is, and its version, which changes whenever its pixels may have changed.
-          None: the picture cannot be cached.
+          (identity, version). The version changes whenever the pixels may have changed. None: the
+          picture cannot be cached.
 
         Raises:
-          OSError: its file is not there, or cannot be accessed.
+          OSError: the picture's file does not exist, or cannot be accessed.
         """
         if not self.own_files:
             return None
@@ -127,20 +127,20 @@ class Source(abc.ABC):
         return path, f'{found.st_size} {found.st_mtime_ns}'
 
     def labels_of(self, indices: np.ndarray) -> np.ndarray | None:
-        """Labels of some examples: int [len(indices)], or None without labels."""
+        """The labels of some examples: int [len(indices)], or None without labels."""
         return None if self.labels is None else self.labels[indices]
 
     def shown_labels(self, indices: np.ndarray) -> np.ndarray:
-        """Labels of examples whose pictures have just been loaded: int [len(indices)], -1 for none.
+        """Labels of examples that have just been loaded: int [len(indices)], -1 for no label.
 
-        Training asks for those of each batch. A source that reads its labels with its pictures
-        remembers them in `load`.
+        Training asks for the labels of each batch. A source that reads its labels together with
+        its pictures keeps them in `load`.
         """
         labels = self.labels_of(indices)
         return np.full(len(indices), -1) if labels is None else labels
 
     def size(self, index: int, key: str) -> tuple[int, int]:
-        """Size of a picture; override it if it is known without decoding.
+        """The size of a picture; override it if the size is known without decoding.
 
         Returns:
           (height, width).
@@ -152,10 +152,10 @@ class Source(abc.ABC):
         return height, width
 
     def partners(self, index: int) -> np.ndarray:
-        """Other examples that view 2 may be made from instead of example `index`.
+        """Other examples that view 2 may show instead of example `index`.
 
         Returns:
-          int [any number]. If there are none, both views are made from the same example.
+          Indices of examples, int [any number]. If it is empty, both views show example `index`.
         """
         return np.zeros(0, np.int64)
 
@@ -163,7 +163,7 @@ class Source(abc.ABC):
 class Wrapped(Source):
     """All examples of another source, in its order; subclasses override some of its methods.
 
-    `load`, and with it `load_in_epoch` and `size`, is for the subclass to write.
+    The subclass must define `load`; `load_in_epoch` and `size` use it by default.
     """
 
     def __init__(self, source: Source):
@@ -179,7 +179,7 @@ class Wrapped(Source):
 
     @functools.cached_property
     def labels(self) -> np.ndarray | None:  # type: ignore[override]
-        """Read when first used, since some sources must read every example for it."""
+        """As in `Source`; read when first used, since some sources must read every example."""
         return self.source.labels
 
     def labels_of(self, indices: np.ndarray) -> np.ndarray | None:
@@ -255,21 +255,21 @@ class Subset(Wrapped):
 
     @functools.cached_property
     def _places(self) -> np.ndarray:
-        """The index here of each example of the other source: int [its length], -1 for none."""
+        """The index in this subset of each example of `source`: int [len(source)], -1 for none."""
         places = np.full(len(self.source), -1, np.int64)
         places[self.indices] = np.arange(len(self.indices))
         return places
 
 
 class Cached(Wrapped):
-    """Another source, with the pictures used last kept decoded in memory."""
+    """Another source, whose most recently used pictures are kept decoded in memory."""
 
     def __init__(self, source: Source, max_bytes: int):
         """Loads nothing yet.
 
         Args:
-          source: whose pictures are kept.
-          max_bytes: of the pictures that are kept, at most.
+          source: the source whose pictures are kept.
+          max_bytes: how many bytes of pictures are kept at most.
         """
         super().__init__(source)
         self._max_bytes = max_bytes
@@ -295,7 +295,7 @@ class Cached(Wrapped):
 
     def size(self, index: int, key: str) -> tuple[int, int]:
         if type(self.source).size is Source.size:
-            # The source must decode for it, so the picture is kept.
+            # The source decodes the picture to find its size: keep it.
             height, width = self.load(index, key).shape[:2]
             return height, width
         return self.source.size(index, key)

@@ -1,13 +1,14 @@
-"""Decoded pictures kept on disk, so that each is decoded once for all runs.
+"""A cache of decoded pictures on disk: each picture is decoded once for all runs.
 
-A picture is kept in a file of its own, an entry, which is mapped into memory when it is used: a
-header of 4096 bytes (magic, a sha256, height, width) and the pixels, uint8 [height, width, 3]. The
-sha256 is of the source file's path, size and time of change, and of the decoders' versions. Every
-use compares it, and the entry's size, with what they are now; an entry that does not fit is not
-used.
+Each picture has its own file, an entry, which is mapped into memory when it is used. An entry has a
+header of 4096 bytes (magic, sha256, height, width) and the pixels, uint8 [height, width, 3]. The
+sha256 covers the source file's path, size and modification time, the decoders' versions, and the
+picture's size. Every use compares the sha256 and the entry's size with the present ones; an entry
+that differs is ignored.
 
-Entries are written by one process at a time, which holds a lock that ends with it. Each is written
-beside its place and moved there when complete, so that it is there whole or not at all.
+One process at a time writes entries. It holds a lock, which the operating system frees when the
+process ends. An entry is written to a temporary file beside it and renamed when complete, so an
+entry is whole or absent.
 """
 
 from __future__ import annotations
@@ -37,28 +38,29 @@ from byol_jax.sources.base import Cached, Source, Wrapped
 
 _MAGIC = b'byol_jax pixels\n'
 _HEADER = struct.Struct(f'<{len(_MAGIC)}s32sII')
-HEADER_BYTES = 4096  # so that pixels begin at a page
+HEADER_BYTES = 4096  # one page, so the pixels begin at the next
 SUFFIX = '.pixels'
 
 
 def _decoders() -> str:
-    """The decoders and their versions: another version may give other pixels."""
+    """The decoders with their versions, since another version may give other pixels."""
     return f'1 Pillow {PIL.__version__} OpenCV {cv2.__version__}'
 
 
 class Entry:
-    """A decoded picture in a file of its own."""
+    """One decoded picture, in its own file."""
 
     def __init__(self, folder: Path, picture: str, version: str):
         """Reads and writes nothing yet.
 
         Args:
-          folder: of the cache.
-          picture: which picture it is (see `Source.stamp`).
-          version: of the picture; an entry of another version is not used.
+          folder: the cache's folder.
+          picture: identity of the picture, from `Source.stamp`.
+          version: version of the picture, from `Source.stamp`; an entry of another version is
+            ignored.
         """
         name = hashlib.sha256(os.fsencode(picture)).hexdigest()[:40]
-        # In subfolders: some file systems are slow if a folder holds a million files.
+        # Subfolders, because some file systems are slow with a million files in one folder.
         self.path = folder / name[:2] / (name + SUFFIX)
         self._of = os.fsencode(f'{picture}\n{version}\n{_decoders()}')
 
@@ -75,7 +77,7 @@ class Entry:
         return (height, width) if whole and head == self._header(height, width) else None
 
     def size(self) -> tuple[int, int] | None:
-        """(height, width) of the picture; None if there is no entry that can be used."""
+        """(height, width) of the picture; None if there is no valid entry."""
         try:
             with self.path.open('rb') as file:
                 return self._size(file)
@@ -83,7 +85,7 @@ class Entry:
             return None
 
     def read(self) -> np.ndarray | None:
-        """The picture, mapped and read-only: uint8 [H, W, 3]; None as for `size`."""
+        """The picture, mapped and read-only: uint8 [H, W, 3]; None if there is no valid entry."""
         try:
             with self.path.open('rb') as file:
                 size = self._size(file)
@@ -108,7 +110,7 @@ class Entry:
                 file.write(header)
                 file.write(np.ascontiguousarray(picture).data)
                 file.flush()
-                # After a power cut the file could else have its name and not its pixels.
+                # Without this, a power cut could leave a file with a name but without pixels.
                 os.fsync(file.fileno())
 
         write_whole(self.path, write)
@@ -119,13 +121,13 @@ _LOCK_SECONDS = 0.2
 
 
 class Filled(NamedTuple):
-    """How far a cache is built.
+    """How much of a cache has been filled.
 
     Attributes:
-      done: pictures that are decoded or found bad, of `total`.
-      total: pictures that had no entry at the beginning.
-      written: bytes written.
-      bad: pictures that cannot be read, and so have no entry.
+      done: how many of `total` pictures have been decoded or found bad.
+      total: how many pictures had no entry at the beginning.
+      written: how many bytes have been written.
+      bad: how many pictures cannot be read, and so have no entry.
       waiting: whether another process holds the cache's lock.
     """
 
@@ -137,12 +139,12 @@ class Filled(NamedTuple):
 
 
 class DiskCached(Wrapped):
-    """Another source, whose pictures are read from a folder of decoded ones if they are there.
+    """Another source, whose decoded pictures are kept in a folder.
 
-    Those that are not are decoded, as without the cache; `fill` decodes all of them.
+    A picture without an entry is decoded, as without the cache; `fill` writes all missing entries.
 
-    Of a picture in the cache only the pages that are used are read from disk. The operating system
-    keeps and drops them; this process holds no copy.
+    Only the pages that are used of a cached picture are read from disk. They stay in the operating
+    system's page cache; this process holds no copy.
     """
 
     def __init__(
@@ -155,10 +157,10 @@ class DiskCached(Wrapped):
         """Reads and writes nothing yet.
 
         Args:
-          source: whose pictures are kept; it must have stamps (`Source.stamp`).
-          folder: of the cache; other sources may use it too.
-          memory_bytes: of decoded pictures that are kept in memory while they are not on disk.
-          max_megapixels: larger pictures are always asked of the source, which refuses them.
+          source: the source whose pictures are kept; it must have stamps (`Source.stamp`).
+          folder: the cache's folder; other sources may use it too.
+          memory_bytes: how many bytes of decoded pictures without an entry are kept in memory.
+          max_megapixels: larger pictures are never taken from the cache; the source refuses them.
 
         Raises:
           UserError: the source has no stamps.
@@ -184,7 +186,7 @@ class DiskCached(Wrapped):
     def size(self, index: int, key: str) -> tuple[int, int]:
         if self._decoded.own_files:
             return self._decoded.size(index, key)
-        # Other sources must read a whole record for it: the entry's header is less.
+        # Other sources must read a whole record to find a size; the entry's header is shorter.
         if (index, key) not in self._sizes:
             entry = self._entry(index, key)
             size = None if entry is None else entry.size()
@@ -192,7 +194,7 @@ class DiskCached(Wrapped):
         return self._sizes[index, key]
 
     def _entry(self, index: int, key: str) -> Entry | None:
-        """The entry of a picture, written or not; None if the picture's file is not there."""
+        """The entry of a picture, written or not; None if the picture has no stamp."""
         try:
             stamp = self._decoded.stamp(index, key)
         except OSError:
@@ -200,20 +202,20 @@ class DiskCached(Wrapped):
         return None if stamp is None else Entry(self.folder, *stamp)
 
     def fill(self, keys: tuple[str, ...], workers: int) -> Iterator[Filled]:
-        """Decodes every picture that has no entry and writes one.
+        """Decodes every picture that has no entry, and writes its entry.
 
         At most `workers` decoded pictures, and their files, are in memory at a time.
 
         Args:
-          keys: the pictures of an example to keep.
+          keys: which pictures of each example to keep.
           workers: how many pictures are decoded at a time.
 
         Yields:
-          How far it is, after every picture and while it waits for another process.
+          The progress, after every picture and while another process holds the lock.
 
         Raises:
-          UserError: the disk has no room for all, or an entry cannot be written. What was written
-            until then stays, and the next call continues from there.
+          UserError: the disk is too small for all entries, or an entry cannot be written. Entries
+            that are written stay, and the next call continues from there.
         """
         if not self._missing(keys):
             yield Filled(0, 0)
@@ -224,7 +226,7 @@ class DiskCached(Wrapped):
                 while not _locked(lock):
                     yield Filled(0, 0, waiting=True)
                     time.sleep(_LOCK_SECONDS)
-                # Closing the file, or the end of the process, frees the lock.
+                # Closing the file frees the lock, and so does the end of the process.
                 yield from self._build(self._missing(keys), workers)
         except OSError as error:
             raise UserError(
@@ -262,8 +264,8 @@ class DiskCached(Wrapped):
                     yield Filled(done, len(missing), written, bad)
 
     def _write(self, index: int, key: str) -> int | None:
-        """Decodes a picture and writes its entry; returns its bytes, or None if it is bad."""
-        # Before the file is read: if it changes meanwhile, the entry does not fit it afterwards.
+        """Writes the entry of a picture; returns its number of bytes, or None for a bad picture."""
+        # Stamped before the file is read: if the file changes meanwhile, the entry is invalid.
         entry = self._entry(index, key)
         try:
             picture = self._decoded.load(index, key)
@@ -293,7 +295,7 @@ def _amount(number: int) -> str:
 
 
 def _locked(file: IO[str]) -> bool:
-    """Takes the lock, if no other process has it."""
+    """Takes the lock of an open file; returns False if another process has it."""
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -303,7 +305,7 @@ def _locked(file: IO[str]) -> bool:
 
 @contextmanager
 def _pool(workers: int) -> Iterator[ThreadPoolExecutor]:
-    """Threads that start no waiting task after the caller has left."""
+    """A pool of threads that drops the waiting tasks when the block ends."""
     pool = ThreadPoolExecutor(workers)
     try:
         yield pool

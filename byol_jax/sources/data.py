@@ -21,10 +21,10 @@ from byol_jax.sources.sample import SamplePhotographs
 from byol_jax.sources.tiles import ShiftedTiles, Tiles
 from byol_jax.sources.video import Video
 
-# Unknown labels that a message names.
+# How many unknown labels a message names.
 _SHOWN = 5
 
-# Examples whose labels are looked at before a run begins.
+# How many examples' labels are checked before a run begins.
 _LABELS_CHECKED = 64
 
 _WAYS_OUT = (
@@ -35,24 +35,24 @@ _WAYS_OUT = (
 )
 
 
-# `data.source` of a run that was given its source in Python.
+# The `data.source` of a run whose source was given in Python, to byol_jax.pretrain.
 GIVEN = 'given'
 
 
 class Data(NamedTuple):
-    """What a run trains on, what it holds out, and what came of opening them.
+    """The training and held-out pictures of a run, and what was left out of them.
 
     Attributes:
-      train: what is trained on, and the gallery of the nearest-neighbour evaluation.
-      held_out: never trained on; may be empty.
-      bad: pictures of which no tiles could be cut because their size cannot be read.
+      train: the training pictures, which are also the gallery of the nearest-neighbour evaluation.
+      held_out: pictures that are never trained on; may be empty.
+      bad: pictures that have no tiles because their size cannot be read.
       small: (name, height, width) of pictures smaller than a tile; they are in neither part.
-      array: the source of both parts, if it is an `Array`: its pictures have no names to tell two
-        arrays apart.
-      unused: lines about data that is there and not used, such as lists of labels.
-      cache: the decoded pictures on disk that both parts are read from, if there is a cache.
-      test: a separate test set, if the config names one: all of it is its `train`, with labels
-        numbered as here.
+      array: the source of both parts, if it is an `Array`; its pictures have no names by which two
+        arrays could be told apart.
+      unused: lines about data that exists but is not used, such as lists of labels.
+      cache: the cache of decoded pictures on disk that both parts read, if there is one.
+      test: a separate test set, if the config names one. Its `train` is the whole test set, with
+        the label numbers of this training set.
     """
 
     train: Source
@@ -66,14 +66,14 @@ class Data(NamedTuple):
 
     @property
     def everything(self) -> Source:
-        """What both parts were taken from."""
+        """The source that both parts are taken from."""
         return self.train.source if isinstance(self.train, Subset) else self.train
 
     def check_labels(self) -> None:
-        """Reads a few examples' labels, evenly spaced: what is wrong with them shows early.
+        """Reads the labels of a few evenly spaced examples, to find wrong labels early.
 
         Raises:
-          UserError: some have a label, and some have none.
+          UserError: some examples have a label and some have none.
         """
         for source in (self.everything, *(() if self.test is None else (self.test.train,))):
             if source.label_names and len(source):
@@ -81,7 +81,7 @@ class Data(NamedTuple):
                 source.labels_of(np.unique(spaced))
 
     def left_out(self) -> list[str]:
-        """Lines for a person about what is not used, or in neither part; usually none."""
+        """Lines for a person about pictures and data that are not used; usually none."""
         lines = []
         if self.bad:
             lines.append(
@@ -104,13 +104,13 @@ def open_data(data: settings.Data, *, seed: int = 0, progress: Progress = no_pro
     """Opens a source, cuts tiles and splits off the held-out part.
 
     Args:
-      data: names the source and says what is made of it.
-      seed: of the run, by which the grid of tiles is shifted (data.tile_shift).
-      progress: told how far slow work is: listing files, reading sizes, checking videos.
+      data: the settings of the source, the tiles and the split.
+      seed: the run's seed, which shifts the grid of tiles (data.tile_shift).
+      progress: called during slow work: listing files, reading sizes, checking videos.
 
     Raises:
-      UserError: the data is not there or does not fit the settings. Nothing else is ever used in
-        its place.
+      UserError: the data does not exist or does not fit the settings. No other data is ever used
+        in its place.
     """
     return split_source(open_source(data, progress), data, seed=seed, progress=progress)
 
@@ -118,11 +118,11 @@ def open_data(data: settings.Data, *, seed: int = 0, progress: Progress = no_pro
 def split_source(
     source: Source, data: settings.Data, *, seed: int = 0, progress: Progress = no_progress
 ) -> Data:
-    """As `open_data`, of a source that is open.
+    """Like `open_data`, for a source that is already open.
 
     Args:
       source: the pictures.
-      data: says what is made of it.
+      data: the settings of the tiles and the split.
       seed: see `open_data`.
       progress: see `open_data`.
 
@@ -140,7 +140,7 @@ def split_source(
     memory = int(data.cache_gib * 2**30) if data.tile_size else 0
     cache = None
     if data.cache:
-        # The limit is for files.
+        # data.max_megapixels is a limit for files; cached pictures of other sources pass.
         limit = data.max_megapixels if source.own_files else math.inf
         source = cache = DiskCached(source, data.cache, memory, limit)
     elif data.tile_size:
@@ -168,11 +168,11 @@ def split_source(
 
 
 def open_source(data: settings.Data, progress: Progress = no_progress) -> Source:
-    """The source that `data.source` names, whole.
+    """Opens the source that `data.source` names, without tiles or a split.
 
     Args:
-      data: names the source. One of the user's own is called with data.kwargs, and with data.path
-        as `path` if that is given.
+      data: the settings of the source. A user's own source is called with data.kwargs and, if
+        data.path is given, with it as `path`.
       progress: see `open_data`.
 
     Raises:
@@ -290,9 +290,10 @@ SOURCES = Registry(
 
 
 def _split(source: Source, fraction: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Draws `fraction` of the groups of each label (of all, without labels at hand).
+    """Splits the examples into training and held-out ones: indices, int [any number] each.
 
-    Where the source has no groups, every example is one.
+    `fraction` of the groups of each label is held out, or of all groups if labels are not at hand.
+    In a source without groups, every example is a group.
     """
     labels = source.labels if source.labels_at_hand else None
     if labels is None:
@@ -310,16 +311,16 @@ def _split(source: Source, fraction: float, seed: int) -> tuple[np.ndarray, np.n
 
 
 def matched(test: Source, train: Source, *, tiles: bool) -> Source:
-    """The test set with its labels numbered as the training set's, by their names.
+    """Gives the test set the label numbers of the training set; labels are matched by name.
 
     Args:
       test: the whole test set.
       train: the whole training set.
-      tiles: a tile's label is its picture, which is in one set only: the test set then has none.
+      tiles: whether the examples are tiles. A tile's label is its picture, and no picture is in
+        both sets, so the test set then has no labels.
 
     Raises:
-      UserError: there is no picture in the test set, or one has a label that the training set does
-        not know.
+      UserError: the test set is empty, or has a label that the training set does not have.
     """
     if not len(test):
         raise UserError('The test set holds no picture: evaluate.data_split or evaluate.data_path.')
@@ -328,7 +329,7 @@ def matched(test: Source, train: Source, *, tiles: bool) -> Source:
     numbers = {name: number for number, name in enumerate(train.label_names)}
     known = np.array([numbers.get(name, -1) for name in test.label_names], np.int64)
     if (known < 0).any():
-        # Not `labels`, which stops at the first record that cannot be read.
+        # `labels` would stop at the first record that cannot be read.
         labels = test.shown_labels(np.arange(len(test)))
         counts = np.bincount(labels[labels >= 0], minlength=len(known))
         unknown = np.flatnonzero((known < 0) & (counts > 0)).tolist()
@@ -359,8 +360,8 @@ class Relabelled(Subset):
 
         Args:
           source: the examples.
-          names: of the new labels.
-          numbers: the new label of each old one, int [old labels]; None for no labels.
+          names: names of the new labels.
+          numbers: the new label of each old label, int [old labels]; None for no labels.
         """
         super().__init__(source, np.arange(len(source)))
         self._names, self._numbers = names, numbers

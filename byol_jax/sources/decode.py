@@ -1,4 +1,4 @@
-"""Image files -> uint8 RGB arrays, whatever their format and mode."""
+"""Decodes image files of any format and mode to uint8 RGB arrays."""
 
 from __future__ import annotations
 
@@ -19,12 +19,13 @@ from byol_jax.files import not_a_file
 Image.MAX_IMAGE_PIXELS = None
 
 EXTENSIONS = ('.jpg', '.jpeg', '.png', '.webp', '.bmp')
-# What a file holds is told by its first bytes, not by its name.
+# The formats that Pillow may open; it tells them by a file's first bytes, not by its name.
 _FORMATS = ('JPEG', 'PNG', 'WEBP', 'BMP', 'GIF')
-# Loads the readers of all formats now. Pillow would load them when it first fails to open a file.
+# Loads the readers of all formats now; Pillow would do it in the middle of a run, when it first
+# fails to open a file.
 Image.init()
 
-# EXIF's tag of the orientation, and what turns a picture of each orientation upright.
+# The EXIF tag of the orientation, and the transposition that turns each orientation upright.
 _ORIENTATION = 0x0112
 _UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -45,9 +46,9 @@ _PNG_TEXTS = (b'iTXt', b'tEXt', b'zTXt')
 _PNG_ORIENTED = (b'XML:com.adobe.xmp\0', b'Raw profile type exif\0')
 _PNG_KEYWORD = max(map(len, _PNG_ORIENTED))
 
-# Plain JPEGs are decoded by OpenCV, in two thirds of Pillow's time and with the same pixels. OpenCV
-# also decodes some damaged files that Pillow refuses, so it is given only files whose markers say
-# that they are whole: of 4,000 files damaged at random, it and Pillow then refused the same ones
+# OpenCV decodes plain JPEGs, in two thirds of Pillow's time and to the same pixels. It also decodes
+# some damaged files that Pillow refuses, so it gets only files whose markers show that they are
+# whole: of 4,000 files damaged at random, both then refused the same ones
 # (tests/sources/test_decode.py tries some).
 #
 # ITU-T T.81, Table B.1, and JFIF: start, end, and the segments of a plain JPEG (SOF0, SOS, DHT,
@@ -56,29 +57,29 @@ _START, _END = b'\xff\xd8', b'\xff\xd9'
 _FRAME, _SCAN = 0xC0, 0xDA
 _KNOWN = {_FRAME, _SCAN, 0xC4, 0xDB, 0xDD, 0xE0}
 
-# The data of a scan holds no marker but restarts (Section B.1.1.5).
+# Any marker except a restart, the only one allowed in the data of a scan (Section B.1.1.5).
 _MARKER = re.compile(rb'\xff[^\x00\xff\xd0-\xd7]')
 
-# Below OpenCV's own limit (CV_IO_MAX_IMAGE_PIXELS, 2^30).
+# Pictures with more pixels go to Pillow; OpenCV's own limit (CV_IO_MAX_IMAGE_PIXELS) is 2^30.
 _MOST_PIXELS = 2**28
 
-# How Pillow and the operating system report what cannot be read.
+# The errors by which Pillow and the operating system report a file that cannot be read.
 _UNREADABLE = (OSError, SyntaxError, ValueError, EOFError, struct.error)
 _ADVICE = 'Mend or remove the file.'
 
-# No file is read that is larger than four uncompressed channels of 16 bits, and some metadata.
+# A file may have the size of four uncompressed 16-bit channels, and some metadata beside them.
 _BYTES_A_PIXEL, _BYTES_BESIDE = 8, 2**28
 
 
 def decode(data: bytes, name: str, max_megapixels: float) -> np.ndarray:
     """Decodes one image file.
 
-    Grey, palette, 16-bit and CMYK pictures become 8-bit RGB, alpha is laid over black, EXIF
-    rotation is applied, and of an animation the first frame is taken.
+    Grey, palette, 16-bit and CMYK pictures become 8-bit RGB, transparent pixels are laid over
+    black, EXIF rotation is applied, and the first frame of an animation is taken.
 
     Args:
       data: the file's bytes.
-      name: named in errors.
+      name: the file's name, for errors.
       max_megapixels: pictures whose header declares more are refused before they are decoded.
 
     Returns:
@@ -103,13 +104,13 @@ def decode(data: bytes, name: str, max_megapixels: float) -> np.ndarray:
 
 
 def _upright(image: Image.Image) -> Image.Image:
-    # Not ImageOps.exif_transpose: it also rewrites the EXIF, and fails where that is damaged.
+    # ImageOps.exif_transpose would also rewrite the EXIF data, and fail if they are damaged.
     turn = _UPRIGHT.get(image.getexif().get(_ORIENTATION, 1))
     return image if turn is None else image.transpose(turn)
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
-    """Converts an image of any mode to 8-bit RGB, with alpha laid over black."""
+    """Converts an image of any mode to 8-bit RGB; transparent pixels are laid over black."""
     if image.mode.startswith('I'):
         # Pillow clips 16-bit values to 255 instead of scaling them.
         wide = np.asarray(image, np.float32)
@@ -123,12 +124,12 @@ def to_rgb(image: Image.Image) -> Image.Image:
 
 
 def read_size(path: Path, max_megapixels: float) -> tuple[int, int]:
-    """The size of an image file as `decode` returns it, read from its header.
+    """Reads from an image file's header the size of the picture that `decode` returns.
 
-    Only a PNG with an orientation behind its pixels is decoded for it.
+    Only a PNG that may hold an orientation behind its pixels is decoded.
 
     Args:
-      path: of the file.
+      path: the file's path.
       max_megapixels: larger pictures are refused.
 
     Returns:
@@ -141,8 +142,8 @@ def read_size(path: Path, max_megapixels: float) -> tuple[int, int]:
         _check_file(path, max_megapixels)
         with path.open('rb') as file, opened(file, str(path), max_megapixels) as image:
             width, height = image.size
-            # A PNG's `getexif` decodes the picture to find what is behind the pixels; that of the
-            # base class does not.
+            # The `getexif` of Pillow's PNG class decodes the picture to find EXIF data behind the
+            # pixels; that of the base class does not.
             own = image.format == 'PNG' and 'exif' not in image.info and _turned_behind_pixels(file)
             exif = image.getexif() if own else Image.Image.getexif(image)
             turned = exif.get(_ORIENTATION, 1) in _QUARTER_TURNS
@@ -155,7 +156,7 @@ def _turned_behind_pixels(file: IO[bytes]) -> bool:
     """Whether a PNG has a chunk behind its pixels that may hold an orientation.
 
     Args:
-      file: of the PNG; its position is the same afterwards.
+      file: the PNG file; its position is the same afterwards.
     """
     position = file.tell()
     try:
@@ -183,15 +184,15 @@ def read_file(path: Path, max_megapixels: float) -> np.ndarray:
     """Reads and decodes one image file.
 
     Args:
-      path: of the file.
+      path: the file's path.
       max_megapixels: larger pictures are refused.
 
     Returns:
       uint8 [H, W, 3].
 
     Raises:
-      BadPicture: as `decode`; or the file cannot be read, is a folder, pipe or device, or is larger
-        than a picture of `max_megapixels` can be.
+      BadPicture: as in `decode`; or the file cannot be read, is a folder, pipe or device, or is
+        larger than a picture of `max_megapixels` can be.
     """
     try:
         _check_file(path, max_megapixels)
@@ -202,12 +203,12 @@ def read_file(path: Path, max_megapixels: float) -> np.ndarray:
 
 
 def _check_file(path: Path, max_megapixels: float) -> None:
-    """Raises BadPicture for what is not a file, or too large to be read into memory."""
+    """Raises BadPicture if a path is not a file, or the file is too large to be read."""
     status = path.stat()
     what = not_a_file(status)
     if what:
-        # Reading a pipe waits for a writer, and some devices never end.
-        raise BadPicture(str(path), f'is no file but {what}', _ADVICE)
+        # Reading from a pipe waits for a writer, and some devices never end.
+        raise BadPicture(str(path), f'is not a file but {what}', _ADVICE)
     if status.st_size > _BYTES_A_PIXEL * max_megapixels * 1e6 + _BYTES_BESIDE:
         raise BadPicture(
             str(path),
@@ -218,7 +219,16 @@ def _check_file(path: Path, max_megapixels: float) -> None:
 
 
 def opened(file: IO[bytes], name: str, max_megapixels: float) -> Image.Image:
-    """Opens an image without decoding it; raises BadPicture if it is no image, or too large."""
+    """Opens an image without decoding it.
+
+    Args:
+      file: an open image file.
+      name: the file's name, for errors.
+      max_megapixels: larger pictures are refused.
+
+    Raises:
+      BadPicture: the file is not an image of a known format, or the picture is too large.
+    """
     try:
         image = Image.open(file, formats=_FORMATS)
     except UnidentifiedImageError as error:
@@ -228,7 +238,7 @@ def opened(file: IO[bytes], name: str, max_megapixels: float) -> Image.Image:
 
 
 def check_pixels(name: str, width: int, height: int, max_megapixels: float) -> None:
-    """Raises BadPicture if a file declares more pixels than are allowed."""
+    """Raises BadPicture if a picture of `width` x `height` has too many pixels."""
     megapixels = width * height / 1e6
     if megapixels > max_megapixels:
         raise BadPicture(
@@ -240,7 +250,7 @@ def check_pixels(name: str, width: int, height: int, max_megapixels: float) -> N
 
 
 class Header(NamedTuple):
-    """Sides in pixels."""
+    """The size that a picture's header declares, pixels."""
 
     width: int
     height: int
@@ -249,8 +259,11 @@ class Header(NamedTuple):
 def plain_jpeg(data: bytes) -> Header | None:
     """Reads the header of a plain JPEG: whole, baseline, one scan, one or three components.
 
+    Args:
+      data: the file's bytes.
+
     Returns:
-      None if the file is not such a JPEG.
+      The header; None if the file is not such a JPEG.
     """
     if not (data.startswith(_START) and data.endswith(_END)):
         return None
@@ -271,7 +284,7 @@ def plain_jpeg(data: bytes) -> Header | None:
 
 
 def decode_plain(data: bytes) -> np.ndarray | None:
-    """Decodes a plain JPEG: uint8 [H, W, 3], or None if that fails."""
+    """Decodes a plain JPEG to uint8 [H, W, 3]; None if that fails."""
     flags = cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION
     return cv2.imdecode(np.frombuffer(data, np.uint8), flags)
 

@@ -1,7 +1,7 @@
-"""The files below a folder: listed, held in little memory, and kept in an index file.
+"""Lists the files below a folder, holds their names in little memory, and keeps an index file.
 
-The index file saves listing a large folder at every start. It is used as long as no folder has
-changed. It begins with a line that names the format, then the sha256 of all the rest: the length of
+With an index file, a large folder is not listed at every start. The index file is valid as long as
+no folder has changed. It holds a line that names the format, the sha256 of the rest, the length of
 a JSON header, the header, and the arrays of a `Listing`.
 """
 
@@ -27,31 +27,31 @@ from byol_jax.sources.base import Progress, no_progress
 
 _log = logging.getLogger(__name__)
 
-# Keeps any string, also one with the lone surrogates by which Python shows file names that are not
-# text; and the bytes sort as the strings do.
+# Encodes every string, also the lone surrogates that Python puts into names that are not valid
+# text, and keeps the order: the bytes sort as the strings do.
 CODEC = ('utf-8', 'surrogatepass')
 
-# Strings that are encoded at once, and so are in memory twice.
+# How many strings are encoded at a time: these are in memory twice.
 _CHUNK = 4096
 
 
 class Names(Sequence[str]):
-    """A sequence of strings that takes 8 bytes beside the UTF-8 of each; Python's str takes 80.
+    """A sequence of strings with 8 bytes of overhead each; a Python str has about 80.
 
     Attributes:
-      block: the bytes of all strings, one after the other.
-      starts: int64 [N + 1], where each string starts in it, and the end.
+      block: the UTF-8 bytes of all strings, one after the other.
+      starts: where each string starts in `block`, and where the last ends, int64 [N + 1].
     """
 
     def __init__(self, block: bytes, starts: np.ndarray):
         self.block = block
         self.starts = np.ascontiguousarray(starts, np.int64)
-        # A memoryview gives Python's numbers, in a third of the time that NumPy's take.
+        # Indexing a memoryview gives Python ints, in a third of the time of indexing an array.
         self._starts = self.starts.data
 
     @classmethod
     def of(cls, strings: Iterable[str]) -> Names:
-        """Makes a sequence of strings, which need not be in memory together."""
+        """Makes a sequence of any iterable of strings, which need not be in memory at once."""
         blocks: list[bytes] = []
         lengths: list[np.ndarray] = []
         strings = iter(strings)
@@ -89,25 +89,25 @@ class Names(Sequence[str]):
             start = end
 
     def some(self, indices: Iterable[int]) -> Iterator[str]:
-        """The strings at `indices`, which count from 0, faster than one by one."""
+        """Yields the strings at `indices`, from 0; faster than indexing one by one."""
         block, starts = self.block, self._starts
         for index in indices:
             yield block[starts[index] : starts[index + 1]].decode(*CODEC)
 
     def take(self, indices: Iterable[int]) -> Names:
-        """A sequence of the strings at `indices`, which count from 0."""
+        """Makes a sequence of the strings at `indices`, from 0."""
         return Names.of(self.some(indices))
 
 
 class Listing(NamedTuple):
-    """What lies below a folder, the root. Paths are relative to it, with '/'; its own is ''.
+    """What lies below a folder, the root. Paths are relative to the root, with '/'; its own is ''.
 
     Attributes:
-      files: those with one of the extensions asked for, sorted.
-      folders: those that were searched, in the order of the search.
-      times: int64 [folders, 2], mtime and ctime of each folder before it was listed, nanoseconds.
+      files: the files with one of the wanted extensions, sorted.
+      folders: the folders that were searched, in the order of the search.
+      times: mtime and ctime of each folder before it was listed, nanoseconds, int64 [folders, 2].
       links: (path, target) of every link to a folder.
-      loose: links that led to no folder then; if they lead to one later, it must be searched.
+      loose: links that did not lead to a folder; if one does later, the listing is out of date.
       others: how many files have another extension or a hidden name.
     """
 
@@ -120,7 +120,7 @@ class Listing(NamedTuple):
 
 
 class _Found(NamedTuple):
-    """The names in one folder: its files, joined by NUL, and its folders."""
+    """The names in one folder: those of its files, joined by NUL, and those of its folders."""
 
     files: bytes
     folders: list[str]
@@ -134,11 +134,11 @@ def list_tree(root: Path, extensions: tuple[str, ...], progress: Progress = no_p
 
     Args:
       root: an existing folder.
-      extensions: such as '.jpg'.
-      progress: told how many files are listed, after every folder.
+      extensions: extensions in lower case, such as '.jpg'.
+      progress: called after every folder with the number of files listed.
 
     Raises:
-      UserError: a folder cannot be listed: its pictures would be missing.
+      UserError: a folder cannot be listed; without it, pictures would be missing.
     """
     found: dict[str, _Found] = {}
     times: list[tuple[int, int]] = []
@@ -146,7 +146,7 @@ def list_tree(root: Path, extensions: tuple[str, ...], progress: Progress = no_p
     loose: list[str] = []
     seen: set[str] = set()
     others = listed_files = 0
-    # Folders to search, each with the path it really has; the last is searched first.
+    # Folders to search, each with its path after links are resolved; the last is searched first.
     waiting = [('', os.path.realpath(root))]
     while waiting:
         folder, real = waiting.pop()
@@ -158,7 +158,7 @@ def list_tree(root: Path, extensions: tuple[str, ...], progress: Progress = no_p
         files: list[str] = []
         subfolders: list[tuple[str, str]] = []
         try:
-            # Asked before listing: a file that is added while listing then shows as a change.
+            # Before listing, so that a file added during it shows as a change of the folder.
             status = os.stat(path)
             with os.scandir(path) as entries:
                 for entry in entries:
@@ -184,7 +184,7 @@ def list_tree(root: Path, extensions: tuple[str, ...], progress: Progress = no_p
         progress('files listed', listed_files, 0)
         times.append((status.st_mtime_ns, status.st_ctime_ns))
         subfolders.sort()
-        # In one string: a million names as strings of their own take 100 MB.
+        # Joined, because a million separate strings take 100 MB.
         row = '\0'.join(files).encode(*CODEC)
         found[folder] = _Found(row, [name for name, _ in subfolders])
         waiting += [(prefix + name, target) for name, target in reversed(subfolders)]
@@ -198,14 +198,14 @@ def _is_folder(entry: os.DirEntry[str]) -> bool:
     try:
         return entry.is_dir()
     except OSError:
-        # A link that cannot be followed counts as a file; reading it tells what is wrong.
+        # A link that cannot be followed counts as a file; an error shows when it is read.
         return False
 
 
 def _in_order(found: dict[str, _Found]) -> Iterator[str]:
-    """The paths of all files, sorted; takes from `found` what it has passed.
+    """Yields the paths of all files, sorted; removes from `found` the folders it has entered.
 
-    If folders' names end in '/', paths are sorted when the names in each folder are.
+    With a '/' behind each folder's name, sorting the names in each folder sorts all paths.
     """
     stack = [('', _entries(found.pop('')))]
     while stack:
@@ -227,8 +227,8 @@ def _entries(found: _Found) -> Iterator[str]:
     return iter(sorted([*files, *(name + '/' for name in found.folders)]))
 
 
-# data.index='auto' keeps index files in the user's cache folder, for folders that are large enough
-# for listing to take a while.
+# data.index='auto' keeps index files in the user's cache folder, for folders with at least
+# KEPT_FROM files: listing fewer is quick.
 AUTO = 'auto'
 KEPT_FROM = 10_000
 
@@ -236,39 +236,40 @@ _FORMAT = b'byol_jax list of files, '
 _MAGIC = _FORMAT + b'version 1\n'
 _DIGEST = hashlib.sha256().digest_size
 
-# If a folder changed less than this before it was listed, another change may leave its time the
-# same: FAT counts time in steps of 2 seconds, other file systems in finer ones.
+# Two changes of a folder within one step of the file system's clock give it the same time, so a
+# folder that changed less than this before it was listed may change again unnoticed. FAT's steps
+# are 2 seconds, the longest in use.
 _TICK_NS = 2 * 10**9
 
 
 class _Unusable(Exception):
-    """Why an index file cannot be used: a phrase that follows its name."""
+    """An index file cannot be used; the message is a phrase that follows the file's name."""
 
 
 def listed(
     root: Path, extensions: tuple[str, ...], index: str, progress: Progress = no_progress
 ) -> Listing:
-    """As `list_tree`, but from an index file if one is up to date; else one is written.
+    """Like `list_tree`, but reads an index file if it is up to date, and writes it if not.
 
-    An index file is up to date if every folder has the times (mtime, ctime) it had when it was
-    listed, and every link the same target. If the file cannot be read or written, that is logged
-    and the files are listed.
+    An index file is up to date if every folder still has the times (mtime, ctime) that it had when
+    it was listed, and every link the same target. If the file cannot be read or written, a log line
+    says so, and the files are listed.
 
     Args:
       root: an existing folder.
-      extensions: as for `list_tree`.
-      index: data.index: '' for none; AUTO; or the file.
-      progress: as for `list_tree`.
+      extensions: as in `list_tree`.
+      index: data.index: '' for no index, AUTO, or the path of the index file.
+      progress: as in `list_tree`.
 
     Raises:
-      UserError: as `list_tree`; or the index file is to lie in a folder that it lists.
+      UserError: as in `list_tree`; or the index file would lie in a folder that it lists.
     """
     if not index:
         return list_tree(root, extensions, progress)
     about = {
         'root': os.path.realpath(root),
         'extensions': list(extensions),
-        # It decides which strings the bytes of file names become.
+        # The encoding decides which strings the bytes of file names become.
         'encoding': sys.getfilesystemencoding(),
     }
     path = _place(index, about)
@@ -280,19 +281,19 @@ def listed(
     except FileNotFoundError:
         pass
     except _Unusable as error:
-        # A file that the user named and that was never an index is not overwritten.
+        # Do not overwrite a file that the user named by mistake and that is not an index.
         may_write = index == AUTO or _was_index(path)
         stays = '' if may_write else ', and it stays as it is'
         _log.warning(f'the index {path} {error}: the files are listed anew{stays}')
     except OSError as error:
-        # With 'auto', a message follows when writing fails too, if the folder is large.
+        # With 'auto', writing may still work; if it fails too, `_keep` says so.
         may_write = index == AUTO
         if not may_write:
             _log.warning(
                 f'the index {path} cannot be read ({error.strerror}): the files are listed anew'
             )
     else:
-        # Helps whoever misses a file.
+        # A user who misses a file can see here that the list comes from an index.
         _log.info(
             f'{len(listing.files):,} files of {root}, as listed in {path}: no folder has changed'
         )
@@ -305,10 +306,10 @@ def listed(
 
 
 def _place(index: str, about: dict[str, Any]) -> Path | None:
-    """Where the index file is to be; None if 'auto' has no place for it.
+    """The path of the index file; None if 'auto' finds no place for it.
 
     Raises:
-      UserError: it is in a folder that it lists: writing it would change that folder.
+      UserError: the path is in a folder that is listed: writing the file would change the folder.
     """
     if index != AUTO:
         path = Path(index).expanduser()
@@ -326,17 +327,17 @@ def _place(index: str, about: dict[str, Any]) -> Path | None:
 
 
 def _within(path: Path, root: str) -> bool:
-    """Whether a file lies in a folder that is listed with `root`, without following links."""
+    """Whether a file lies in one of the folders that are listed for `root`; ignores links."""
     steps = os.path.relpath(os.path.realpath(path.parent), root).split(os.sep)
     return steps == ['.'] or not any(step.startswith('.') for step in steps)
 
 
 def _read(path: Path, root: Path, about: dict[str, Any]) -> Listing:
-    """The listing in an index file.
+    """Reads the listing from an index file.
 
     Raises:
-      _Unusable: it is damaged, out of date, or of another folder.
-      OSError: it cannot be read.
+      _Unusable: the file is damaged, out of date, or of another folder.
+      OSError: the file cannot be read.
     """
     content = memoryview(path.read_bytes())
     start = len(_MAGIC) + _DIGEST
@@ -371,7 +372,7 @@ def _read(path: Path, root: Path, about: dict[str, Any]) -> Listing:
 
 
 def _changed(listing: Listing, root: Path) -> str | None:
-    """The first folder or link that has changed since it was listed, or None."""
+    """The path of the first folder or link that has changed since it was listed, or None."""
     for folder, times in zip(listing.folders, listing.times.tolist(), strict=True):
         path = os.path.join(root, folder) if folder else str(root)
         try:
@@ -390,14 +391,14 @@ def _changed(listing: Listing, root: Path) -> str | None:
 
 
 def _keep(path: Path, root: Path, about: dict[str, Any], listing: Listing, started: int) -> None:
-    """Writes an index file, or logs why not.
+    """Writes an index file, or logs why it does not.
 
     Args:
-      path: of the index file.
-      root: the folder.
-      about: what the index is of.
-      listing: what it keeps.
-      started: when listing began, nanoseconds.
+      path: path of the index file.
+      root: the folder that was listed.
+      about: root, extensions and encoding of the listing.
+      listing: the listing.
+      started: when listing began, nanoseconds since the epoch.
     """
     if (listing.times <= 0).any():
         _log.warning(f'no index of {root} is kept: its file system keeps no times of folders')
@@ -434,7 +435,7 @@ def _keep(path: Path, root: Path, about: dict[str, Any], listing: Listing, start
 
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        # Other processes, also on other hosts, may write the same file.
+        # Other processes, also on other hosts, may write the same index file at the same time.
         write_whole(path, write, f'{os.uname().nodename}.{os.getpid()}')
     except OSError as error:
         _log.warning(
@@ -444,6 +445,6 @@ def _keep(path: Path, root: Path, about: dict[str, Any], listing: Listing, start
 
 
 def _was_index(path: Path) -> bool:
-    """Whether a file begins as an index file does; it may be cut short."""
+    """Whether a file begins like an index file, or is a cut-off beginning of one."""
     with path.open('rb') as file:
         return _FORMAT.startswith(file.read(len(_FORMAT)))

@@ -14,7 +14,7 @@ from byol_jax.sources.base import Progress, Source, no_progress
 from byol_jax.sources.decode import EXTENSIONS, read_file, read_size
 from byol_jax.sources.file_list import Names, listed
 
-# Files that a message names.
+# How many files a message names.
 _SHOWN = 5
 
 
@@ -33,7 +33,7 @@ class ImageFiles(Source):
 
         Args:
           root: the folder.
-          files: by key, the file of each example, relative to `root` with '/'.
+          files: the file of each example by key; paths relative to `root`, with '/'.
           max_megapixels: larger pictures are refused.
         """
         self.root = root
@@ -41,7 +41,7 @@ class ImageFiles(Source):
         self.keys = tuple(files)
         self._files = files
         self._first = files[self.keys[0]]
-        # What every path begins with, as pathlib writes it; a Path for each would be slow.
+        # The beginning of every path, as pathlib writes it; a Path for each name would be slow.
         self._prefix = str(root / '_')[:-1]
 
     def __len__(self) -> int:
@@ -67,8 +67,8 @@ class ImageFiles(Source):
 class Folder(ImageFiles):
     """Every image below a folder, sorted by path.
 
-    Labels are the names of the folders right below `root` if every image lies in one of at least
-    two of them, as in `train/cat/1.jpg`; else there are none.
+    The labels are the folders directly below `root`, as in `train/cat/1.jpg`, if there are at least
+    two and every image lies in one of them. Otherwise there are no labels.
     """
 
     def __init__(
@@ -84,14 +84,14 @@ class Folder(ImageFiles):
         Args:
           root: the folder.
           max_megapixels: larger pictures are refused.
-          given_as: what the user named the folder with, for messages.
-          index: the file the list is kept in (data.index): '' for none, 'auto' for one in the
-            user's cache.
-          progress: told how many files are listed.
+          given_as: the flag or key by which the user gave the folder, for messages.
+          index: the file that keeps the list (data.index): '' for none, 'auto' for one in the
+            user's cache folder.
+          progress: called with the number of files listed.
 
         Raises:
-          UserError: the folder does not exist, is no folder, holds no image, or cannot be listed
-            with all that is in it.
+          UserError: the folder does not exist, is a file, holds no image, or cannot be listed
+            completely.
         """
         root = Path(root).expanduser()
         files = list_files(root, given_as, index=index, progress=progress)
@@ -100,19 +100,19 @@ class Folder(ImageFiles):
 
 
 class Files(Source):
-    """Image files given one by one, in the given order, without labels."""
+    """Image files from a list of paths, in the given order, without labels."""
 
     own_files = True
 
     def __init__(self, paths: Sequence[str | Path], max_megapixels: float = 200):
-        """Checks that the files are there; decodes none.
+        """Checks that the files exist; decodes none.
 
         Args:
-          paths: of the files.
+          paths: paths of the files.
           max_megapixels: larger pictures are refused.
 
         Raises:
-          UserError: the list is empty, or files are missing; names the first few.
+          UserError: the list is empty, or files are missing; the message names the first few.
         """
         self.paths = [Path(path).expanduser() for path in paths]
         self.max_megapixels = max_megapixels
@@ -140,12 +140,12 @@ class Files(Source):
 
 
 class FilePairs(ImageFiles):
-    """Two pictures an example, from the files of a folder whose names follow two patterns.
+    """Examples of two pictures each: files of a folder, paired by two patterns of names.
 
-    A pattern is a path relative to the folder, without its extension, and holds one `*`, which
-    stands for anything: `*_left` and `*_right` pair `street/7_left.png` with `street/7_right.jpg`,
-    and `left/*` and `right/*` pair `left/7.png` with `right/7.png`. The patterns are the keys of
-    the pictures. Files that follow neither are left out. Labels are those of `Folder`, by the
+    A pattern is a path relative to the folder, without the extension, with one `*` that stands for
+    anything: `*_left` and `*_right` pair `street/7_left.png` with `street/7_right.jpg`, and
+    `left/*` and `right/*` pair `left/7.png` with `right/7.png`. The patterns are the keys of the
+    pictures. Files that match neither are left out. The labels are those that `Folder` gives the
     files of the first pattern.
     """
 
@@ -161,14 +161,14 @@ class FilePairs(ImageFiles):
 
         Args:
           root: the folder.
-          patterns: as above.
+          patterns: the patterns of the pictures' names.
           max_megapixels: larger pictures are refused.
-          index: as for `Folder`.
-          progress: as for `Folder`.
+          index: as in `Folder`.
+          progress: as in `Folder`.
 
         Raises:
-          UserError: the folder does not exist or holds no image, a pattern does not hold one `*`
-            or is followed by no file, or a file has no partner, or two.
+          UserError: the folder does not exist or holds no image, a pattern does not hold exactly
+            one `*` or matches no file, or a file has no partner, or two.
         """
         root = Path(root).expanduser()
         keys = tuple(dict.fromkeys(patterns))
@@ -184,14 +184,14 @@ class FilePairs(ImageFiles):
         for pattern, other in found.items():
             _check_partners(root, files, first, other, pattern)
             _check_partners(root, files, other, first, keys[0])
-        # In the order of the first pattern's files.
+        # All keys in the order of the first pattern's files.
         chosen = {key: files.take(found[key][name] for name in first) for key in keys}
         super().__init__(root, chosen, max_megapixels)
         self.labels, self.label_names = class_labels(chosen[keys[0]])
 
 
 def _matching(root: Path, pattern: str, files: Names) -> dict[str, int]:
-    """The places of the files that follow a pattern, by what its * stands for in each."""
+    """The places in `files` of those that match a pattern, by the text that its * stands for."""
     before, after = pattern.split('*')
     found: dict[str, int] = {}
     for place, file in enumerate(files):
@@ -218,6 +218,7 @@ def _matching(root: Path, pattern: str, files: Names) -> dict[str, int]:
 def _check_partners(
     root: Path, files: Names, some: dict[str, int], others: dict[str, int], pattern: str
 ) -> None:
+    """Raises UserError if some files have no partner among the `others`, which match `pattern`."""
     alone = [place for name, place in some.items() if name not in others]
     if alone:
         shown = ', '.join(files[place] for place in alone[:_SHOWN])
@@ -232,16 +233,16 @@ _DIV2K_SUBSETS = {'train': 'train', 'validation': 'valid', 'valid': 'valid'}
 
 
 class Div2k(ImageFiles):
-    """DIV2K as unpacked from its own archives: high-resolution pictures, bicubically reduced ones.
+    """DIV2K as unpacked from its own archives: pictures in high and bicubically reduced resolution.
 
-    Below `root` lie `DIV2K_train_HR/0001.png` and, for 'lr', `DIV2K_train_LR_bicubic/X2/0001x2.png`
+    `root` holds `DIV2K_train_HR/0001.png` and, for 'lr', `DIV2K_train_LR_bicubic/X2/0001x2.png`
     (`valid` for the validation split). `root` may also be the HR folder itself.
     """
 
     def __init__(
         self, root: str | Path, split: str, keys: tuple[str, ...], max_megapixels: float = 200
     ):
-        """Lists the pictures and checks that each has what `keys` asks for; decodes none.
+        """Lists the pictures and checks that each has all of `keys`; decodes none.
 
         Args:
           root: the folder.
@@ -272,7 +273,7 @@ class Div2k(ImageFiles):
         if 'lr' in keys:
             files['lr'] = Names.of(_reduced(root, subset, names))
         super().__init__(root, files, max_megapixels)
-        # What there is; `files` holds what is used.
+        # The data set has both, while `files` has only those that are used.
         self.keys = ('hr', 'lr')
 
     def name(self, index: int) -> str:
@@ -284,13 +285,13 @@ class Div2k(ImageFiles):
 
 
 def prepared_by_tfds(root: str | Path) -> bool:
-    """Whether a folder holds DIV2K as TFDS prepares it, and not as its own archives unpack."""
+    """Whether a folder holds DIV2K as prepared by TFDS, not as unpacked from its archives."""
     root = Path(root).expanduser()
     return (root / 'div2k').is_dir() and not any(root.glob('DIV2K_*_HR'))
 
 
 def _reduced(root: Path, subset: str, names: Sequence[str]) -> list[str]:
-    """The low-resolution file of each high-resolution one, of the smallest factor there is."""
+    """The low-resolution file of each high-resolution file, in the smallest factor that exists."""
     folders = sorted((root / f'DIV2K_{subset}_LR_bicubic').glob('X[0-9]'))
     if not folders:
         raise UserError(
@@ -308,7 +309,7 @@ def _reduced(root: Path, subset: str, names: Sequence[str]) -> list[str]:
 
 
 def existing_folder(root: Path, key: str = 'data.path') -> Path:
-    """Returns `root`; raises UserError, with the nearest folder beside it, if it is no folder."""
+    """Returns `root`; raises UserError, with the nearest folder's name, if it is not a folder."""
     if root.is_dir():
         return root
     if root.exists():
@@ -325,16 +326,16 @@ def list_files(
     index: str = '',
     progress: Progress = no_progress,
 ) -> Names:
-    """Lists all files below a folder with one of some extensions, without hidden ones.
+    """Lists all files below a folder that have one of some extensions; skips hidden files.
 
     Args:
       root: the folder.
-      given_as: what the user named the folder with, for messages.
-      extensions: in lower case, such as '.jpg'.
+      given_as: the flag or key by which the user gave the folder, for messages.
+      extensions: extensions in lower case, such as '.jpg'.
       kind: what messages call the files.
-      index: the file the list is kept in (data.index): '' for none, 'auto' for one in the user's
-        cache.
-      progress: told how many files are listed.
+      index: the file that keeps the list (data.index): '' for none, 'auto' for one in the user's
+        cache folder.
+      progress: called with the number of files listed.
 
     Returns:
       Paths relative to `root` with '/', sorted.
@@ -352,14 +353,14 @@ def list_files(
 
 
 def class_labels(files: Sequence[str]) -> tuple[np.ndarray | None, tuple[str, ...]]:
-    """The classes that the first folder level names.
+    """Labels files by the folder on the first level in which they lie.
 
     Args:
       files: paths relative to the root, with '/', sorted.
 
     Returns:
-      A label for each file, int [N], and the labels' names; None and none unless every file lies
-      in one of at least two folders.
+      The label of each file, int [N], and the names of the labels. (None, ()) if there are fewer
+      than two such folders, or if a file lies in none.
     """
     tops: list[str] = []
     ends = [0]
@@ -371,8 +372,8 @@ def class_labels(files: Sequence[str]) -> tuple[np.ndarray | None, tuple[str, ..
         ends.append(_end(files, ends[-1], top))
     if len(tops) < 2:
         return None, ()
-    # Paths are sorted with their '/': those in 'a.b' come before those in 'a', but 'a' is the
-    # smaller name.
+    # Sort again: '.' sorts before '/', so paths in 'a.b' come before those in 'a', but the name 'a'
+    # comes before 'a.b'.
     order = sorted(range(len(tops)), key=tops.__getitem__)
     label = np.empty(len(tops), np.int64)
     label[order] = np.arange(len(tops))
@@ -380,9 +381,10 @@ def class_labels(files: Sequence[str]) -> tuple[np.ndarray | None, tuple[str, ..
 
 
 def _end(files: Sequence[str], start: int, top: str) -> int:
-    """Where the files in folder `top` end, the first of which is at `start`.
+    """The end of the files in folder `top`, which begin at `start`.
 
-    A binary search: `files` makes each string when it is asked for, which is slow for a million.
+    Found by a binary search: `files` makes each string when it is indexed, which is slow for a
+    million.
     """
     step = 1
     while start + step < len(files) and files[start + step].startswith(top + '/'):

@@ -1,4 +1,4 @@
-"""TensorFlow, imported without its messages at start-up and without taking the GPU."""
+"""Imports TensorFlow without its start-up messages, and without letting it use the GPU."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-# Errors only. What is logged while importing does not obey it.
+# Log errors only. TensorFlow ignores this for what it logs while it is imported.
 os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '3')
 
 
 @contextmanager
 def _held_back_stderr() -> Iterator[None]:
-    """Hides what native code writes to stderr, and shows it if importing fails."""
+    """Hides what native code writes to stderr, and shows it if the block fails."""
     sys.stderr.flush()
     with tempfile.TemporaryFile() as held:
         original = os.dup(2)

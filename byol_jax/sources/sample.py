@@ -1,4 +1,4 @@
-"""The photographs that scikit-image and scikit-learn ship: real data with no download."""
+"""The photographs that scikit-image and scikit-learn contain: real data without a download."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from byol_jax.errors import UserError
 from byol_jax.sources.base import Source
 from byol_jax.sources.decode import decode
 
-# Every colour photograph in the two packages' wheels; of the stereo pair, the left one.
+# Every colour photograph in the wheels of the two packages, and the left one of the stereo pair.
 PHOTOGRAPHS = {
     'astronaut': ('skimage.data', 'astronaut.png'),
     'cat': ('skimage.data', 'chelsea.png'),
@@ -26,7 +26,7 @@ PHOTOGRAPHS = {
 
 
 class SamplePhotographs(Source):
-    """Ten colour photographs of 300x451 to 1411x1411 pixels, labelled with themselves."""
+    """Ten colour photographs of 300x451 to 1411x1411 pixels; each is its own class."""
 
     def __init__(self) -> None:
         self.label_names = tuple(PHOTOGRAPHS)

@@ -19,20 +19,20 @@ from byol_jax.sources.decode import opened
 from byol_jax.sources.quiet_tensorflow import tf
 from byol_jax.sources.tfds_files import open_builder, open_records, prepare
 
-# data.label_key='auto': the label is the one that the data set declares.
+# data.label_key='auto' takes the label that the data set declares.
 AUTO = 'auto'
 
 _SEQUENCES = (tfds.features.Sequence, tfds.features.Dataset)
 
 
 def flatten_features(features: Any, above: str = '') -> Iterator[tuple[str, Any]]:
-    """All features, nested ones by their path, which is also their key in a serialized example.
+    """All features with their paths, which are also their keys in a serialized example.
 
-    A sequence counts as one feature: what it holds is not entered.
+    A sequence counts as one feature; the features inside it are not listed.
 
     Args:
       features: a FeaturesDict.
-      above: the path of `features`, with a '/' at its end.
+      above: the path of `features` with a '/' at its end; '' at the top.
 
     Yields:
       (path, feature), such as ('x/image', Image).
@@ -49,15 +49,15 @@ def picture_features(features: Any, name: str, keys: tuple[str, ...]) -> dict[st
     """The features that hold the pictures.
 
     Args:
-      features: of the data set.
-      name: of the data set, for messages.
+      features: the data set's features.
+      name: the data set's name, for messages.
       keys: paths of the features.
 
     Returns:
       The feature of each key.
 
     Raises:
-      UserError: one is no picture, or a sequence of pictures, or holds measurements.
+      UserError: a feature is not a picture: it is a sequence, an animation or a measurement, say.
     """
     flat = dict(flatten_features(features))
     images = [
@@ -80,7 +80,7 @@ def picture_features(features: Any, name: str, keys: tuple[str, ...]) -> dict[st
 
 
 def _unusable(feature: Any) -> str:
-    """Why an Image feature is no picture to train on, or ''."""
+    """Why an Image feature is not a picture to train on: a sentence for a message, or ''."""
     if feature.np_dtype == np.float32:
         return ' That feature holds 32-bit floats (depth, say), whose range is not known.'
     if len(feature.shape) != 3:
@@ -89,12 +89,12 @@ def _unusable(feature: Any) -> str:
 
 
 def _several(flat: Mapping[str, Any], key: str) -> str:
-    """Says, for a message, that a feature lies in a sequence; else ''."""
+    """A sentence for a message if a feature lies in a sequence, or ''."""
     for path, feature in flat.items():
         if _is_sequence(feature) and (key == path or key.startswith(f'{path}/')):
             return (
-                f" '{path}' is a sequence with any number of entries an example, of which none is "
-                'the picture.'
+                f" '{path}' is a sequence: an example may have any number of its entries, so none "
+                'of them is the picture.'
             )
     return ''
 
@@ -103,16 +103,16 @@ def label_feature(info: Any, name: str, key: str) -> tuple[str, Any] | None:
     """The feature that holds the labels.
 
     Args:
-      info: of the data set.
-      name: of the data set, for messages.
-      key: the feature's path; 'auto': the one that the data set declares (supervised_keys), or is
-        called 'label', or is its only ClassLabel; '': none.
+      info: the data set's DatasetInfo.
+      name: the data set's name, for messages.
+      key: the feature's path, '' for no labels, or 'auto': the feature that the data set declares
+        (supervised_keys), else the one called 'label', else its only ClassLabel.
 
     Returns:
-      (path, feature), a ClassLabel or an integer; None if there is none.
+      (path, feature), where the feature is a ClassLabel or an integer; None without labels.
 
     Raises:
-      UserError: there are several that could be meant, or `key` names something else.
+      UserError: several features could be the label, or `key` names none that could.
     """
     if not key:
         return None
@@ -137,7 +137,7 @@ def label_feature(info: Any, name: str, key: str) -> tuple[str, Any] | None:
 
 
 def label_lists(features: Any) -> Iterator[str]:
-    """Paths of class labels in sequences, such as 'objects/label': any number for an example."""
+    """Paths of class labels in sequences, such as 'objects/label', several for one example."""
     for path, feature in flatten_features(features):
         if isinstance(feature, _SEQUENCES):
             yield from _class_labels(feature, path)
@@ -154,15 +154,15 @@ def _class_labels(feature: Any, path: str) -> Iterator[str]:
 
 
 def _no_label(name: str, key: str, flat: Mapping[str, Any], usable: list[str]) -> str:
-    what = f'is no feature of TFDS {name!r}'
+    what = f'is not a feature of TFDS {name!r}'
     if _several(flat, key):
-        what = 'holds any number of labels for a picture, and accuracy is of one'
+        what = 'holds any number of labels for a picture, but accuracy needs exactly one'
     elif key in flat:
-        what = f'({type(flat[key]).__name__}) is no whole number'
+        what = f'({type(flat[key]).__name__}) is not a whole number'
     return (
         f"data.label_key='{key}' {what}. Features that can be the label: "
         f'{", ".join(usable) or "none"}.{did_you_mean(key, usable)} '
-        "--config.data.label_key='' does without."
+        "--config.data.label_key='' uses no labels."
     )
 
 
@@ -183,7 +183,7 @@ def _is_label(feature: Any) -> bool:
 
 
 def _supervised(keys: Any) -> list[str]:
-    """The names in TFDS's supervised_keys, which may be nested."""
+    """The feature names in TFDS's supervised_keys, which may be nested."""
     if isinstance(keys, str):
         return [keys]
     if isinstance(keys, Mapping):
@@ -191,11 +191,12 @@ def _supervised(keys: Any) -> list[str]:
     return [name for part in keys or () for name in _supervised(part)]
 
 
-# In place of a label that has not been read; no label is this number.
+# Marks a label that has not been read; no real label has this value.
 _UNREAD = np.iinfo(np.int64).min
 
-# Errors that damaged records lead to. They depend on the file's format and on the decoder:
-# ArrayRecord's reader raises RuntimeError; OpenCV gives None, which then raises an AttributeError.
+# The errors that damaged records cause, which depend on the file format and the decoder.
+# ArrayRecord's reader raises RuntimeError; OpenCV returns None, which TFDS then uses as an array
+# (AttributeError).
 _UNREADABLE = (
     OSError,
     RuntimeError,
@@ -209,7 +210,7 @@ _UNREADABLE = (
 
 
 class Tfds(Source):
-    """One split of a TFDS data set; downloads and prepares it if it is not on disk yet."""
+    """One split of a TFDS data set, which is downloaded and prepared if it is not on disk yet."""
 
     labels_at_hand = False
 
@@ -227,16 +228,17 @@ class Tfds(Source):
         """Opens the data set.
 
         Args:
-          name: such as 'imagenette/160px-v2' or 'div2k/bicubic_x2'.
-          split: such as 'train' or 'train[:90%]'; slices work on every format.
-          data_dir: where TFDS keeps its data; by default its own choice.
-          keys: features that hold the pictures; 'x/image' is the feature image of x.
-          label_key: feature that holds the label (see `label_feature`).
+          name: the data set's name, such as 'imagenette/160px-v2' or 'div2k/bicubic_x2'.
+          split: the split, such as 'train' or 'train[:90%]'; slices work with every file format.
+          data_dir: the folder where TFDS keeps its data; None for TFDS's default.
+          keys: paths of the features that hold the pictures; 'x/image' is feature 'image' in 'x'.
+          label_key: path of the feature that holds the label (see `label_feature`).
           max_megapixels: larger pictures are refused.
-          download: whether TFDS may download what is not on disk.
+          download: whether TFDS may download a data set that is not on disk.
 
         Raises:
-          UserError: no such data set, split or feature, or it can be neither found nor downloaded.
+          UserError: the data set, split or feature does not exist, or the data is not on disk and
+            cannot be downloaded.
         """
         builder = open_builder(name, data_dir or None)
         self._images = picture_features(builder.info.features, name, keys)
@@ -254,7 +256,7 @@ class Tfds(Source):
 
     @functools.cached_property
     def label_names(self) -> Sequence[str]:  # type: ignore[override]
-        """Those of the data set; labels that are plain numbers are all read, to name them."""
+        """As in `Source`. If labels are plain numbers, all records are read to find the names."""
         if self._label is None:
             return ()
         names = getattr(self._label[1], 'names', None)
@@ -265,17 +267,17 @@ class Tfds(Source):
         return self.labels_of(np.arange(len(self)))
 
     def labels_of(self, indices: np.ndarray) -> np.ndarray | None:
-        """Reads the record of every example; decodes no picture.
+        """Reads the labels from the records of the examples; decodes no picture.
 
         Args:
-          indices: of the examples.
+          indices: indices of the examples, int [any number].
 
         Returns:
-          Labels as indices into `label_names`; None without labels, or if all are -1, which is how
-          TFDS says that they are not public.
+          Labels as indices into `label_names`, int [len(indices)]; None without labels, or if all
+          are -1, by which TFDS marks labels that are not public.
 
         Raises:
-          UserError: some are -1, but not all.
+          UserError: some of the labels are -1, but not all.
           BadPicture: a record cannot be read.
         """
         if self._label is None:
@@ -291,22 +293,22 @@ class Tfds(Source):
         raise UserError(
             f"{hidden.sum():,} of {len(labels):,} examples of TFDS '{self._title}' have no label "
             f'(-1 in {self._label[0]}), such as {self.name(int(indices[hidden.argmax()]))}. Choose '
-            "another data.split, or do without labels: --config.data.label_key=''."
+            "another data.split, or use no labels: --config.data.label_key=''."
         )
 
     @functools.cached_property
     def _numbers(self) -> np.ndarray:
-        """The different labels, ascending, if they have no names; bad records are skipped."""
+        """All different labels, ascending, for labels without names; skips bad records."""
         labels = self._read_labels(np.arange(len(self)), skip=True)
         return np.unique(labels[labels != _UNREAD])
 
     def _numbered(self, labels: np.ndarray) -> np.ndarray:
-        """Indices of labels in `_numbers`; -1 for a label that is not there: its record was bad."""
+        """The indices of labels in `_numbers`; -1 for a label that was skipped there."""
         known = np.isin(labels, self._numbers)
         return np.where(known, np.searchsorted(self._numbers, labels), -1)
 
     def shown_labels(self, indices: np.ndarray) -> np.ndarray:
-        """As for every source; -1 also if a label is not public, or its record cannot be read."""
+        """As in `Source`; -1 also if a label is not public or its record cannot be read."""
         if self._label is None:
             return np.full(len(indices), -1)
         labels = self._read_labels(indices, skip=True)
@@ -315,11 +317,11 @@ class Tfds(Source):
         return np.where(labels == _UNREAD, -1, labels)
 
     def _read_labels(self, indices: np.ndarray, *, skip: bool = False) -> np.ndarray:
-        """The labels in the records; records that were read before are not read again.
+        """Reads labels from the records; records that were read before are not read again.
 
         Args:
-          indices: of the examples.
-          skip: whether a record that cannot be read has the label _UNREAD, instead of an error.
+          indices: indices of the examples, int [any number].
+          skip: whether a record that cannot be read gives _UNREAD instead of an error.
         """
         for index in indices[self._seen_labels[indices] == _UNREAD].tolist():
             try:
@@ -345,14 +347,14 @@ class Tfds(Source):
             self._see_label(record, index)
         try:
             data = self._encoded(record, index, key)
-            # Checks the size in its header, before it is decoded.
+            # Checks the size that the header declares, before the picture is decoded.
             opened(io.BytesIO(data), self.name(index), self.max_megapixels).close()
             return _to_rgb(np.asarray(self._images[key].decode_example_np(data)))
         except _UNREADABLE as error:
             raise self._bad(index, error) from error
 
     def size(self, index: int, key: str) -> tuple[int, int]:
-        """Read from the header. TFDS ignores the orientation in EXIF, so this does too."""
+        """Reads the size from the header; ignores the orientation in EXIF, as TFDS does."""
         try:
             data = io.BytesIO(self._encoded(self._record(index), index, key))
             with opened(data, self.name(index), self.max_megapixels) as image:
@@ -374,13 +376,13 @@ class Tfds(Source):
 
     @functools.cached_property
     def _version(self) -> str:
-        """Changes if a file of the split does, or the version of TFDS, which decodes them."""
+        """Changes with any file of the split, and with the version of TFDS, the decoder."""
         found = [(file, os.stat(file)) for file in self._files]
         files = (f'{file} {stat.st_size} {stat.st_mtime_ns}' for file, stat in found)
         return ' '.join([f'TFDS {tfds.__version__}', *files])
 
     def _record(self, index: int) -> Any:
-        """The serialized features of an example, by path."""
+        """The undecoded features of an example, by path."""
         try:
             return tf.train.Example.FromString(self._records.read(index)).features.feature
         except _UNREADABLE as error:
@@ -405,16 +407,16 @@ def _lists_of_labels(name: str, paths: list[str]) -> tuple[str, ...]:
         return ()
     return (
         f"left out, the labels of TFDS '{name}' ({', '.join(paths)}): a picture has any number of "
-        'them, and accuracy is of one',
+        'them, but accuracy needs exactly one',
     )
 
 
 def _to_rgb(picture: np.ndarray) -> np.ndarray:
-    """A picture of any kind that TFDS decodes, [H, W, 1 to 4], as uint8 [H, W, 3]."""
+    """Converts any picture that TFDS decodes, [H, W, 1 to 4], to uint8 [H, W, 3]."""
     if picture.dtype == np.uint16:
         picture = picture / 257
     if picture.shape[-1] in (2, 4):
-        # Alpha over black, as for files.
+        # Transparent pixels are laid over black, as in `sources.decode`.
         picture = picture[..., :-1] * (picture[..., -1:] / 255)
     if picture.shape[-1] != 3:
         picture = np.repeat(picture[..., :1], 3, axis=-1)

@@ -1,4 +1,4 @@
-"""A TFDS data set on disk: found by its name, prepared, and its records read by number."""
+"""Finds and prepares a TFDS data set on disk, and reads its records by number."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _DOWNLOAD_ERRORS = (
     tfds.download.download_manager.NonMatchingChecksumError,
 )
 
-# How TFDS's messages begin; what is wrong follows.
+# The beginning of TFDS's messages, without information for the user.
 _PREFIX = re.compile('Failed to construct dataset ".*?", builder_kwargs ".*?": ')
 
 
@@ -36,35 +36,35 @@ def open_builder(name: str, data_dir: str | None) -> Any:
     """Finds a TFDS builder.
 
     Args:
-      name: such as 'imagenette/160px-v2' or 'mnist:3.0.1'.
-      data_dir: where TFDS keeps its data; None for its own choice.
+      name: the data set's name, such as 'imagenette/160px-v2' or 'mnist:3.0.1'.
+      data_dir: the folder where TFDS keeps its data; None for TFDS's default.
 
     Raises:
       UserError: the folder does not exist, or there is no such data set, config or version.
     """
     if data_dir and '://' in data_dir:
         raise UserError(
-            f'data.path={data_dir} is no folder of this machine. Records are read in random order, '
-            'so copy the prepared data set to a local disk or mount it.'
+            f'data.path={data_dir} is not a folder on this machine. Records are read in random '
+            'order, so copy the prepared data set to a local disk or mount it.'
         )
     if data_dir:
         _check_folder(Path(data_dir).expanduser())
     short = re.split('[/:]', name)[0]
     if ':' in name.split('/')[0] and name.split(':')[0] == 'huggingface':
         raise UserError(
-            f"data.name='{name}': data sets of Hugging Face are opened from the network. Prepare "
-            'it with TFDS under a name of its own, or save its pictures to a folder.'
+            f"data.name='{name}': data sets of Hugging Face are read from the network. Prepare it "
+            'with TFDS under a name of its own, or save its pictures to a folder.'
         )
     try:
         return tfds.builder(name, data_dir=data_dir)
     except tfds.core.DatasetNotFoundError as error:
         known = tfds.list_builders(with_community_datasets=False)
         raise UserError(
-            f"data.name='{name}' is no TFDS data set.{did_you_mean(short, known)} "
+            f"data.name='{name}' is not a TFDS data set.{did_you_mean(short, known)} "
             'tensorflow.org/datasets/catalog lists them.'
         ) from error
     except (ValueError, AssertionError) as error:
-        # How TFDS reports an unknown config or version of a data set it knows.
+        # TFDS reports an unknown config or version of a known data set by these errors.
         configs = ''
         if short in tfds.list_builders(with_community_datasets=False):
             names = tfds.builder_cls(short).builder_configs
@@ -77,21 +77,21 @@ def _check_folder(root: Path) -> None:
     try:
         existing_folder(root)
     except UserError as error:
-        # The folder is not created: a typing error would download everything again.
-        made = '' if root.exists() else ' TFDS prepares data sets in there once you have made it.'
+        # Do not create the folder: with a mistyped path, everything would be downloaded again.
+        made = '' if root.exists() else ' To let TFDS prepare data sets there, create the folder.'
         raise UserError(f'{error}{made}') from error
 
 
 def prepare(builder: Any, name: str, download: bool) -> None:
-    """Lets TFDS download and prepare a data set that is not on disk; else uses no network.
+    """Lets TFDS download and prepare a data set that is not on disk; otherwise uses no network.
 
     Args:
-      builder: of the data set.
-      name: of the data set.
+      builder: the data set's builder.
+      name: the data set's name.
       download: whether TFDS may download; if not, a data set that is not on disk is an error.
 
     Raises:
-      UserError: it is not on disk, and must not be downloaded or cannot be.
+      UserError: the data set is not on disk, and may not or cannot be downloaded.
     """
     if builder.is_prepared():
         return
@@ -117,7 +117,7 @@ def prepare(builder: Any, name: str, download: bool) -> None:
 
 
 def prepare_command(name: str, data_dir: Any, file_format: str = '') -> str:
-    """The command that prepares a data set. `tfds build` would need Apache Beam."""
+    """The command that prepares a data set without Apache Beam, which `tfds build` needs."""
     which = f", file_format='{file_format}'" if file_format else ''
     return (
         'python -c "import tensorflow_datasets as tfds; '
@@ -126,7 +126,7 @@ def prepare_command(name: str, data_dir: Any, file_format: str = '') -> str:
 
 
 def _others(builder: Any) -> str:
-    """A sentence that names the versions and configs that are prepared; '' if there are none."""
+    """A sentence that lists the versions and configs that are prepared; '' if there are none."""
     root = Path(builder.data_dir_root)
     found = sorted(path.parent for path in (root / builder.name).glob('**/dataset_info.json'))
     names = [f'{path.parent.relative_to(root).as_posix()}:{path.name}' for path in found]
@@ -134,9 +134,9 @@ def _others(builder: Any) -> str:
 
 
 def _check_hosts(builder: Any) -> None:
-    """Raises OSError if a host to download from has no address: TFDS would retry for 3 minutes."""
+    """Raises OSError if a host to download from has no address; TFDS would retry for 3 minutes."""
     if urllib.request.getproxies():
-        return  # A proxy looks names up by itself.
+        return  # The proxy resolves the names.
     urls = builder.url_infos or ()
     for host in sorted({urllib.parse.urlparse(url).hostname or '' for url in urls}):
         try:
@@ -145,12 +145,12 @@ def _check_hosts(builder: Any) -> None:
             raise OSError(f'{host} cannot be reached ({error.strerror})') from error
 
 
-# TFRecord framing: uint64 length, uint32 crc of it, the record, uint32 crc of the record.
+# TFRecord framing: the length (uint64), its CRC (uint32), the record, and its CRC (uint32).
 _LENGTH = struct.Struct('<Q')
 _HEADER, _FOOTER = 12, 4
 
-# Row groups of Parquet files that are kept decoded, so that reading in the order on disk decodes
-# each once. TFDS writes 100 records to a group, about 10 MB of photographs.
+# How many row groups of Parquet files are kept decoded, so that reading in the order on disk
+# decodes each once. TFDS writes 100 records to a group, about 10 MB of photographs.
 _ROW_GROUPS = 4
 
 
@@ -167,16 +167,16 @@ class Records(abc.ABC):
 
 
 def open_records(builder: Any, name: str, split: str) -> Records:
-    """Opens a split, or any slice or sum of splits, of a prepared data set.
+    """Opens a split of a prepared data set, or a slice or sum of splits.
 
     Args:
-      builder: of the data set.
-      name: of the data set, for messages.
-      split: such as 'train' or 'train[:10%]+test'.
+      builder: the data set's builder.
+      name: the data set's name, for messages.
+      split: the split, such as 'train' or 'train[:10%]+test'.
 
     Raises:
-      UserError: there is no such split, a file is missing or cut short, or the format has no random
-        access or needs a package that is not installed.
+      UserError: there is no such split, a file is missing or cut short, or the file format has no
+        random access or needs a package that is not installed.
     """
     try:
         instructions = builder.info.splits[split].file_instructions
@@ -184,17 +184,17 @@ def open_records(builder: Any, name: str, split: str) -> Records:
         known = list(builder.info.splits)
         numbers = [f'{key} ({builder.info.splits[key].num_examples:,})' for key in known]
         raise UserError(
-            f"data.split='{split}' is no split of TFDS '{name}'.{did_you_mean(split, known)} "
-            f'It has: {", ".join(numbers)}. Slices within these numbers of examples and sums will '
-            "do, such as 'train[:10%]+test'."
+            f"data.split='{split}' is not a split of TFDS '{name}'.{did_you_mean(split, known)} "
+            f'Its splits, with their numbers of examples: {", ".join(numbers)}. Slices and sums of '
+            "them are allowed, such as 'train[:10%]+test'."
         ) from error
     if not instructions or any(instruction.take < 0 for instruction in instructions):
         raise UserError(f"data.split='{split}' of TFDS '{name}' holds no example.")
     file_format = builder.info.file_format
     if file_format not in _READERS:
         raise UserError(
-            f"TFDS '{name}' is prepared as {file_format.value}, which has no random access; "
-            f'{", ".join(f.value for f in _READERS)} have. {_again(builder, name, "array_record")}'
+            f"TFDS '{name}' is prepared as {file_format.value}, which has no random access (these "
+            f'do: {", ".join(f.value for f in _READERS)}). {_again(builder, name, "array_record")}'
         )
     for instruction in instructions:
         _check_file(instruction.filename, name)
@@ -209,7 +209,7 @@ def open_records(builder: Any, name: str, split: str) -> Records:
 
 
 def _again(builder: Any, name: str, file_format: str) -> str:
-    """Says how to prepare a data set in another format, in a folder of its own."""
+    """A sentence that says how to prepare a data set in another file format, in its own folder."""
     folder = Path(builder.data_dir_root) / file_format
     return (
         f'Or prepare it as {file_format}, and give --config.data.path={folder}:\n'
@@ -232,35 +232,35 @@ def _unreadable(path: Path, error: Exception) -> UserError:
 
 def _wrong_count(path: Path, found: int, declared: int) -> UserError:
     return UserError(
-        f'{path} holds {found:,} records, and its dataset_info.json says {declared:,}: it was not '
-        'copied to its end, or belongs to another version. Prepare the data set again.'
+        f'{path} holds {found:,} records, but its dataset_info.json says {declared:,}: it was not '
+        'copied completely, or belongs to another version. Prepare the data set again.'
     )
 
 
 class _Files(Records):
-    """Records in several files; some or all of each are used.
+    """Records in several files, of each of which some or all are used.
 
     Attributes:
-      paths: of the files.
+      paths: paths of the files.
     """
 
     def __init__(self, instructions: Sequence[Any]):
         self.paths = [Path(instruction.filename) for instruction in instructions]
         self._skips = [instruction.skip for instruction in instructions]
-        # [files + 1]: the first record of each file.
+        # The number of each file's first record, and of all records: [files + 1].
         self._starts = np.cumsum([0, *(instruction.take for instruction in instructions)])
 
     def __len__(self) -> int:
         return int(self._starts[-1])
 
     def _place(self, index: int) -> tuple[int, int]:
-        """(number of the file, number of the record in it)."""
+        """Finds record `index`: (number of the file, number of the record in the file)."""
         file = int(np.searchsorted(self._starts, index, side='right')) - 1
         return file, int(index - self._starts[file]) + self._skips[file]
 
 
 class TfRecords(_Files):
-    """TFRecord files, with an index of their records: 8 bytes a record, made from the headers."""
+    """TFRecord files. An index of their records, 8 bytes each, is made from the headers."""
 
     def __init__(self, builder: Any, split: str, instructions: Sequence[Any]):
         """Reads the headers of all records. Raises UserError if a file is cut short."""
@@ -288,7 +288,10 @@ class TfRecords(_Files):
 
 
 def record_bounds(path: Path) -> np.ndarray:
-    """Where each record of a TFRecord file begins, and where the last ends: bytes, int64 [N + 1].
+    """The offset of each record in a TFRecord file, and of the last one's end.
+
+    Returns:
+      Offsets in bytes, int64 [N + 1].
 
     Raises:
       UserError: the file is cut short.
@@ -312,7 +315,7 @@ def record_bounds(path: Path) -> np.ndarray:
 
 
 class ArrayRecords(Records):
-    """ArrayRecord files, which hold an index."""
+    """ArrayRecord files, which have an index of their own."""
 
     def __init__(self, builder: Any, split: str, instructions: Sequence[Any]):
         """Reads the number of records of every file. Raises UserError if one is damaged or cut."""
@@ -342,7 +345,8 @@ class ArrayRecords(Records):
 class ParquetRecords(_Files):
     """Parquet files as TFDS writes them: one column of serialized examples, in row groups.
 
-    A row group is decoded as a whole, so a random record costs about a hundred times itself.
+    A row group is decoded as a whole, so reading a random record costs as much as reading about a
+    hundred.
     """
 
     def __init__(self, builder: Any, split: str, instructions: Sequence[Any]):
@@ -357,7 +361,7 @@ class ParquetRecords(_Files):
             except (OSError, ValueError) as error:
                 raise _unreadable(path, error) from error
             if metadata.num_rows != instruction.examples_in_shard:
-                name = '/'.join(builder.info.full_name.split('/')[:-1])  # Its end is the version.
+                name = '/'.join(builder.info.full_name.split('/')[:-1])  # without the version
                 raise UserError(
                     f'{_wrong_count(path, metadata.num_rows, instruction.examples_in_shard)} Not '
                     'as Parquet: TFDS 4.9.10 drops records there when a file has more than 100. '
@@ -374,7 +378,7 @@ class ParquetRecords(_Files):
         return self._column(file, group)[number - int(self._groups[file][group])].as_py()
 
     def _read_group(self, file: int, group: int) -> Any:
-        # A ParquetFile is for one thread at a time, so each call opens one.
+        # Each call opens the file, because a ParquetFile is not thread-safe.
         with self._parquet.ParquetFile(self.paths[file], metadata=self._metadata[file]) as opened:
             return opened.read_row_group(group, use_threads=False).column(0)
 

@@ -1,4 +1,4 @@
-"""Square tiles cut from the pictures of another source, with some held out without leaking."""
+"""Square tiles cut from the pictures of another source, some of them held out without overlap."""
 
 from __future__ import annotations
 
@@ -14,20 +14,20 @@ from byol_jax.sources.base import Progress, Source, Subset, no_progress
 
 
 class Tiles(Source):
-    """Overlapping square tiles of every picture, each labelled with its picture.
+    """Square tiles of every picture, overlapping or not; the label of a tile is its picture.
 
-    Tiles lie on a grid of `stride` pixels; the last of a row or column is moved in to end at the
-    border. If an example has pictures of several sizes (low and high resolution), sizes are counted
-    in the pixels of one of them, and a tile is the same part of each; it is square in all only if
-    they have the same ratio of sides. A picture whose size cannot be read, or that is smaller than
-    a tile, has no tiles.
+    Tiles lie on a grid of `stride` pixels; the last tile of a row or column is shifted to end at
+    the border. If an example has pictures of several sizes (low and high resolution), a tile is the
+    same part of each, and all lengths count the pixels of one of them; a tile is square in the
+    others only if they have the same aspect ratio. A picture whose size cannot be read, or that is
+    smaller than a tile, has no tiles.
 
     Attributes:
-      source: whose pictures are cut.
-      counted: key of the picture in whose pixels sizes are counted.
-      boxes: the tiles, int32 [tiles, 3]: picture, top, left.
+      source: the source whose pictures are cut.
+      counted: key of the picture whose pixels all lengths count.
+      boxes: (picture, top, left) of each tile, int32 [tiles, 3].
       sides: (height, width) of picture `counted` of every example of the source, int32 [N, 2]; 0
-        if it has no tiles.
+        for an example without tiles.
       bad: the pictures left out because their size cannot be read.
       small: (name, height, width) of the pictures left out because they are smaller than a tile.
     """
@@ -43,11 +43,11 @@ class Tiles(Source):
         """Reads sizes from the pictures' headers.
 
         Args:
-          source: whose pictures are cut.
-          tile_size: side, pixels of picture `key`.
-          stride: pixels from a tile to the next; 0 for `tile_size`.
-          key: the picture in whose pixels sizes are counted; by default the first key.
-          progress: told of how many pictures the size is read.
+          source: the source whose pictures are cut.
+          tile_size: side of a tile, pixels of picture `key`.
+          stride: distance from one tile to the next, pixels; 0 for `tile_size`.
+          key: key of the picture whose pixels all lengths count; None for the first key.
+          progress: called with the number of sizes read.
 
         Raises:
           UserError: all pictures are left out.
@@ -72,7 +72,7 @@ class Tiles(Source):
         self.label_names = [source.name(i) for i in range(len(source))]
 
     def _sizes(self, progress: Progress) -> dict[int, tuple[int, int]]:
-        """(height, width) by picture that can be cut into tiles; also sets `bad` and `small`."""
+        """Reads (height, width) of all pictures with tiles; also sets `bad` and `small`."""
         self.bad: list[BadFile] = []
         self.small: list[tuple[str, int, int]] = []
         sizes = {}
@@ -91,9 +91,9 @@ class Tiles(Source):
         if not sizes:
             if self.bad:
                 raise UserError(
-                    f'Of {len(self.source):,} pictures the size of {len(self.bad):,} cannot be '
-                    f'read, and {len(self.small):,} are smaller than data.tile_size='
-                    f'{self.tile_size}: there is nothing to cut tiles from. {name_some(self.bad)}.'
+                    f'No tiles can be cut: of {len(self.source):,} pictures, {len(self.bad):,} '
+                    f'have a size that cannot be read, and {len(self.small):,} are smaller than '
+                    f'data.tile_size={self.tile_size}. {name_some(self.bad)}.'
                 )
             name, height, width = max(self.small, key=lambda picture: min(picture[1:]))
             raise UserError(
@@ -111,13 +111,13 @@ class Tiles(Source):
         return self.cut(picture, top, left, key)
 
     def cut(self, picture: int, top: int, left: int, key: str) -> np.ndarray:
-        """Cuts a tile from any place of a picture.
+        """Cuts a tile from any place in a picture.
 
         Args:
-          picture: which example of the source.
-          top: of the tile, pixels of picture `counted`.
-          left: of the tile, pixels of picture `counted`.
-          key: which picture of the example.
+          picture: index of the example in the source.
+          top: the tile's top edge, pixels of picture `counted`.
+          left: the tile's left edge, pixels of picture `counted`.
+          key: which picture of the example to cut.
 
         Returns:
           uint8 [H, W, 3].
@@ -139,22 +139,22 @@ class Tiles(Source):
 
     @functools.cached_property
     def of_picture(self) -> dict[int, np.ndarray]:
-        """The indices of each picture's tiles, ascending, int [any number], by picture."""
+        """The indices of each picture's tiles by picture: ascending, int [any number]."""
         return dict(by_picture(self.boxes[:, 0]))
 
     def split(self, fraction: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
         """Splits the tiles so that no pixel of a held-out tile is ever trained on.
 
-        In each picture a block of neighbouring tiles of about `fraction` of its area is drawn.
-        Tiles inside the block are held out, tiles that overlap it are not used, and the rest are
-        for training. If a picture is too small for both parts, all its tiles are for training.
+        A block of neighbouring tiles, about `fraction` of the area, is drawn in each picture. Tiles
+        inside the block are held out, tiles that overlap it are not used, and the rest are for
+        training. If a picture is too small for both parts, all its tiles are for training.
 
         Args:
           fraction: share of each picture's area to hold out, in [0, 1).
-          seed: by which the blocks are placed.
+          seed: seed of the blocks' places.
 
         Returns:
-          Indices of the training tiles and of the held-out tiles.
+          Indices of the training tiles and of the held-out tiles, int [any number] each.
         """
         blocks = self.blocks(fraction, seed)
         if not blocks:
@@ -173,15 +173,15 @@ class Tiles(Source):
         return np.concatenate(train), np.concatenate([np.zeros(0, np.int64), *held_out])
 
     def blocks(self, fraction: float, seed: int) -> dict[int, tuple[np.ndarray, np.ndarray]]:
-        """The part of each picture that `split` keeps from training.
+        """The block of each picture that `split` keeps out of training.
 
         Args:
-          fraction: as for `split`.
-          seed: as for `split`.
+          fraction: as in `split`.
+          seed: as in `split`.
 
         Returns:
-          (top, left), where the block begins, and (bottom, right), where it ends, pixels, by
-          picture; pictures that are too small to be divided have none.
+          (top, left) and (bottom, right) of the block, int [2] each, pixels, by picture. Pictures
+          that are too small for a block are missing.
         """
         if (fraction, seed) not in self._blocks:
             self._blocks[fraction, seed] = self._draw_blocks(fraction, seed)
@@ -197,7 +197,7 @@ class Tiles(Source):
             sides = place.max(axis=0) + size
             side = np.maximum(size, np.rint(sides * np.sqrt(fraction))).astype(int)
             rng = np.random.Generator(np.random.Philox(key=[seed, 1], counter=[0, 0, picture, 0]))
-            # The block starts where a tile does, fits in, and leaves a tile to train on.
+            # The block begins where a tile does, fits in, and leaves at least one training tile.
             room = place[np.all(place <= sides - side, axis=1)]
             apart = [np.any(_outside(place, size, low, low + side)) for low in room]
             room = room[np.array(apart, bool)]
@@ -211,27 +211,27 @@ def by_picture(pictures: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
     """Groups examples by their picture.
 
     Args:
-      pictures: of each example, int [N].
+      pictures: the picture of each example, int [N].
 
-    Yields:
-      Each picture, and the indices of its examples, ascending, int [any number].
+    Returns:
+      An iterator over (picture, indices of its examples, ascending, int [any number]).
     """
-    # Sorts once: searching for each picture would take quadratic time.
+    # One sort: a search for each picture would take quadratic time.
     order = np.argsort(pictures, kind='stable')
     different, first = np.unique(pictures[order], return_index=True)
     return zip(different.tolist(), np.split(order, first)[1:], strict=True)
 
 
 def _same_part(part: slice, side: int, other: int) -> slice:
-    """The pixels of another size of a picture that show the same as some of this size.
+    """Converts a range of pixels to the same part of a smaller or larger copy of the picture.
 
     Args:
-      part: pixels along one side of this picture.
-      side: its length, pixels.
-      other: the length of the same side of the other picture, pixels.
+      part: range of pixels along one side of the picture.
+      side: length of that side, pixels.
+      other: length of the same side of the copy, pixels.
 
     Returns:
-      At least one pixel of the other picture.
+      The range in the copy, at least one pixel.
     """
     scale = other / side
     length = max(1, round((part.stop - part.start) * scale))
@@ -240,35 +240,38 @@ def _same_part(part: slice, side: int, other: int) -> slice:
 
 
 def _outside(place: np.ndarray, size: int, low: np.ndarray, high: np.ndarray) -> np.ndarray:
-    """Whether tiles at `place` [N, 2] lie outside the block from `low` to `high`: bool [N]."""
+    """Whether tiles of `size` at (top, left) `place` [N, 2] lie outside a block: bool [N].
+
+    The block reaches from `low` (top, left) to `high` (bottom, right).
+    """
     return np.any((place + size <= low) | (place >= high), axis=1)
 
 
 def _starts(length: int, size: int, stride: int) -> list[int]:
+    """Where tiles of `size` begin along a side of `length` pixels; the last ends at the border."""
     starts = list(range(0, length - size + 1, stride))
     if starts[-1] != length - size:
         starts.append(length - size)
     return starts
 
 
-# Which tiles, bool [N]; the first and the last (top, left) they may have, int [2] each.
+# (mask of the tiles, bool [N]; the first and the last (top, left) they may have, int [2] each).
 _Part = tuple[np.ndarray, np.ndarray, np.ndarray]
 
 
 class ShiftedTiles(Subset):
-    """Training tiles whose grid is shifted anew in every epoch; their number stays the same.
+    """Training tiles whose grid is shifted in every epoch; their number stays the same.
 
-    The training part of a picture consists of up to four rectangles around its held-out block. In
-    each, the rows of tiles are spread evenly, and so are the columns. One offset for the whole
-    picture, a function of (seed, epoch, picture), moves them by up to the distance to the next
-    one. So every tile lies in the picture, no pixel of the block is ever shown, and over the epochs
-    all places in a rectangle are equally likely.
+    The training part of a picture consists of up to four rectangles around its held-out block. The
+    rows and columns of tiles are spread evenly in each rectangle. One offset for the whole picture,
+    a function of (seed, epoch, picture), moves them by up to the distance to the next tile. So
+    every tile lies in the picture, no pixel of the block is ever shown, and all places in a
+    rectangle are equally likely over the epochs.
 
-    If pictures of two sizes are cut, tiles begin only where a pixel of both begins, provided that
-    there is such a place at least every half tile.
+    If pictures of two sizes are cut, tiles begin only where pixels of both begin, if there is such
+    a place at least every half tile.
 
-    `load` and `name` are those of the unshifted tiles, by which evaluation is the same for all
-    runs.
+    `load` and `name` are those of the unshifted tiles, so that evaluation is the same for all runs.
     """
 
     def __init__(
@@ -283,16 +286,16 @@ class ShiftedTiles(Subset):
 
         Args:
           tiles: all tiles.
-          indices: those to train on.
-          blocks: what must not be shown (`Tiles.blocks`).
-          seed: by which the offsets are drawn.
+          indices: indices of the training tiles, int [N].
+          blocks: the blocks that must not be shown, from `Tiles.blocks`.
+          seed: seed of the offsets.
           keys: the pictures that are used.
         """
         super().__init__(tiles, indices)
         self._tiles = tiles
         self._seed = seed
         self._pictures = tiles.boxes[self.indices, 0]
-        # For rows and columns, [N, 2] each: a tile is the `rank`-th of `count` tiles, which are
+        # For rows and columns, [N, 2] each: a tile is number `rank` of `count` tiles, which are
         # spread over `room` places that lie `step` pixels apart, beginning at place `first`.
         shape = (len(self.indices), 2)
         self._rank, self._count = np.zeros(shape, np.int32), np.ones(shape, np.int32)
@@ -306,13 +309,14 @@ class ShiftedTiles(Subset):
                 self._spread(here, places, part, step)
 
     def _spread(self, here: np.ndarray, places: np.ndarray, part: _Part, step: list[int]) -> None:
+        """Sets the ranks and places of the tiles in one rectangle of a picture."""
         inside, low, high = part
         for axis in range(2):
             rows = here[inside]
             values, rank = np.unique(places[inside, axis], return_inverse=True)
             first, last = -(-low[axis] // step[axis]), high[axis] // step[axis]
             if last - first + 1 < len(values):
-                # There are fewer places than tiles: the tiles stay where they are.
+                # Fewer places than tiles: the tiles stay where they are.
                 self._first[rows, axis] = places[inside, axis]
                 continue
             self._step[rows, axis] = step[axis]
@@ -320,7 +324,7 @@ class ShiftedTiles(Subset):
             self._rank[rows, axis], self._count[rows, axis] = rank, len(values)
 
     def place(self, epoch: int, index: int) -> tuple[int, int, int]:
-        """(picture, top, left) of a tile in an epoch, pixels of `tiles.counted`."""
+        """(picture, top, left) of a tile in an epoch, in pixels of picture `Tiles.counted`."""
         picture = int(self._pictures[index])
         rng = np.random.Generator(
             np.random.Philox(key=[self._seed, 5], counter=[0, 0, picture, epoch])
@@ -345,7 +349,7 @@ class ShiftedTiles(Subset):
 
 
 def _moved(rank: int, count: int, room: int, offset: float) -> int:
-    """Place in range(room) of the `rank`-th of `count` tiles, for an offset in [0, 1)."""
+    """The place, in range(room), of tile `rank` of `count` for an offset in [0, 1)."""
     # `rank + offset` may be rounded up to `count`.
     return min(int((rank + offset) * room / count), room - 1)
 
@@ -356,16 +360,17 @@ def _parts(
     size: int,
     block: tuple[np.ndarray, np.ndarray] | None,
 ) -> Iterator[_Part]:
-    """Divides the training tiles of a picture by the rectangle that each may move in.
+    """Divides the training tiles of a picture by the rectangles in which they may move.
 
     Args:
       places: (top, left) of the tiles, int [N, 2]; none overlaps the block.
-      last: of the last tile of the picture, int [2].
-      size: side of a tile.
-      block: (top, left) and (bottom, right) of what is held out.
+      last: (top, left) of the picture's last tile, int [2].
+      size: side of a tile, pixels.
+      block: (top, left) and (bottom, right) of the held-out block; None without one.
 
     Yields:
-      Which tiles, bool [N], and the first and the last (top, left) they may have.
+      For each rectangle: which tiles lie in it, bool [N], and the first and the last (top, left)
+      that they may have.
     """
     start = np.zeros(2, np.int64)
     if block is None:
@@ -388,7 +393,7 @@ def _parts(
 
 
 def _common_step(tiles: Tiles, picture: int, keys: tuple[str, ...]) -> list[int]:
-    """The distance between places where pixels of all pictures begin, down and across, pixels."""
+    """The distance between places where pixels of all `keys` begin: pixels down and across."""
     step = [1, 1]
     others = [key for key in dict.fromkeys(keys) if key != tiles.counted]
     if not others:
@@ -399,6 +404,6 @@ def _common_step(tiles: Tiles, picture: int, keys: tuple[str, ...]) -> list[int]
             for axis, side in enumerate(tiles.source.size(picture, key)):
                 step[axis] = math.lcm(step[axis], sides[axis] // math.gcd(sides[axis], side))
     except BadPicture:
-        return [1, 1]  # The other picture is bad: training shows another example.
-    # If such places are too far apart, tiles begin at any pixel, and `cut` rounds to the nearest.
+        return [1, 1]  # The other picture is bad, so training will skip this example.
+    # If the places are too far apart, tiles begin at any pixel, and `cut` rounds to the nearest.
     return [s if s <= tiles.tile_size // 2 else 1 for s in step]

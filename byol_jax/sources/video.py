@@ -1,4 +1,4 @@
-"""Clips, whose frames are the examples: video files and folders of numbered frames."""
+"""Frames of video clips as examples: video files and folders of numbered frames."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ _NUMBERED = re.compile(r'(.*?)([0-9]+)', re.DOTALL)
 
 
 class Clip(NamedTuple):
-    """Frames that follow each other.
+    """A sequence of frames.
 
     Attributes:
-      path: of the video file, or of the first frame, relative to the root.
-      frames: the files of the frames, relative to the root, or the video file.
+      path: path of the video file or of the first frame, relative to the root.
+      frames: the video file, or the frames' paths relative to the root.
     """
 
     path: str
@@ -37,14 +37,14 @@ class Clip(NamedTuple):
 class Video(Source):
     """The frames of all clips below a folder; every frame is an example, clip after clip.
 
-    Every video file is a clip. So are the images of one folder whose names differ only in the
-    number they end in, in the order of that number: `0001.png`, `0002.png` in a folder of their
-    own, or `walk_9.png`, `walk_10.png` beside `run_1.png`. An image without a number is a clip of
-    one frame. Two images of a clip with the same number, such as `1.jpg` and `1.png`, are an error.
+    Every video file is a clip. Images of one folder whose names differ only in the number at their
+    end are a clip too, in the order of that number: `0001.png`, `0002.png` in their own folder, or
+    `walk_9.png`, `walk_10.png` beside `run_1.png`. An image without a number is a clip of one
+    frame. Two images of a clip with the same number, such as `1.jpg` and `1.png`, are an error.
 
-    Labels are the names of the folders right below `root`, as in `train/jump/1.mp4`, if every clip
-    lies in one of at least two, and some folder holds more than one clip. A clip is not a label,
-    since clips are held out as a whole.
+    The labels are the folders directly below `root`, as in `train/jump/1.mp4`, if there are at
+    least two, every clip lies in one of them, and one holds more than one clip. The clip itself is
+    no label, because clips are held out as a whole.
     """
 
     def __init__(
@@ -60,24 +60,25 @@ class Video(Source):
 
         Args:
           root: the folder.
-          max_frame_gap: how many frames the partner of a frame may be away, at most.
+          max_frame_gap: the largest distance between a frame and its partner, frames; 0 for no
+            partners.
           max_megapixels: larger frames are refused.
-          workers: video files read at once; 0: one per CPU core. At most twice as many stay open.
-          index: as for `Folder`.
-          progress: told how many files are listed, and how many videos are decoded once.
+          workers: how many video files are read at a time; 0 for one per CPU core. At most twice
+            as many stay open.
+          index: as in `Folder`.
+          progress: called with the number of files listed, then of videos decoded.
 
         Raises:
           UserError: the folder does not exist or holds no clip, a video file is damaged, two
-            images are the same frame, or no clip has the two frames that a `max_frame_gap` above 0
-            asks for.
+            images are the same frame, or no clip has two frames while `max_frame_gap` is above 0.
         """
         self.root = Path(root).expanduser()
         self.max_megapixels = max_megapixels
-        # What every path begins with, as pathlib writes it.
+        # The beginning of every path, as pathlib writes it.
         self._prefix = str(self.root / '_')[:-1]
         self._gap = max_frame_gap
         workers = workers or os.cpu_count() or 1
-        # Twice, so that a file stays open from the first frame of a pair to the second.
+        # Twice as many, so that a file stays open from the first frame of a pair to the second.
         self._readers = Readers(2 * workers)
         both = (*EXTENSIONS, *VIDEO_EXTENSIONS)
         files = list_files(self.root, 'data.path', both, 'image or video', index, progress)
@@ -91,12 +92,12 @@ class Video(Source):
         counts = [len(clip.frames) for clip in self._clips]
         if max_frame_gap and max(counts) < 2:
             raise UserError(
-                f'data.path={root} holds {len(counts):,} clips, each of one frame, so no frame has '
-                'another as its partner. Frames of a clip are images of one folder whose names '
-                'differ in the number at their end, such as walk_0001.png. For pictures that '
-                "belong to no clip use data.source='folder'."
+                f'data.path={root} holds {len(counts):,} clips of one frame each, so no frame has '
+                'a partner. The frames of a clip are images in one folder whose names differ only '
+                'in the number at their end, such as walk_0001.png. For single pictures use '
+                "data.source='folder'."
             )
-        # [clips + 1]: the first example of each clip.
+        # The first example of each clip, and the number of examples: [clips + 1].
         self._starts = np.cumsum([0, *counts])
         self.groups = np.repeat(np.arange(len(counts)), counts)
         labels, names = class_labels([clip.path for clip in self._clips])
@@ -113,14 +114,14 @@ class Video(Source):
         return read_file(self.root / frames[number], self.max_megapixels)
 
     def name(self, index: int) -> str:
-        """The frame's file, or `file #number`, counted from 0."""
+        """The frame's file, or `file #number` for a frame of a video, counted from 0."""
         frames, number = self._place(index)
         if isinstance(frames, VideoFile):
             return f'{frames.path.relative_to(self.root).as_posix()} #{number}'
         return frames[number]
 
     def file(self, index: int, key: str) -> str:
-        """The frame's file, or the video's."""
+        """The path of the frame's file or of the video file."""
         frames, number = self._place(index)
         return str(frames.path) if isinstance(frames, VideoFile) else self._prefix + frames[number]
 
@@ -134,23 +135,26 @@ class Video(Source):
         return int(np.searchsorted(self._starts, index, side='right')) - 1
 
     def _place(self, index: int) -> tuple[Sequence[str] | VideoFile, int]:
-        """The frames of an example's clip, and its number among them."""
+        """The frames of an example's clip, and the example's number among them."""
         clip = self._clip(index)
         return self._clips[clip].frames, int(index - self._starts[clip])
 
 
 def frame_clips(files: Sequence[str]) -> list[Clip]:
-    """Groups image files, relative to their root with '/', into clips by their names.
+    """Groups image files into clips by their names.
+
+    Args:
+      files: paths relative to the root, with '/'.
 
     Raises:
       UserError: two files are the same frame of a clip.
     """
-    # Indices instead of names, of which a million would take 100 MB.
+    # Indices, because a million names as separate strings would take 100 MB.
     clips: dict[tuple[str, bool], list[int]] = {}
     for place, file in enumerate(files):
         start, number = _numbered(file)
-        # The path up to the number. 'walk.png' has none, so it is neither a frame of 'walk1.png'
-        # nor of 'walk.jpg'.
+        # The key is the path up to the number. 'walk.png' has no number, so it is a clip of its
+        # own, apart from 'walk1.png' and from 'walk.jpg'.
         key = (file, False) if number is None else (start, True)
         clips.setdefault(key, []).append(place)
     made = []
@@ -159,16 +163,16 @@ def frame_clips(files: Sequence[str]) -> list[Clip]:
         for (number, file), (following, other) in itertools.pairwise(frames):
             if number == following:
                 raise UserError(
-                    f'{file} and {other} are both frame {number} of one clip, and only one can be. '
-                    'If one is no frame but a mask or a preview, say, move those out of data.path; '
-                    'if they are of two clips, give each a folder of its own.'
+                    f'{file} and {other} are both frame {number} of one clip, but only one can be. '
+                    'If one is not a frame but a mask or a preview, say, move all such files out '
+                    'of data.path; if they belong to two clips, give each clip its own folder.'
                 )
         made.append(Clip(frames[0][1], Names.of(file for _, file in frames)))
     return made
 
 
 def _numbered(file: str) -> tuple[str, int | None]:
-    """Splits a file's name, without its extension, into what comes before its number and that."""
+    """Splits a path, without its extension, into the part before its last number and the number."""
     stem = file[: file.rindex('.')]
     match = _NUMBERED.fullmatch(stem)
     return (match[1], int(match[2])) if match else (stem, None)
@@ -177,7 +181,7 @@ def _numbered(file: str) -> tuple[str, int | None]:
 def _read_all(
     paths: list[Path], max_megapixels: float, workers: int, progress: Progress
 ) -> list[VideoFile]:
-    """Opens video files, many at once."""
+    """Decodes video files once, several at a time."""
     read: list[VideoFile] = []
     pool = ThreadPoolExecutor(workers)
     try:
@@ -185,6 +189,6 @@ def _read_all(
             read.append(video)
             progress('videos decoded once, to check them', len(read), len(paths))
     finally:
-        # After an error the files that wait are not needed.
+        # After an error, the waiting files are not read.
         pool.shutdown(cancel_futures=True)
     return read

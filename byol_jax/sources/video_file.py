@@ -1,4 +1,4 @@
-"""Any frame of a video file by its number, exactly, whatever the container says."""
+"""Reads any frame of a video file by its number, without relying on the container's index."""
 
 from __future__ import annotations
 
@@ -22,30 +22,30 @@ from byol_jax.sources.decode import check_pixels, opened, to_rgb
 
 VIDEO_EXTENSIONS = ('.mp4', '.m4v', '.mov', '.mkv', '.webm', '.avi', '.gif')
 
-# Containers that store the time at which each frame is shown. AVI stores none: FFmpeg then makes
-# times up, and they depend on where decoding started.
+# Containers that store the time at which each frame is shown. AVI stores none: FFmpeg makes times
+# up, which depend on where decoding started.
 _TIMED = ('.mp4', '.m4v', '.mov', '.mkv', '.webm')
 
-# A file is cut short if its last frame ends this many seconds, and the longest time between two
-# frames, before the duration that it declares. The last frame's own duration is not always
-# stored, nor that of the last piece of sound (up to 0.1 s).
+# A file counts as cut short if it ends earlier than the duration that it declares by more than this
+# time plus the longest time between two frames: some files do not store the duration of the last
+# frame, nor that of the last piece of sound (up to 0.1 s).
 _SLACK_SECONDS = 0.1
 
-# A frame at most this many frames ahead is reached by decoding, not by seeking: a seek costs about
-# half the distance between two key frames, which is 12 to 250 frames.
+# A frame at most this many frames ahead is reached by decoding instead of seeking: a seek decodes
+# about half the distance between two key frames, which is 12 to 250 frames.
 _NEAR = 30
 
-# What Pillow raises for damaged GIFs.
+# The errors that Pillow raises for damaged GIFs.
 _DAMAGED_GIF = (OSError, SyntaxError, ValueError, IndexError, struct.error)
 
 
 class Decoder(abc.ABC):
-    """One open video file, decoded frame by frame. For one thread at a time.
+    """One open video file, decoded frame by frame. Not thread-safe.
 
     Every method raises BadPicture, with the file's name, if the file is damaged.
 
     Attributes:
-      seeks: whether there is a `seek`.
+      seeks: whether `seek` is implemented.
     """
 
     seeks = False
@@ -55,21 +55,21 @@ class Decoder(abc.ABC):
         """Decodes the next frame in the order in which frames are shown.
 
         Returns:
-          Its time, in a unit that depends on the file; None after the last frame.
+          The frame's time, in a unit that depends on the file; None after the last frame.
         """
 
     @abc.abstractmethod
     def picture(self) -> np.ndarray:
-        """The frame decoded last, turned as the file says: uint8 [H, W, 3], RGB."""
+        """The frame decoded last, rotated as the file says: uint8 [H, W, 3], RGB."""
 
     def scan(self) -> list[int]:
         """Decodes all frames of a file that has just been opened.
 
         Returns:
-          The time of each, as `advance` gives it.
+          The time of each frame, in the unit of `advance`.
 
         Raises:
-          BadPicture: the file is damaged, or is seen to be cut short.
+          BadPicture: the file is damaged or cut short.
         """
         times = []
         while (time := self.advance()) is not None:
@@ -77,9 +77,9 @@ class Decoder(abc.ABC):
         return times
 
     def seek(self, time: int) -> None:
-        """Makes `advance` go on at some frame near `time`; the time it returns tells which.
+        """Continues at some frame near `time`; the time that `advance` returns tells which.
 
-        This may fail, and so may decoding from there: indexes in files are not reliable.
+        This may fail, and so may decoding from there: the indexes in files are not reliable.
         """
         raise NotImplementedError(f'{type(self).__name__} decodes from the beginning only')
 
@@ -89,9 +89,13 @@ class Decoder(abc.ABC):
 
 
 def open_decoder(path: Path, max_megapixels: float) -> Decoder:
-    """Opens a video before its first frame, by PyAV, or by Pillow if it is a GIF.
+    """Opens a video file before its first frame: with Pillow if it is a GIF, else with PyAV.
 
-    PyAV gives the same pixels for GIFs, but takes one that is cut short for a whole one.
+    PyAV gives the same pixels for GIFs, but does not notice that one is cut short.
+
+    Args:
+      path: path of the video file.
+      max_megapixels: larger frames are refused.
 
     Raises:
       BadPicture: the file cannot be read, or its frames are larger than `max_megapixels`.
@@ -108,20 +112,20 @@ class _PyAvDecoder(Decoder):
             try:
                 self._container = av.open(os.path.abspath(path))
             except UnicodeDecodeError:
-                # A title in an old encoding; PyAV before 19 needs to be told to accept it.
+                # The file has a title in an old encoding, which PyAV before 19 refuses by default.
                 self._container = av.open(os.path.abspath(path), metadata_errors='replace')
             self._stream = self._container.streams.best('video')
         codec = None if self._stream is None else self._stream.codec_context
         if codec is None:
             raise _damaged(path, 'it holds no video of a known kind')
         check_pixels(str(path), codec.width, codec.height, max_megapixels)
-        # Examples are prepared by several threads already; more would only take more memory.
+        # Several threads prepare examples already; more would only take more memory.
         codec.thread_count = 1
         self._frames = self._decoded(self._container.demux(self._stream))
         self._frame: Any = None
 
     def _decoded(self, packets: Iterable[Any], *, strict: bool = True) -> Iterator[Any]:
-        """The frames of some packets; `strict` refuses frames that FFmpeg marks as damaged."""
+        """Decodes the frames of packets; `strict` refuses frames that FFmpeg marks as damaged."""
         for packet in packets:
             for frame in packet.decode():
                 if strict and frame.is_corrupt:
@@ -137,9 +141,9 @@ class _PyAvDecoder(Decoder):
 
     def picture(self) -> np.ndarray:
         with self._named():
-            # Only matters where chroma is scaled.
+            # The interpolation only affects subsampled chroma.
             picture = self._frame.to_ndarray(format='rgb24', interpolation='BICUBIC')
-        # Degrees, anticlockwise.
+        # `rotation` is in degrees, anticlockwise.
         return np.ascontiguousarray(np.rot90(picture, round(self._frame.rotation / 90)))
 
     def scan(self) -> list[int]:
@@ -151,7 +155,7 @@ class _PyAvDecoder(Decoder):
         return times
 
     def _check_index(self) -> None:
-        """Raises BadPicture if the index (of an MP4, say) lists data behind the file's end."""
+        """Raises BadPicture if the file's index (MP4 has one) lists data behind the file's end."""
         end = max((entry.pos + entry.size for entry in self._stream.index_entries), default=0)
         if end > self._container.size:
             raise _cut_short(
@@ -161,7 +165,7 @@ class _PyAvDecoder(Decoder):
             )
 
     def _video_packets(self, ends: dict[int, float]) -> Iterator[Any]:
-        """The video's packets; notes where each of the streams ends, in seconds."""
+        """Yields the video's packets; sets `ends` to the end of each stream, seconds."""
         for packet in self._container.demux():
             index = packet.stream.index
             if packet.pts is not None:
@@ -174,18 +178,18 @@ class _PyAvDecoder(Decoder):
         """Raises BadPicture if the file ends long before the duration that it declares.
 
         Args:
-          times: of the frames.
-          ends: seconds at which each stream ends.
+          times: time of each frame, in the stream's unit.
+          ends: end of each stream, seconds, by the stream's index.
         """
         unit = float(self._stream.time_base)
         if self._stream.duration is not None:
             declared, end = self._stream.duration * unit, ends.get(self._stream.index, 0.0)
             if self._container.format.name == 'avi':
-                # FFmpeg shortens the duration if the file looks too small for it, but not the
-                # number of frames, of which each takes one unit of time.
+                # FFmpeg shortens the duration if the file looks too small for it, but keeps the
+                # number of frames, each of which lasts one unit of time.
                 declared = max(declared, self._stream.frames * unit)
         elif self._container.duration is not None:
-            # That of the longest stream, as Matroska has it.
+            # Matroska stores one duration for the file, that of its longest stream.
             declared, end = self._container.duration / av.time_base, max(ends.values(), default=0.0)
         else:
             return
@@ -200,7 +204,8 @@ class _PyAvDecoder(Decoder):
     def seek(self, time: int) -> None:
         with self._named():
             self._container.seek(time, stream=self._stream)
-        # The first frames after a seek may refer to frames before it. They are not shown.
+        # The first frames after a seek may need frames before it, and so be damaged. They are not
+        # shown.
         self._frames = self._decoded(self._container.demux(self._stream), strict=False)
 
     def close(self) -> None:
@@ -262,27 +267,27 @@ def _cut_short(path: Path, what: str) -> BadPicture:
 class VideoFile:
     """A video file and the times of its frames.
 
-    The file is decoded once, from its beginning to its end. This is the only way to know how many
-    frames there are (a container's count may be an estimate, or include frames that are never
-    shown) and that all can be decoded. It costs one pass of decoding; an epoch of training, which
-    seeks every frame, costs many.
+    The file is decoded once, from its beginning to its end. Only this tells how many frames there
+    are (a container's count may be an estimate, or include frames that are never shown) and that
+    all of them can be decoded. It costs one pass of decoding; an epoch of training, which seeks
+    every frame, costs many.
 
     Attributes:
-      path: of the file.
+      path: the file's path.
       max_megapixels: larger frames are refused.
-      times: of the frames in the order of their numbers, int64 [N], in the decoder's unit.
-      seekable: whether each frame has a time of its own, so that it can be found by it.
+      times: time of each frame, in the decoder's unit, int64 [N].
+      seekable: whether the times are strictly ascending, so that a frame can be found by its time.
     """
 
     def __init__(self, path: Path, max_megapixels: float):
         """Decodes the file once.
 
         Args:
-          path: of the file.
+          path: the file's path.
           max_megapixels: larger frames are refused.
 
         Raises:
-          UserError: the file is no video, damaged, or cut short.
+          UserError: the file is not a video, is damaged, or is cut short.
         """
         self.path = path
         self.max_megapixels = max_megapixels
@@ -293,7 +298,7 @@ class VideoFile:
         finally:
             decoder.close()
         if not len(self.times):
-            raise UserError(f'{path} holds no frame. Mend or remove the file.')
+            raise UserError(f'{path} holds no frames. Mend or remove the file.')
         self.seekable = decoder.seeks and bool(np.all(np.diff(self.times) > 0))
 
     def __len__(self) -> int:
@@ -301,20 +306,20 @@ class VideoFile:
 
 
 def _check_file(path: Path) -> None:
-    """Raises UserError for what is not a file: the reader of a pipe, say, waits for a writer."""
+    """Raises UserError if a path is not a file: reading from a pipe, say, waits for a writer."""
     try:
         what = not_a_file(path.stat())
     except OSError as error:
         raise UserError(f'{path} cannot be read: {error.strerror}.') from error
     if what:
-        raise UserError(f'{path} is no file but {what}. Remove it.')
+        raise UserError(f'{path} is not a file but {what}. Remove it.')
 
 
 class Reader:
-    """An open video file that reads any frame. For one thread at a time.
+    """Reads any frame of an open video file. Not thread-safe.
 
     Attributes:
-      file: what is read.
+      file: the video file.
       at: number of the frame decoded last; -1 before the first.
     """
 
@@ -326,18 +331,18 @@ class Reader:
     def read(self, number: int) -> np.ndarray:
         """Reads one frame.
 
-        Frames are counted on from the one decoded last or, after a seek, from one that its time
-        identifies. Every time on the way is compared with the one the file had at first. Where
-        that fails, the file is decoded from its beginning.
+        Frames are counted from the frame decoded last or, after a seek, from a frame that its time
+        identifies. The time of every frame on the way must be the same as when the file was first
+        decoded. If one differs, the file is decoded from its beginning.
 
         Args:
-          number: of the frame, from 0.
+          number: number of the frame, from 0.
 
         Returns:
-          uint8 [H, W, 3].
+          uint8 [H, W, 3], RGB.
 
         Raises:
-          BadPicture: the file is no longer what it was.
+          BadPicture: the file has changed since it was first decoded.
         """
         if not self._reached(number):
             self.close()
@@ -356,10 +361,11 @@ class Reader:
                 return self._advance(number)
             return self.file.seekable and self._sought(number)
         except BadPicture:
-            # The whole file was decoded before, so perhaps only this place cannot be started from.
+            # The whole file could be decoded before, so perhaps decoding only fails from here.
             return False
 
     def _sought(self, number: int) -> bool:
+        """Goes to a frame by seeking; False if that failed."""
         times = self.file.times
         self._opened().seek(int(times[number]))
         time = self._opened().advance()
@@ -369,7 +375,7 @@ class Reader:
         return self.at <= number and times[self.at] == time and self._advance(number)
 
     def _advance(self, number: int) -> bool:
-        """Decodes up to a frame; False if any time on the way is not the right one."""
+        """Decodes up to a frame; False if the time of a frame on the way is wrong."""
         while self.at < number:
             time = self._opened().advance()
             self.at += 1
@@ -384,7 +390,7 @@ class Reader:
         return self._decoder
 
     def close(self) -> None:
-        """Frees file and memory; the next `read` opens the file again, at its beginning."""
+        """Frees the file and memory; the next `read` opens the file again, at its beginning."""
         if self._decoder is not None:
             self._decoder.close()
         self._decoder = None
@@ -392,13 +398,13 @@ class Reader:
 
 
 class Readers:
-    """Readers for many threads, with a bounded number of files open at once."""
+    """Reads frames for many threads, with a limited number of open files."""
 
     def __init__(self, limit: int):
         """Opens nothing yet.
 
         Args:
-          limit: readers open at once, at least 1. When all are in use, threads wait.
+          limit: how many readers are open at a time, at least 1. If all are in use, threads wait.
         """
         self._limit = limit
         self._slots = threading.Semaphore(limit)
@@ -407,7 +413,7 @@ class Readers:
         self._busy = 0
 
     def read(self, file: VideoFile, number: int) -> np.ndarray:
-        """Frame `number` of a file, as `Reader.read` gives it."""
+        """Reads frame `number` of a file: see `Reader.read`."""
         with self._slots:
             reader = self._take(file, number)
             good = False
@@ -428,7 +434,7 @@ class Readers:
             self._busy += 1
             mine = [reader for reader in self._idle if reader.file is file]
             if mine:
-                # The nearest that needs no seeking back.
+                # The reader nearest before the frame, else any: that needs the least decoding.
                 best = max(mine, key=lambda reader: (reader.at <= number, reader.at))
                 self._idle.remove(best)
                 return best

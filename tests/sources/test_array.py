@@ -88,7 +88,7 @@ def test_what_is_not_used_is_not_read(tmp_path):
         ({'images': IMAGES, 'labels': LABELS, 'label_names': ['a']}, 'has 1 entries.*up to 2'),
         ({'images': IMAGES, 'label_names': ['a']}, "'label_names' but no 'labels'"),
         ({'images': IMAGES, 'names': ['a']}, 'has 1 entries for 12 images'),
-        ({'images': IMAGES, 'names': LABELS}, r'int64 \[12\] and must be a line of texts'),
+        ({'images': IMAGES, 'names': LABELS}, r'int64 \[12\] and must be texts, \[N\]'),
     ],
 )
 def test_wrong_contents_are_named(tmp_path, arrays, words):

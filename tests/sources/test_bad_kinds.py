@@ -85,8 +85,8 @@ def endless(path: Path) -> None:
 
 
 BAD = {
-    pipe: 'is no file but a pipe',
-    device: 'is no file but a device',
+    pipe: 'is not a file but a pipe',
+    device: 'is not a file but a device',
     endless: r'holds 1,000,000,000,000 bytes, more than a picture within .*=200 needs',
     truncated: 'cannot be decoded: .*truncated',
     cut_jpeg: 'cannot be decoded: .*truncated',
@@ -95,7 +95,7 @@ BAD = {
     tiff: 'is not an image that can be read',
     bomb: r'declares 60000x60000 pixels \(3600 megapixels\), more than data.max_megapixels=200',
     vanished: 'cannot be read: No such file',
-    folder: 'is no file but a folder',
+    folder: 'is not a file but a folder',
     unreadable: 'cannot be read: Too many levels of symbolic links',
 }
 

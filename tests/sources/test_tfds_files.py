@@ -135,7 +135,7 @@ def test_folders_that_cannot_hold_data_sets(tmp_path):
         Tfds(NAME, 'train', str(tmp_path / 'tfsd'))
     with pytest.raises(UserError, match='/file is a file, not a folder'):
         Tfds(NAME, 'train', str(tmp_path / 'file'))
-    with pytest.raises(UserError, match='gs://bucket/tfds is no folder of this machine'):
+    with pytest.raises(UserError, match='gs://bucket/tfds is not a folder on this machine'):
         Tfds(NAME, 'train', 'gs://bucket/tfds')
     assert {path.name for path in tmp_path.iterdir()} == {'tfds', 'file'}
 

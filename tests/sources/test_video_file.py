@@ -522,5 +522,5 @@ def test_what_is_no_file_is_no_video(tmp_path, make, what):
     """A named pipe, say, is an error at once, though reading it would never end."""
     path = tmp_path / 'camera.mp4'
     make(path)
-    with pytest.raises(UserError, match=rf'camera\.mp4 is no file but a {what}\.'):
+    with pytest.raises(UserError, match=rf'camera\.mp4 is not a file but a {what}\.'):
         VideoFile(path, 200)
