@@ -337,5 +337,5 @@ def test_no_picture_to_cut_tiles_from(tmp_path):
         path = write(tmp_path / f'{i}.png', NOISE[:10])
         if i:
             path.write_bytes(b'')
-    with pytest.raises(UserError, match=r'Of 3 pictures .* 2 cannot .* 1 are .*_size=16.*1\.png'):
+    with pytest.raises(UserError, match=r'of 3 pictures, 2 have .* 1 are .*_size=16.*1\.png'):
         build_data(tile_config(tmp_path))
