@@ -292,7 +292,7 @@ def test_unknown_split_suggests_the_nearest(prepared):
     """A misspelt split is named with the nearest one and all there are, slices or not."""
     for split in ('trian', 'trian[:5]', 'train[5'):
         with pytest.raises(
-            UserError, match=r"no split .*'train'.* train \(23\), test \(5\)\."
+            UserError, match=r"not a split .*'train'.* train \(23\), test \(5\)\."
         ) as caught:
             Tfds(NAME, split, prepared[1])
         assert f"'{split}'" in str(caught.value)

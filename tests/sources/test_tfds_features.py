@@ -303,7 +303,7 @@ def test_the_declared_label_is_taken(folder):
 @pytest.mark.parametrize(
     ('name', 'key', 'message'),
     [
-        ('several', 'corse', r"no feature .*: fine, coarse, id\. Did you mean 'coarse'"),
+        ('several', 'corse', r"not a feature .*: fine, coarse, id\. Did you mean 'coarse'"),
         ('several', 'image', r"'image' \(Image\) is not a whole number"),
         ('lists', 'labels', 'any number of labels'),
         ('lists', 'hot', 'any number of labels'),

@@ -131,7 +131,8 @@ def test_folders_that_cannot_hold_data_sets(tmp_path):
     """A folder that does not exist, is a file or is remote is an error; none is ever made."""
     (tmp_path / 'tfds').mkdir()
     (tmp_path / 'file').touch()
-    with pytest.raises(UserError, match=r"/tfsd does not exist\. Did you mean 'tfds'\?.*made it"):
+    message = r"/tfsd does not exist\. Did you mean 'tfds'\?.*create the folder"
+    with pytest.raises(UserError, match=message):
         Tfds(NAME, 'train', str(tmp_path / 'tfsd'))
     with pytest.raises(UserError, match='/file is a file, not a folder'):
         Tfds(NAME, 'train', str(tmp_path / 'file'))

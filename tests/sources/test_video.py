@@ -124,7 +124,7 @@ def test_frames_never_join_across_names_and_folders(files, clips):
 )
 def test_two_files_that_are_the_same_frame_are_named(files, named):
     """A frame and its mask beside it, or two paddings of a number, never become one clip."""
-    with pytest.raises(UserError, match=f'{named}.*out of data.path.*folder of its own'):
+    with pytest.raises(UserError, match=f'{named}.*out of data.path.*its own folder'):
         frame_clips(files)
     kept = [file for file in files if not file.endswith(('1.png', '2.png', '.webp', '00.png'))]
     assert len(frame_clips(kept)) == 1
@@ -430,7 +430,7 @@ def test_views_picture_of_single_pictures_is_as_before(tmp_path):
 def test_clips_of_one_frame_each_are_refused(tmp_path):
     """Pictures without numbers are no clips: the error says what names are expected."""
     write_frames(tmp_path, ['cat.png', 'dog.png', 'ant_left.png'])
-    with pytest.raises(UserError, match=r"3 clips, each of one frame.*walk_0001.*'folder'"):
+    with pytest.raises(UserError, match=r"3 clips of one frame each.*walk_0001.*'folder'"):
         Video(tmp_path, 15)
     assert len(Video(tmp_path, 0)) == 3
 
