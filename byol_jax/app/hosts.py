@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 import os
 import sys
+import time
 from typing import Any
 
 import jax
 import numpy as np
+from jax._src import distributed
 from jax.experimental import multihost_utils
 
 from byol_jax.errors import UserError
@@ -16,6 +18,8 @@ from byol_jax.errors import UserError
 # Launchers from which jax.distributed gets address, count and index by itself, each with the
 # environment variable that holds the number of processes.
 _LAUNCHERS = {'SLURM': 'SLURM_STEP_NUM_TASKS', 'Open MPI': 'OMPI_COMM_WORLD_SIZE'}
+# How long process 0 waits for the others to end with an error that all share.
+_LEAVING_SECONDS = 10
 
 
 def join_hosts(coordinator: str | None, count: int | None, index: int | None) -> None:
@@ -162,5 +166,27 @@ def leave(status: Any) -> None:
         if isinstance(status, str):
             print(status, file=sys.stderr, flush=True)
         sys.stdout.flush()
+        _let_others_leave()
         os._exit(status if isinstance(status, int) else 1)
     sys.exit(status)
+
+
+def _let_others_leave() -> None:
+    """Says that this process leaves; process 0 waits for the others to say so.
+
+    They talk through a service in process 0, and JAX aborts those that it leaves behind.
+    """
+    client = distributed.global_state.client
+    if client is None:
+        return
+    end = time.monotonic() + _LEAVING_SECONDS
+    try:
+        if not is_main():
+            client.key_value_set(f'byol_jax/left/{jax.process_index()}', 'left')
+            return
+        for index in range(1, jax.process_count()):
+            left_ms = max(1, int(1000 * (end - time.monotonic())))
+            client.blocking_key_value_get(f'byol_jax/left/{index}', left_ms)
+    except jax.errors.JaxRuntimeError:
+        # One of them is gone already, or does not come.
+        return
