@@ -1,4 +1,4 @@
-"""What the features are worth: protocols, neighbours, probes, clusters and label-free measures."""
+"""Evaluation of features: protocols, neighbours, probes, clusters and label-free measures."""
 
 from typing import TYPE_CHECKING
 

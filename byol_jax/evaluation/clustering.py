@@ -1,4 +1,4 @@
-"""Do the features fall into groups by themselves, and are these the labels'?"""
+"""K-means clusters of features, and how well they agree with the labels."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from byol_jax.evaluation.features import checked_features, checked_labels, unit_
 
 
 class Clusters(NamedTuple):
-    """The best of several k-means.
+    """The best of several runs of k-means.
 
     Attributes:
-      assignments: int64 [N], in [0, k): which cluster a row is in.
-      inertia: sum over rows of the squared distance to their cluster's centre, on the unit sphere.
+      assignments: int64 [N], the cluster of each row, in [0, k).
+      inertia: sum over rows of the squared distance to the centre of their cluster.
     """
 
     assignments: np.ndarray
@@ -28,16 +28,16 @@ def k_means(features: np.ndarray, k: int, *, seed: int, restarts: int = 10) -> C
     The same seed gives the same clusters on the same machine.
 
     Args:
-      features: float [N, D], of any length. Where fewer than k rows differ, as after a collapse,
-        some clusters stay empty.
-      k: clusters, 1 to N.
-      seed: of the first centres.
-      restarts: of which the one of lowest inertia is taken; at least 1.
+      features: float [N, D]; rows are scaled to unit length. If fewer than k rows differ, as after
+        a collapse, some clusters are empty.
+      k: number of clusters, 1 to N.
+      seed: seed of the first centres.
+      restarts: number of runs, at least 1; the one of lowest inertia is returned.
 
     Raises:
-      ValueError: k out of range, not [N, D], or NaN or infinity in the features.
+      ValueError: k is out of range, the features are not [N, D], or contain NaN or infinity.
     """
-    # Imported late: it takes a second, for nothing in most runs.
+    # Imported late: the import takes a second, and most runs do not need it.
     from sklearn.cluster import KMeans
     from sklearn.exceptions import ConvergenceWarning
 
@@ -46,7 +46,7 @@ def k_means(features: np.ndarray, k: int, *, seed: int, restarts: int = 10) -> C
         raise ValueError(f'{k} clusters of {len(features)} rows: k must be 1 to {len(features)}')
     means = KMeans(k, init='k-means++', n_init=restarts, random_state=seed)
     with warnings.catch_warnings():
-        # It warns of fewer different rows than clusters, which the caller is told above.
+        # Raised if fewer than k rows differ, which is allowed here.
         warnings.simplefilter('ignore', ConvergenceWarning)
         means.fit(unit_rows(features.astype(np.float64)).astype(np.float32))
     return Clusters(means.labels_.astype(np.int64), float(means.inertia_))
@@ -55,16 +55,16 @@ def k_means(features: np.ndarray, k: int, *, seed: int, restarts: int = 10) -> C
 def mutual_information(labels1: np.ndarray, labels2: np.ndarray) -> float:
     """Normalised mutual information of two labellings: 0 (independent) to 1 (the same groups).
 
-    I(A; B) over the arithmetic mean of the entropies H(A) and H(B), as scikit-learn has it. What
-    the groups are called does not matter. Not corrected for chance: many small groups score above
-    0 whatever they are.
+    I(A; B) over the arithmetic mean of the entropies H(A) and H(B), as in scikit-learn. It does not
+    depend on the names of the groups. It is not corrected for chance, so many small groups always
+    score above 0. If both labellings are constant it is 1; if only one is, it is 0.
 
     Args:
-      labels1: int [N]. Where both are constant the result is 1, where one is, 0.
+      labels1: int [N].
       labels2: int [N].
 
     Raises:
-      ValueError: not whole numbers, not as many of each, or none.
+      ValueError: the labels are not integers, differ in number, or there are none.
     """
     from sklearn.metrics import normalized_mutual_info_score
 
@@ -84,11 +84,11 @@ def clustering_score(
       features: float [N, D].
       labels: int [N].
       seed: see `k_means`.
-      k: clusters; None for as many as there are different labels.
+      k: number of clusters; None for the number of different labels.
       restarts: see `k_means`.
 
     Raises:
-      ValueError: as `k_means` and `mutual_information`.
+      ValueError: as for `k_means` and `mutual_information`.
     """
     features = checked_features(features)
     labels = checked_labels(labels, len(features))

@@ -1,4 +1,4 @@
-"""Pictures -> feature vectors, the same way for every encoder, and checks that they are usable."""
+"""Encodes pictures to features, in the same way for every encoder, and checks features."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ Made = TypeVar('Made')
 
 
 class Encoded(NamedTuple):
-    """Features of the pictures of a source that could be read.
+    """Features of the readable pictures of a source.
 
     Attributes:
       features: float32 [M, D].
-      indices: int [M], ascending: the examples they belong to.
-      bad: what could not be read, one entry a file.
+      indices: int [M], ascending, the examples that the features belong to.
+      bad: files that could not be read, one entry per file.
     """
 
     features: np.ndarray
@@ -55,19 +55,19 @@ def encode_source(
     batch_size: int = 64,
     progress: Progress = no_progress,
 ) -> Encoded:
-    """Features of the centre crops of all pictures of a source that can be read, in order.
+    """Encodes the centre crops of all readable pictures of a source, in order.
 
     Args:
-      encode: always called with B = batch_size.
+      encode: maps uint8 [B, S, S, 3] to float32 [B, D]; always called with B = batch_size.
       source: the pictures.
-      key: which of an example's pictures.
-      image_size: S, the side of the crop in pixels.
+      key: key of the picture to take of each example.
+      image_size: S, the side of the crop after resizing, in pixels.
       crop_fraction: the crop's share of the shorter side, in (0, 1]; see `crop.center_view`.
-      batch_size: pictures a call; the last batch is filled up with zeros.
+      batch_size: pictures per call; the last batch is padded with zeros.
       progress: called after each batch with ('features', pictures done, pictures in all).
 
     Raises:
-      UserError: none can be read.
+      UserError: no picture can be read.
     """
 
     def load(index: int) -> np.ndarray | BadFile:
@@ -99,12 +99,15 @@ def encode_source(
 
 
 def encode_some(encode: Encode, images: Sequence[np.ndarray], batch_size: int) -> np.ndarray:
-    """Features of at most batch_size pictures, in a batch filled up with zeros: float32 [B, D].
+    """Encodes a few pictures in one batch that is padded with zeros.
 
     Args:
       encode: as for `encode_source`.
-      images: uint8 [S, S, 3] each, at least one.
-      batch_size: of the call.
+      images: 1 to batch_size pictures, uint8 [S, S, 3] each.
+      batch_size: size of the padded batch.
+
+    Returns:
+      float32 [len(images), D].
     """
     full = np.zeros((batch_size, *images[0].shape), np.uint8)
     full[: len(images)] = images
@@ -114,17 +117,17 @@ def encode_some(encode: Encode, images: Sequence[np.ndarray], batch_size: int) -
 def in_batches(
     make: Callable[[int], Made], numbers: Sequence[int], batch_size: int
 ) -> Iterator[tuple[Sequence[int], list[Made]]]:
-    """Makes something of every number on several threads, and gives it in order, in batches.
+    """Calls a function for every number on several threads, and yields the results in batches.
 
-    The next batch is made while one is used.
+    The next batch is computed while the caller uses the current one.
 
     Args:
-      make: called once with each number.
-      numbers: what to make things of.
-      batch_size: numbers a batch; the last may have fewer.
+      make: the function, called once with each number.
+      numbers: the numbers.
+      batch_size: numbers per batch; the last batch may have fewer.
 
     Yields:
-      (numbers, what was made of them).
+      (numbers, results) of each batch, in order.
     """
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         waiting: tuple[Sequence[int], list[Future[Made]]] | None = None
@@ -139,25 +142,25 @@ def in_batches(
 
 
 def unit_rows(x: np.ndarray) -> np.ndarray:
-    """Rows of float [N, D] at length 1, in the same type; a row of zeros stays one."""
+    """Scales the rows of float [N, D] to length 1, in the same dtype; rows of zeros stay zero."""
     return x / np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-12)
 
 
 def checked_features(features: np.ndarray, name: str = 'features', ndim: int = 2) -> np.ndarray:
-    """The features unchanged, after a check that they can be used.
+    """Checks features and returns them unchanged.
 
     Args:
-      features: real numbers of any type, [N, D] or with more axes.
-      name: of the features, for the message.
+      features: real numbers of any dtype, [N, D] or with more axes.
+      name: name of the features, for the message.
       ndim: the number of axes they must have.
 
     Raises:
-      ValueError: another number of axes, nothing in them, or a NaN or an infinity.
+      ValueError: the number of axes is wrong, an axis is empty, or there is NaN or infinity.
     """
     features = np.asarray(features)
     if features.ndim != ndim or not features.size:
         raise ValueError(
-            f'{name}: {ndim} axes with something in each are needed, got shape {features.shape}'
+            f'{name}: {ndim} axes are needed, none of them empty; got shape {features.shape}'
         )
     finite = np.isfinite(features).reshape(len(features), -1).all(axis=1)
     if not finite.all():
@@ -169,14 +172,14 @@ def checked_features(features: np.ndarray, name: str = 'features', ndim: int = 2
 
 
 def checked_views(view1: np.ndarray, view2: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Features of two views of the same pictures, unchanged, after a check that they can be used.
+    """Checks the features of two views of the same pictures and returns them unchanged.
 
     Args:
       view1: float [N, D].
-      view2: float [N, D], row by row of the same pictures.
+      view2: float [N, D]; row i belongs to the same picture as row i of view1.
 
     Raises:
-      ValueError: as `checked_features`, or the shapes differ.
+      ValueError: as for `checked_features`, or the shapes differ.
     """
     view1, view2 = checked_features(view1, 'view 1'), checked_features(view2, 'view 2')
     if view1.shape != view2.shape:
@@ -187,41 +190,41 @@ def checked_views(view1: np.ndarray, view2: np.ndarray) -> tuple[np.ndarray, np.
 def checked_labels(
     labels: np.ndarray, count: int, classes: int | None = None, name: str = 'labels'
 ) -> np.ndarray:
-    """Labels as int64 [count], after a check that they can be used.
+    """Checks labels and returns them as int64 [count].
 
     Args:
-      labels: whole numbers of any type.
+      labels: integers of any dtype.
       count: how many there must be.
-      classes: C; the labels must be in [0, C). None: any numbers.
-      name: of the labels, for the message.
+      classes: C; the labels must be in [0, C). None allows any integers.
+      name: name of the labels, for the message.
 
     Raises:
-      ValueError: not whole numbers, not as many as the features, or outside the range.
+      ValueError: the labels are not integers, their number is wrong, or one is out of range.
     """
     labels = np.asarray(labels)
     if labels.shape != (count,) or not np.issubdtype(labels.dtype, np.integer):
         raise ValueError(
-            f'{name}: {count:,} whole numbers are needed, got {labels.dtype} {labels.shape}'
+            f'{name}: {count:,} integers are needed, got {labels.dtype} {labels.shape}'
         )
     if classes is not None and count and (labels.min() < 0 or labels.max() >= classes):
-        raise ValueError(f'{name}: in 0 to {classes - 1}, got {labels.min()} to {labels.max()}')
+        raise ValueError(f'{name} must be 0 to {classes - 1}, got {labels.min()} to {labels.max()}')
     return labels.astype(np.int64)
 
 
 def checked_labelled(
     data: Labelled, classes: int, name: str, feature_size: int | None = None
 ) -> Labelled:
-    """Features and labels, the labels as int64, after a check that they can be used.
+    """Checks features and labels, and returns them with the labels as int64.
 
     Args:
-      data: what to check.
+      data: the features and labels.
       classes: C; the labels must be in [0, C).
-      name: of the data, for the message.
-      feature_size: D that the features must have; None: any.
+      name: name of the data, for the message.
+      feature_size: D that the features must have; None allows any.
 
     Raises:
-      ValueError: features not [N, D], of another D than feature_size, or with NaN or infinity; or
-        labels that do not belong to them or are not in [0, C).
+      ValueError: the features are not [N, D], have another D, or contain NaN or infinity; or the
+        number of labels is wrong or one is not in [0, C).
     """
     features = checked_features(data.features, f'{name} features')
     if feature_size not in (None, features.shape[1]):

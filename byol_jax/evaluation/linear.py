@@ -2,9 +2,10 @@
 
 The protocol of the paper (arXiv:2006.07733, Appendix C.1) and of DeepMind's code
 (google-deepmind/deepmind-research, byol/ at f5de0ed): cross-entropy, SGD with Nesterov momentum
-0.9 for 80 epochs of batches of 1024, no regularisation; five learning rates, of which held-out
-training images choose one. Silent in the paper and taken from the code: a cosine from the base
-learning rate x batch / 256 to 0 without warm-up, and how the classifier starts.
+0.9, 80 epochs, batches of 1024, no regularisation. Of five learning rates, the one that is best on
+held-out training images is used. Two things come from the code, because the paper does not say:
+the learning rate falls from base x batch / 256 to 0 by a cosine without warm-up, and the initial
+weights of the classifier.
 """
 
 from __future__ import annotations
@@ -24,11 +25,13 @@ from byol_jax.evaluation.neighbours import top_k
 from byol_jax.evaluation.probes import LinearModel, ProbeResult, best, result_on
 from byol_jax.sources.base import Progress, no_progress
 
-# Base learning rates, at batch 256 (Appendix C.1; byol/configs/eval.py, line 43, has 0.2 alone).
+# Base learning rates, for a batch of 256 (Appendix C.1; byol/configs/eval.py, line 43, has 0.2
+# only).
 LEARNING_RATES = (0.4, 0.3, 0.2, 0.1, 0.05)
 
-# The number of an epoch, from 0 -> its features and labels, in the order to train on, in parts of
-# any size. Every epoch has the same number of them; the augmentation is the caller's.
+# A function from the number of an epoch, from 0, to its features and labels in the order of
+# training, in parts of any size. Every epoch has the same number of examples. The function makes
+# the augmentations.
 Epoch = Callable[[int], Iterable[Labelled]]
 
 
@@ -46,29 +49,30 @@ def linear_evaluation(
     seed: int = 0,
     progress: Progress = no_progress,
 ) -> ProbeResult:
-    """Top-1 and top-5 accuracy under BYOL's linear protocol, the test set having chosen nothing.
+    """Top-1 and top-5 accuracy under BYOL's linear protocol.
 
-    A classifier is trained with every learning rate, all on the same batches. That of the highest
-    top-1 accuracy on the held-out training images, of equal ones the first, is the one tested. It
-    is not trained again with them; neither is DeepMind's (byol/README.md, Linear evaluation).
+    Trains a classifier for every learning rate, all on the same batches, and tests the one with the
+    highest top-1 accuracy on held-out training images (the first of equal ones). The test set is
+    not used for the choice. The chosen classifier is not trained again with the held-out images,
+    as in DeepMind's code (byol/README.md, Linear evaluation).
 
     Args:
-      epoch: see `Epoch`; random crops and flips of the training images in the paper, without the
-        held-out ones.
-      examples: N, of an epoch.
-      held_out: training images that are not in `epoch`; 10,009 of ImageNet's in the paper. Encoded
-        as the test images are.
-      test: what the two accuracies are measured on; it has no other influence.
-      classes: C. The labels are in [0, classes).
-      learning_rates: at batch 256; scaled by batch_size / 256.
+      epoch: the training features, see `Epoch`. In the paper they are of random crops and flips of
+        the training images, without the held-out ones.
+      examples: N, number of examples of an epoch.
+      held_out: features of training images that are not in `epoch`, encoded like the test images.
+        10,009 images of ImageNet in the paper.
+      test: features to measure the two accuracies on.
+      classes: C; labels are in [0, C).
+      learning_rates: base learning rates for a batch of 256; scaled by batch_size / 256.
       epochs: passes over the examples.
-      batch_size: examples a step.
-      momentum: Nesterov's.
-      seed: of the classifier's first weights.
+      batch_size: examples per step.
+      momentum: Nesterov momentum.
+      seed: seed of the classifier's initial weights.
       progress: called after each step with ('linear evaluation', steps done, steps in all).
 
     Raises:
-      ValueError: unusable features or labels, or an epoch that is not of `examples` examples.
+      ValueError: features or labels cannot be used, or an epoch does not have `examples` examples.
     """
     held_out = checked_labelled(held_out, classes, 'held-out')
     size = held_out.features.shape[1]
@@ -106,37 +110,37 @@ def train_linear(
     seed: int = 0,
     progress: Progress = no_progress,
 ) -> dict[float, LinearModel]:
-    """A linear classifier for each learning rate, trained side by side in one pass over the data.
+    """Trains a linear classifier for each learning rate, all in one pass over the data, in float32.
 
-    Weights start as Haiku's Linear does, truncated normal (at two std) x 1 / sqrt(D), and biases
-    at 0, the same for every learning rate. Batches run over the ends of epochs, as in DeepMind's
-    byol/utils/dataset.py, and there are epochs x examples // batch_size of them; what is left is
-    not trained on. All is float32.
+    Every classifier has the same initial weights, those of Haiku's Linear (truncated normal, cut at
+    two std, x 1 / sqrt(D)), and biases of 0. A batch may span two epochs, as in DeepMind's
+    byol/utils/dataset.py. There are epochs x examples // batch_size batches; the remaining examples
+    are not used.
 
     Args:
-      epoch: see `Epoch`.
-      examples: N, of an epoch.
+      epoch: the training features, see `Epoch`.
+      examples: N, number of examples of an epoch.
       feature_size: D.
-      classes: C. The labels are in [0, classes).
-      learning_rates: at batch 256, different from each other.
+      classes: C; labels are in [0, C).
+      learning_rates: base learning rates for a batch of 256, all different.
       epochs: passes over the examples.
-      batch_size: examples a step.
-      momentum: Nesterov's.
-      seed: of the first weights.
+      batch_size: examples per step.
+      momentum: Nesterov momentum.
+      seed: seed of the initial weights.
       progress: called after each step with ('linear evaluation', steps done, steps in all).
 
     Returns:
-      The float32 model of each learning rate. One whose training diverged holds NaN, and
-      `neighbours.top_k` counts its answers as wrong.
+      The model of each learning rate. A model that diverged holds NaN; `neighbours.top_k` counts
+      its answers as wrong.
 
     Raises:
-      ValueError: unusable features or labels, no learning rates or the same twice, an epoch that
-        is not of `examples` examples, or not enough of them for one batch.
+      ValueError: features or labels cannot be used, a learning rate is given twice or none is, an
+        epoch does not have `examples` examples, or they are too few for one batch.
     """
     steps = epochs * examples // batch_size
     if not learning_rates or len(set(learning_rates)) < len(learning_rates) or not steps:
         raise ValueError(
-            f'different learning rates and a step of training are needed, got '
+            'linear evaluation needs learning rates, all different, and at least one step; got '
             f'{list(learning_rates)} and {steps} steps ({epochs} epochs of {examples:,} examples '
             f'in batches of {batch_size:,})'
         )
@@ -166,7 +170,7 @@ def train_linear(
 def _batches(
     epoch: Epoch, examples: int, epochs: int, batch_size: int, feature_size: int, classes: int
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """float32 [batch_size, D] and int32 [batch_size], over the ends of parts and epochs."""
+    """Joins parts and epochs and cuts them into batches: float32 [B, D] and int32 [B]."""
     waiting: list[tuple[np.ndarray, np.ndarray]] = []
     for number in range(epochs):
         seen = 0
@@ -190,15 +194,15 @@ def _batches(
 def _sgd_step(
     params: Any, trace: Any, x: np.ndarray, y: np.ndarray, rates: np.ndarray, momentum: float
 ) -> Any:
-    """One step of every classifier, each with its own rate, on the same batch."""
+    """One SGD step of every classifier, each with its own learning rate, on the same batch."""
 
     def loss(params: Any) -> jax.Array:
-        # 'highest' keeps GPUs from rounding float32 products to fewer bits.
+        # 'highest' keeps GPUs from rounding the factors of float32 products to fewer bits.
         scores = jnp.einsum('bd,ldc->lbc', x, params['weights'], precision='highest')
         losses = optax.softmax_cross_entropy_with_integer_labels(
             scores + params['bias'][:, None], jnp.broadcast_to(y, scores.shape[:2])
         )
-        # The sum over classifiers: the gradient of each is that of its own mean.
+        # Summed over classifiers, so that each gets the gradient of its own mean loss.
         return losses.mean(axis=1).sum()
 
     optimizer = optax.trace(momentum, nesterov=True)

@@ -1,4 +1,4 @@
-"""Nearest neighbours by cosine: their vote, and whether one view of a picture finds the other."""
+"""Nearest neighbours by cosine: k-nearest-neighbour accuracy, and recall of the other view."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ import numpy as np
 
 from byol_jax.evaluation.features import checked_labels, checked_views, unit_rows
 
-# Cosines nearer than this are equal: above the rounding of float64, below that of float32 features.
+# Cosines closer than this count as equal: above the rounding of float64, below that of float32.
 _TIE = 1e-12
 
 
 class Neighbours(NamedTuple):
-    """The gallery pictures most alike each query.
+    """The nearest gallery pictures of each query.
 
     Attributes:
-      indices: int [Q, k] into the gallery, the nearest first.
+      indices: int [Q, k], indices into the gallery, the nearest first.
       cosines: float32 [Q, k], in [-1, 1].
     """
 
@@ -30,13 +30,13 @@ class Neighbours(NamedTuple):
 
 
 def nearest(gallery: np.ndarray, queries: np.ndarray, k: int, block: int = 1024) -> Neighbours:
-    """The k gallery rows of largest cosine with each query row.
+    """Finds the k gallery rows of largest cosine with each query row.
 
     Args:
       gallery: float [N, D].
       queries: float [Q, D].
-      k: at most N are found; of equal cosines the lower index comes first.
-      block: queries compared at a time; bounds the memory to about 16 bytes x block x N.
+      k: number of neighbours; at most N are found. Of equal cosines the lower index comes first.
+      block: number of queries compared at a time; limits the memory to about 16 bytes x block x N.
     """
     gallery, queries = (unit_rows(np.asarray(x, np.float32)) for x in (gallery, queries))
     k = min(k, len(gallery))
@@ -52,20 +52,21 @@ def nearest(gallery: np.ndarray, queries: np.ndarray, k: int, block: int = 1024)
 def classify(
     neighbours: Neighbours, gallery_labels: np.ndarray, temperature: float, classes: int
 ) -> np.ndarray:
-    """Labels by weighted vote: a neighbour's vote is exp(cosine / temperature).
+    """Predicts labels by a weighted vote; the weight of a neighbour is exp(cosine / temperature).
 
     The protocol of Wu et al. 2018 (arXiv:1805.01978, Section 3.4), whose temperature is 0.07.
 
     Args:
-      neighbours: of Q queries.
+      neighbours: the neighbours of Q queries.
       gallery_labels: int [N], in [0, classes).
       temperature: above 0.
-      classes: C.
+      classes: C, the number of labels.
 
     Returns:
-      int [Q]; of equally voted labels the lowest.
+      int [Q], the predicted labels; of labels with equal votes the lowest.
     """
-    # The largest cosine is taken off so that no exponential overflows; votes keep their ratios.
+    # Subtracting the largest cosine keeps the exponentials from overflowing and the ratios as
+    # they are.
     weights = np.exp((neighbours.cosines - neighbours.cosines[:, :1]) / temperature)
     labels = gallery_labels[neighbours.indices]
     votes = np.zeros((len(labels), classes))
@@ -83,18 +84,19 @@ def knn_accuracy(
     k: int = 20,
     temperature: float = 0.07,
 ) -> float:
-    """Share of the queries whose label is the weighted vote of their k nearest, in [0, 1].
+    """Accuracy of the weighted vote of the k nearest neighbours, in [0, 1].
 
     Args:
-      gallery: float [N, D], features of the pictures that vote; of any length.
-      gallery_labels: int [N], 0 or more.
+      gallery: float [N, D], features of the pictures that vote.
+      gallery_labels: int [N], at least 0.
       queries: float [Q, D], features of the pictures to classify.
-      query_labels: int [Q]; one that no gallery picture has is never answered rightly.
-      k: neighbours that vote; all of them where there are fewer.
+      query_labels: int [Q]; a label that no gallery picture has always counts as wrong.
+      k: number of neighbours that vote; all N if N is smaller.
       temperature: above 0; see `classify`.
 
     Raises:
-      ValueError: labels that are not whole numbers or not as many as the features, or below 0.
+      ValueError: labels are not integers, their number is not that of the features, or a gallery
+        label is below 0.
     """
     gallery_labels = checked_labels(gallery_labels, len(gallery), name='gallery labels')
     query_labels = checked_labels(query_labels, len(queries), name='query labels')
@@ -109,11 +111,11 @@ def vote_accuracy(
     query_labels: np.ndarray,
     temperature: float,
 ) -> float:
-    """`knn_accuracy` of neighbours that are already found.
+    """`knn_accuracy` from neighbours that are already known.
 
     Args:
-      neighbours: of Q queries.
-      gallery_labels: int [N], 0 or more.
+      neighbours: the neighbours of Q queries.
+      gallery_labels: int [N], at least 0.
       query_labels: int [Q].
       temperature: above 0; see `classify`.
     """
@@ -125,22 +127,22 @@ def vote_accuracy(
 def recall(
     view1: np.ndarray, view2: np.ndarray, ks: Sequence[int] = (1, 5), block: int = 1024
 ) -> dict[int, float]:
-    """How often the same picture's view 2 is among the k of largest cosine with its view 1.
+    """Recall at k: how often view 2 of a picture is among the k nearest to its view 1.
 
-    Every row of view 1 is a query, all rows of view 2 are the pool. Equal cosines stand in random
-    order and the expected share is given, so that collapsed features score chance, k / N.
+    Every row of view 1 is a query and all rows of view 2 are the pool. Equal cosines count as if in
+    random order (the expected value is returned), so that collapsed features score chance, k / N.
 
     Args:
-      view1: float [N, D], of any length.
-      view2: float [N, D], row by row of the same pictures.
-      ks: each at least 1.
-      block: queries compared at a time; bounds the memory to about 24 bytes x block x N.
+      view1: float [N, D].
+      view2: float [N, D]; row i belongs to the same picture as row i of view1.
+      ks: the values of k, each at least 1.
+      block: number of queries compared at a time; limits the memory to about 24 bytes x block x N.
 
     Returns:
-      For each k the recall at k, in [0, 1]; 1 from k = N on.
+      The recall at each k, in [0, 1]; 1 for k at least N.
 
     Raises:
-      ValueError: a k below 1, shapes that differ or are not [N, D], or NaN or infinity.
+      ValueError: a k is below 1, the shapes differ or are not [N, D], or there is NaN or infinity.
     """
     if min(ks) < 1:
         raise ValueError(f'recall at k needs k of at least 1, got {min(ks)}')
@@ -158,29 +160,29 @@ def recall(
 
 
 def chance_in_first(k: int, greater: np.ndarray, equal: np.ndarray) -> np.ndarray:
-    """The probability that an item is among the first k, equal ones being in random order.
+    """The probability that an item is among the first k if equal items are in random order.
 
     Args:
       k: at least 1.
-      greater: int [N], how many others have a greater score.
-      equal: int [N], how many others have the same score.
+      greater: int [N], number of other items with a greater score.
+      equal: int [N], number of other items with the same score.
 
     Returns:
-      float64 [N], in [0, 1]: of its equal + 1 possible places, the share that lies in the first k.
+      float64 [N], in [0, 1]: the share of an item's `equal + 1` possible ranks that are within k.
     """
     return np.clip((k - greater) / (equal + 1), 0, 1)
 
 
 def top_k(scores: np.ndarray, labels: np.ndarray, k: int) -> float:
-    """Share of rows whose label is among the k classes of highest score, in [0, 1].
+    """Top-k accuracy: share of rows whose label is among the k highest scores, in [0, 1].
 
-    Of equal scores every order counts in proportion, so that a constant scores k / C whatever the
-    labels are. A row with a NaN or an infinity counts as wrong.
+    Equal scores count as if in random order, so that constant scores give k / C whatever the labels
+    are. A row with NaN or infinity counts as wrong.
 
     Args:
       scores: float [N, C], N above 0.
       labels: int [N], in [0, C).
-      k: at least 1; from C on the share of rows that are finite.
+      k: at least 1. For k >= C the result is the share of rows that are finite.
     """
     finite = np.isfinite(scores).all(axis=1)
     own = np.where(finite, scores[np.arange(len(scores)), labels], np.nan)[:, None]

@@ -1,4 +1,4 @@
-"""Features on a plane, so that they can be looked at: PCA, and UMAP where it is installed."""
+"""Projects features to a plane to look at: PCA, and UMAP if it is installed."""
 
 from __future__ import annotations
 
@@ -11,22 +11,23 @@ from byol_jax.errors import UserError
 from byol_jax.evaluation.features import checked_features, unit_rows
 
 UMAP_MISSING = (
-    'No map by UMAP, which keeps neighbours together better than PCA: umap-learn is not installed '
-    "(pip install 'umap-learn>=0.5.9')."
+    'There is no map by UMAP, which keeps neighbours together better than PCA, because umap-learn '
+    "is not installed (pip install 'umap-learn>=0.5.9')."
 )
 
-# UMAP's own default (McInnes et al. 2018, arXiv:1802.03426, Section 4.3): what is near.
+# Number of neighbours in UMAP's graph; its default (McInnes et al. 2018, arXiv:1802.03426, Section
+# 4.3).
 _NEIGHBOURS = 15
-# Fewer rows than this make no graph of neighbours worth a layout.
+# With fewer rows, UMAP has no graph of neighbours to lay out.
 UMAP_FEWEST = 4
 
 
 class Plane(NamedTuple):
-    """Where rows lie on a plane.
+    """Positions of rows on a plane.
 
     Attributes:
-      places: float64 [N, 2].
-      shares: of the variance that each axis shows, in [0, 1].
+      places: float64 [N, 2], the positions.
+      shares: share of the variance that each axis shows, in [0, 1].
     """
 
     places: np.ndarray
@@ -34,16 +35,16 @@ class Plane(NamedTuple):
 
 
 def pca(features: np.ndarray) -> Plane:
-    """The two directions in which unit-length rows differ most.
+    """The first two principal components of unit-length rows.
 
-    The features are set to unit length, because neighbours are found by their cosine, and centred.
-    The sign of an axis is chosen such that the place farthest from 0 is positive.
+    Rows are scaled to unit length, because neighbours are found by cosine, and centred. The sign of
+    an axis is chosen so that the position farthest from 0 is positive.
 
     Args:
       features: float [N, D], N at least 1.
 
     Raises:
-      ValueError: not [N, D], or NaN or infinity.
+      ValueError: the features are not [N, D], or contain NaN or infinity.
     """
     x = unit_rows(checked_features(features).astype(np.float64))
     x -= x.mean(axis=0)
@@ -60,34 +61,34 @@ def pca(features: np.ndarray) -> Plane:
 
 
 def umap_installed() -> bool:
-    """Whether `umap` can be had: umap-learn is an extra of this package."""
+    """Whether umap-learn, an extra of this package, is installed."""
     spec = importlib.util.find_spec('umap')
-    # Without an origin it is no more than a folder of that name.
+    # Without an origin it is a mere folder of that name.
     return spec is not None and spec.origin is not None
 
 
 def umap(features: np.ndarray, seed: int = 0) -> np.ndarray:
-    """UMAP by cosine, which keeps neighbours together: float [N, D] -> float64 [N, 2].
+    """UMAP by cosine distance, which keeps neighbours together: float [N, D] -> float64 [N, 2].
 
-    The same features and seed give the same places, on one machine and version.
+    The same features and seed give the same positions on one machine and version of umap-learn.
 
     Raises:
       UserError: umap-learn is not installed, or there are fewer than four rows.
-      ValueError: not [N, D], or NaN or infinity.
+      ValueError: the features are not [N, D], or contain NaN or infinity.
     """
     x = checked_features(features)
     if not umap_installed():
         raise UserError(UMAP_MISSING)
     if len(x) < UMAP_FEWEST:
-        raise UserError(f'UMAP needs {UMAP_FEWEST} pictures and more, got {len(x)}.')
-    # It compiles for seconds when it is imported.
+        raise UserError(f'UMAP needs at least {UMAP_FEWEST} pictures, got {len(x)}.')
+    # Imported late, because the import compiles for seconds.
     from umap import UMAP
 
     layout = UMAP(
         n_neighbors=min(_NEIGHBOURS, len(x) - 1),
         metric='cosine',
         random_state=seed,
-        # A seed takes one thread anyway, and it warns of more.
+        # With a seed UMAP uses one thread anyway, and warns if it is asked for more.
         n_jobs=1,
     )
     return np.asarray(layout.fit_transform(x), np.float64)

@@ -1,7 +1,8 @@
-"""Fast linear probes of fixed features: logistic regression and ridge regression.
+"""Fast linear probes of frozen features: logistic regression and ridge regression.
 
-BYOL's protocol for transfer to small data sets (arXiv:2006.07733, Appendix D.2): L-BFGS with an L2
-penalty, chosen on held-out training images, then a fit to all training images. No augmentation.
+BYOL's protocol for transfer to small data sets (arXiv:2006.07733, Appendix D.2), without
+augmentation: L-BFGS with an L2 penalty that is chosen on held-out training images, then a fit to
+all training images.
 """
 
 from __future__ import annotations
@@ -16,14 +17,16 @@ from threadpoolctl import threadpool_limits
 from byol_jax.evaluation.features import Labelled, checked_labelled
 from byol_jax.evaluation.neighbours import top_k
 
-# One a decade of the range of Appendix D.2, which has 45: np.logspace(-6, 5, 45).
+# One per decade of the range of Appendix D.2, which has 45: np.logspace(-6, 5, 45).
 PENALTIES = tuple(np.logspace(-6, 5, 12).tolist())
-# L-BFGS ends where no component of the gradient of the mean loss exceeds this, or after so many
-# iterations. At scikit-learn's own 1e-4 accuracies are off by a point (benchmarks/RESULTS.md).
+# L-BFGS stops when no component of the gradient of the mean loss exceeds _GRADIENT, or after
+# _ITERATIONS. With scikit-learn's default of 1e-4, accuracies are off by a point
+# (benchmarks/RESULTS.md).
 _GRADIENT, _ITERATIONS = 1e-6, 1000
-# Multiplications of a product of features and weights that one thread does in 50 ms.
+# Products of features and weights with fewer multiplications use one thread, which takes 50 ms.
 _SMALL = 1e9
-# A score that no class with examples can fall to; -inf would make a row count as diverged.
+# The score of a class without examples: lower than any other, but finite, because -inf would make
+# the row count as diverged.
 _NEVER = -1e30
 
 
@@ -40,19 +43,19 @@ class LinearModel(NamedTuple):
 
     def scores(self, features: np.ndarray) -> np.ndarray:
         """float [N, D] -> [N, C] in the type of the weights; the highest is the predicted class."""
-        # A diverged model has no scores: they become NaN without a warning.
+        # The scores of a diverged model become NaN, without a warning.
         with np.errstate(invalid='ignore', over='ignore'):
             return np.asarray(features, self.weights.dtype) @ self.weights + self.bias
 
 
 class ProbeResult(NamedTuple):
-    """What a linear probe found.
+    """The result of a linear probe.
 
     Attributes:
-      top1: accuracy on the test set, in [0, 1].
-      top5: the same for the five highest scores; 1 with five classes or fewer.
-      chosen: the learning rate or penalty, the one of `held_out` with the highest accuracy.
-      held_out: top-1 accuracy on the held-out training images, by the value tried.
+      top1: top-1 accuracy on the test set, in [0, 1].
+      top5: top-5 accuracy on the test set; 1 with five classes or fewer.
+      chosen: the learning rate or penalty with the highest accuracy in `held_out`.
+      held_out: top-1 accuracy on held-out training images, by learning rate or penalty.
       model: the classifier that was tested.
     """
 
@@ -63,8 +66,8 @@ class ProbeResult(NamedTuple):
     model: LinearModel
 
 
-# (features [N, D], labels [N], penalties) -> for each penalty (weights [K, D], bias [K], the label
-# of each of the K rows).
+# A function of (features [N, D], labels [N], penalties) that yields for each penalty (weights
+# [K, D], bias [K], the label of each of the K rows).
 _Fit = Callable[
     [np.ndarray, np.ndarray, Sequence[float]],
     Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]],
@@ -80,27 +83,29 @@ def logistic_probe(
     held_out: np.ndarray | None = None,
     seed: int = 0,
 ) -> ProbeResult:
-    """Accuracy of logistic regression on frozen features, its penalty chosen without the test set.
+    """Accuracy of logistic regression on frozen features.
 
-    Each fit is scikit-learn's LogisticRegression(C=1 / penalty) in float64. Channels are brought
-    to mean 0 and std 1 by the images that are fitted (the paper does not say whether it does).
-    Every penalty is fitted to the training images except the held-out ones; that of the highest
-    held-out accuracy, of equal ones the strongest, is fitted again to all of them.
+    Each fit is scikit-learn's LogisticRegression(C=1 / penalty) in float64. Channels are scaled to
+    mean 0 and std 1 over the fitted images (the paper does not say whether it does that). Every
+    penalty is fitted to the training images without the held-out ones. The penalty with the highest
+    held-out accuracy (the strongest of equal ones) is then fitted to all training images. The test
+    set is not used for the choice.
 
     Args:
-      train: features and labels to fit, at least two labels.
+      train: features and labels to fit, with at least two different labels.
       test: features and labels to measure the accuracy on.
-      classes: C; the labels are in [0, C). None: up to the highest label of the two.
-      penalties: each above 0.
-      held_out: bool [N], True for training images to choose by; None for `held_out_rows`. Give it
-        where images belong together, as tiles of a picture do.
-      seed: of `held_out_rows`.
+      classes: C; labels are in [0, C). None for the highest label of both sets + 1.
+      penalties: L2 penalties to try, each above 0.
+      held_out: bool [N], True for the training images that choose the penalty; None for
+        `held_out_rows`. Give it if images belong together, like tiles of a picture.
+      seed: seed of `held_out_rows`.
 
     Returns:
-      The result; its model takes features as they are, not standardised.
+      The result. Its model takes features that are not standardised.
 
     Raises:
-      ValueError: unusable features, labels or penalties, or nothing held out or left to train on.
+      ValueError: features, labels or penalties cannot be used, or no image is held out or none is
+        left to fit.
     """
     return _probe(_logistic, train, test, classes, penalties, held_out, seed)
 
@@ -114,18 +119,21 @@ def ridge_probe(
     held_out: np.ndarray | None = None,
     seed: int = 0,
 ) -> ProbeResult:
-    """As `logistic_probe` with scikit-learn's Ridge(alpha=penalty) on one-hot labels: the fastest.
+    """Accuracy of ridge regression to one-hot labels, which is faster than `logistic_probe`.
+
+    Each fit is scikit-learn's Ridge(alpha=penalty); everything else is as in `logistic_probe`.
 
     Args:
       train: features and labels to fit.
       test: features and labels to measure the accuracy on.
-      classes: C; the labels are in [0, C). None: up to the highest label of the two.
-      penalties: each above 0.
-      held_out: bool [N], True for training images to choose by; None for `held_out_rows`.
-      seed: of `held_out_rows`.
+      classes: C; labels are in [0, C). None for the highest label of both sets + 1.
+      penalties: L2 penalties to try, each above 0.
+      held_out: bool [N], True for the training images that choose the penalty; None for
+        `held_out_rows`.
+      seed: seed of `held_out_rows`.
 
     Raises:
-      ValueError: as `logistic_probe`.
+      ValueError: as for `logistic_probe`.
     """
     return _probe(_ridge, train, test, classes, penalties, held_out, seed)
 
@@ -133,23 +141,23 @@ def ridge_probe(
 def _logistic(
     x: np.ndarray, y: np.ndarray, penalties: Sequence[float]
 ) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
-    # Imported late, as everywhere here: it takes a second, for nothing in most runs.
+    # Imported late, like all of scikit-learn here: it takes a second, and most runs do not need it.
     from sklearn.exceptions import ConvergenceWarning
     from sklearn.linear_model import LogisticRegression
 
     model = LogisticRegression(tol=_GRADIENT, max_iter=_ITERATIONS, warm_start=True)
-    # On busy cores the threads of a small product wait for each other: 10 times as long.
+    # On busy cores the threads of a small product wait for each other: that took 10 times as long.
     threads = 1 if x.size * (y.max() + 1) < _SMALL else None
     for penalty in penalties:
         with warnings.catch_warnings(), threadpool_limits(threads, 'blas'):
-            # The weakest penalties may not get there; the accuracy on held-out images judges them.
+            # The weakest penalties may not converge; their held-out accuracy decides about them.
             warnings.simplefilter('ignore', ConvergenceWarning)
             model.set_params(C=1 / penalty).fit(x, y)
         weights, bias = model.coef_, model.intercept_
         if len(weights) == 1:
-            # Of two classes there is one row of scores, for the second against the first.
+            # With two classes scikit-learn has one row: the score of the second against the first.
             weights, bias = np.concatenate([-weights, weights]), np.concatenate([-bias, bias])
-        # Copies: the next fit starts from these arrays.
+        # Copies, because the next fit starts from these arrays and overwrites them.
         yield weights.copy(), bias.copy(), model.classes_
 
 
@@ -181,11 +189,13 @@ def _probe(
     held = held_out_rows(train.labels, seed=seed) if held_out is None else np.asarray(held_out)
     if held.dtype != bool or held.shape != train.labels.shape or held.all() or not held.any():
         raise ValueError(
-            'held_out must say of every training image True or False, and both of some'
+            'held_out must be True or False for every training image, and both must occur'
         )
     if not len(penalties) or min(penalties) <= 0:
-        raise ValueError(f'penalties must be above 0 and at least one, got {list(penalties)}')
-    # From the strongest on: `best` takes the first of equals, and each fit starts from the last.
+        raise ValueError(
+            f'at least one penalty is needed and all must be above 0, got {list(penalties)}'
+        )
+    # Strongest first, because `best` takes the first of equals and each fit starts from the last.
     penalties = sorted(penalties, reverse=True)
     models = _models(fit, train, ~held, penalties, classes)
     accuracies = {
@@ -200,7 +210,7 @@ def _probe(
 def _models(
     fit: _Fit, train: Labelled, rows: np.ndarray, penalties: Sequence[float], classes: int
 ) -> Iterator[LinearModel]:
-    """A model for each penalty, fitted to standardised rows, of features as they are."""
+    """Fits a model for each penalty to standardised rows; the models take features as they are."""
     from sklearn.preprocessing import StandardScaler
 
     scaler = StandardScaler()
@@ -215,13 +225,13 @@ def _models(
 def result_on(
     test: Labelled, model: LinearModel, chosen: float, held_out: Mapping[float, float]
 ) -> ProbeResult:
-    """The result of a classifier: the only use of the test set is its accuracy there.
+    """Measures a chosen classifier on the test set.
 
     Args:
-      test: features and labels.
+      test: features and labels of the test set.
       model: the classifier.
-      chosen: the value it was made with.
-      held_out: held-out accuracies by the value tried.
+      chosen: its learning rate or penalty.
+      held_out: held-out accuracies by learning rate or penalty.
     """
     scores = model.scores(test.features)
     return ProbeResult(
@@ -234,26 +244,26 @@ def result_on(
 
 
 def best(held_out: Mapping[float, float]) -> float:
-    """The value with the highest held-out accuracy, of equal ones the first."""
+    """The learning rate or penalty with the highest held-out accuracy; the first of equal ones."""
     return max(held_out, key=held_out.__getitem__)
 
 
 def held_out_rows(labels: np.ndarray, fraction: float = 0.1, seed: int = 0) -> np.ndarray:
-    """Which training images to hold out for the choice of a learning rate or penalty.
+    """Chooses training images to hold out, to choose a learning rate or penalty with.
 
-    The same share of every class, at random; a class keeps at least one image for training.
+    They are drawn at random, the same share of every class. Every class keeps at least one image.
 
     Args:
       labels: int [N].
-      fraction: above 0 and below 1. 0.1 is what the paper held out of CIFAR-10 and Food-101
-        (arXiv:2006.07733, Table 10).
-      seed: of the draw.
+      fraction: share to hold out, above 0 and below 1. The paper holds out 0.1 of CIFAR-10 and
+        Food-101 (arXiv:2006.07733, Table 10).
+      seed: seed of the draw.
 
     Returns:
-      bool [N], True where held out.
+      bool [N], True for held-out images.
 
     Raises:
-      ValueError: fraction out of range, or no class has images enough to spare one.
+      ValueError: the fraction is out of range, or no class has two images.
     """
     if not 0 < fraction < 1:
         raise ValueError(f'the held-out fraction must lie between 0 and 1, got {fraction}')

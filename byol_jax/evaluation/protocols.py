@@ -1,4 +1,4 @@
-"""Protocols: the ways an encoder's features are measured, ours and the user's."""
+"""Evaluation protocols: ways to measure an encoder's features, built in or the user's own."""
 
 from __future__ import annotations
 
@@ -30,12 +30,12 @@ _NOTHING: Mapping[str, Any] = MappingProxyType({})
 
 
 class Metric(NamedTuple):
-    """A number, and how to show it.
+    """A number and how to show it.
 
     Attributes:
-      value: finite.
-      explained: what it is, in a line that follows name and value.
-      shown: how the value is printed, as a format specification.
+      value: the number, finite.
+      explained: what it is, in a few words that are printed after name and value.
+      shown: format specification that the value is printed with.
     """
 
     value: float
@@ -44,13 +44,13 @@ class Metric(NamedTuple):
 
 
 class Found(NamedTuple):
-    """What a protocol found.
+    """The result of a protocol.
 
     Attributes:
-      metrics: by name; a plain number is a `Metric` without an explanation.
-      details: the options and counts behind them, as JSON has them.
-      unmeasured: why there is no number, by the name of the metric.
-      bad: files that could not be read, and that `Subject.pictures` does not name.
+      metrics: metrics by name; a plain number is a `Metric` without an explanation.
+      details: the options and counts behind them, as JSON values.
+      unmeasured: the reason why a metric could not be measured, by its name.
+      bad: files that could not be read, beyond those in `Subject.pictures.bad`.
     """
 
     metrics: Mapping[str, Metric | float]
@@ -60,17 +60,17 @@ class Found(NamedTuple):
 
 
 class Protocol(abc.ABC):
-    """One way of measuring an encoder.
+    """A way of measuring an encoder.
 
-    One's own is a class like this, most simply a frozen dataclass whose fields are its options, or
-    a function (subject, **options) -> Found. `evaluate.protocols` names either.
+    A protocol of your own is a subclass (most simply a frozen dataclass whose fields are its
+    options) or a function (subject, **options) -> Found. `evaluate.protocols` can name either.
     """
 
     @property
     def metrics(self) -> Sequence[str]:
-        """Names that are said to be unmeasured where `measure` raises `Unmeasured`.
+        """Names of the metrics that are reported as unmeasured if `measure` raises `Unmeasured`.
 
-        () for the name of the protocol.
+        If empty, the name of the protocol is reported.
         """
         return ()
 
@@ -78,18 +78,21 @@ class Protocol(abc.ABC):
     def measure(self, subject: Subject) -> Found:
         """Measures an encoder.
 
+        Args:
+          subject: the encoder's features, their labels and the pictures behind them.
+
         Raises:
-          Unmeasured: the data do not allow it; says why.
+          Unmeasured: the data do not allow it; the message says why.
         """
 
 
 @dataclasses.dataclass(frozen=True)
 class Knn(Protocol):
-    """Accuracy of a vote of the nearest neighbours (Wu et al. 2018, arXiv:1805.01978, 3.4).
+    """k-nearest-neighbour accuracy (Wu et al. 2018, arXiv:1805.01978, Section 3.4).
 
     Attributes:
-      k: neighbours that vote, for each a metric.
-      temperature: a neighbour's vote is exp(cosine / temperature).
+      k: numbers of neighbours that vote; a metric for each.
+      temperature: the weight of a neighbour's vote is exp(cosine / temperature).
     """
 
     k: Sequence[int] = (20, 200)
@@ -129,12 +132,12 @@ class Knn(Protocol):
 
 @dataclasses.dataclass(frozen=True)
 class Linear(Protocol):
-    """BYOL's linear evaluation, on new random crops and flips in every epoch; see `linear`.
+    """BYOL's linear evaluation, with new random crops and flips in every epoch; see `linear`.
 
     Attributes:
-      learning_rates: at batch 256; held-out training pictures choose one.
+      learning_rates: base learning rates for a batch of 256; held-out training pictures choose one.
       epochs: passes over the training pictures.
-      batch_size: pictures a step.
+      batch_size: pictures per step.
     """
 
     learning_rates: Sequence[float] = LEARNING_RATES
@@ -187,7 +190,7 @@ class LogisticProbe(Protocol):
     """Logistic regression on the features of centre crops; see `probes`.
 
     Attributes:
-      penalties: of which held-out training pictures choose one.
+      penalties: L2 penalties, each above 0; held-out training pictures choose one.
     """
 
     penalties: Sequence[float] = PENALTIES
@@ -205,7 +208,7 @@ class RidgeProbe(Protocol):
     """Ridge regression on the features of centre crops; see `probes`.
 
     Attributes:
-      penalties: of which held-out training pictures choose one.
+      penalties: L2 penalties, each above 0; held-out training pictures choose one.
     """
 
     penalties: Sequence[float] = PENALTIES
@@ -242,7 +245,7 @@ def _of_probe(
     about: Mapping[str, Any],
 ) -> Found:
     metrics = {name: _share(result.top1, f'accuracy, {how}')}
-    # With five classes or fewer it is 1 whatever the features are.
+    # With five classes or fewer, top-5 accuracy is always 1.
     if subject.classes > 5:
         metrics[f'{name}_top5'] = _share(result.top5, f'top-5 accuracy, {how}')
     return Found(
@@ -258,10 +261,10 @@ def _of_probe(
 
 @dataclasses.dataclass(frozen=True)
 class KMeans(Protocol):
-    """Do k-means clusters of the features, as many as labels, agree with the labels?
+    """Agreement of k-means clusters of the features, one per label, with the labels.
 
     Attributes:
-      restarts: of which the best clusters are taken.
+      restarts: number of k-means runs, of which the best is used.
     """
 
     restarts: int = 10
@@ -291,11 +294,11 @@ class KMeans(Protocol):
 
 @dataclasses.dataclass(frozen=True)
 class Retrieval(Protocol):
-    """Does view 1 of a picture find its own view 2 among those of many pictures?
+    """Recall: does view 1 of a picture find its own view 2 among the views 2 of many pictures?
 
     Attributes:
-      pool: pictures, at most; of those that belong together one.
-      ranks: up to which the other view may be found.
+      pool: number of pictures, at most; only one of pictures that belong together is used.
+      ranks: the values of k of recall@k.
     """
 
     pool: int = 1000
@@ -310,7 +313,7 @@ class Retrieval(Protocol):
         view1, view2, bad = subject.at_hand.pairs(self.pool)
         pool = len(view1)
         if pool <= max(self.ranks):
-            raise Unmeasured(f'a pool of {pool} pictures says nothing')
+            raise Unmeasured(f'a pool of {pool} pictures is too small')
         metrics = {}
         for k, found in recall(view1, view2, self.ranks).items():
             where = 'nearest' if k == 1 else f'among the {k} nearest'
@@ -324,10 +327,11 @@ class Retrieval(Protocol):
 
 @dataclasses.dataclass(frozen=True)
 class Spectrum(Protocol):
-    """Spread and effective rank of the gallery's features, without labels; see `monitors`.
+    """Std and effective rank (RankMe) of the gallery's features; needs no labels; see `monitors`.
 
     Attributes:
-      rows: of RankMe at most, evenly spaced; 25,600 in the paper (arXiv:2210.02885, Appendix G).
+      rows: number of rows that RankMe uses at most, evenly spaced; 25,600 in the paper
+        (arXiv:2210.02885, Appendix G).
     """
 
     rows: int = 25_600
@@ -379,7 +383,7 @@ PROTOCOLS = Registry(
 
 @dataclasses.dataclass(frozen=True)
 class _Function(Protocol):
-    """A protocol that is a function of the subject."""
+    """Wraps a function of the subject as a protocol."""
 
     function: Callable[[Subject], Found]
 
@@ -388,14 +392,14 @@ class _Function(Protocol):
 
 
 def build_protocols(options: Evaluate) -> dict[str, Protocol]:
-    """The protocols of a config, by name, in its order.
+    """Builds the protocols of a config, by name, in the order of the config.
 
     Args:
-      options: the section `evaluate` of the settings. Its flat keys (`knn_k`, ...) are arguments
-        of the built-in protocols; what stands beside a name in `protocols` goes before them.
+      options: the section `evaluate` of the settings. Its flat keys (`knn_k`, ...) are arguments of
+        the built-in protocols; arguments given with a name in `protocols` override them.
 
     Raises:
-      UserError: one does not exist or cannot be made so, or one is named twice.
+      UserError: a protocol does not exist, does not take its arguments, or is named twice.
     """
     given: dict[str, dict[str, Any]] = {
         'knn': {'k': tuple(options.knn_k), 'temperature': options.knn_temperature},
@@ -430,12 +434,12 @@ def _built(name: str, kwargs: Mapping[str, Any]) -> Protocol:
 
 
 class Measured(NamedTuple):
-    """All that was measured.
+    """The results of all protocols.
 
     Attributes:
-      metrics: by name.
-      unmeasured: why there is no number, by the name of the metric or protocol.
-      protocols: what is behind the metrics, by protocol; `seconds` is the time each took.
+      metrics: metrics by name.
+      unmeasured: the reason why a metric or protocol could not be measured, by its name.
+      protocols: `Found.details` by protocol, with 'seconds', the time it took.
       bad: files that could not be read.
     """
 
@@ -446,14 +450,14 @@ class Measured(NamedTuple):
 
 
 def measure_encoder(subject: Subject, protocols: Mapping[str, Protocol]) -> Measured:
-    """Measures an encoder by every protocol that the data allow, in their order.
+    """Measures an encoder with every protocol that the data allow, in order.
 
     Args:
-      subject: features of the encoder; its `say` gets a line when a protocol is done.
-      protocols: by name.
+      subject: the encoder's features; its `say` gets a line after each protocol.
+      protocols: protocols by name.
 
     Raises:
-      UserError: the data allow none of the protocols, or one gives what is no `Found`.
+      UserError: the data allow none of the protocols, or one does not return a `Found`.
     """
     metrics: dict[str, Metric] = {}
     unmeasured: dict[str, str] = {}
@@ -474,13 +478,13 @@ def measure_encoder(subject: Subject, protocols: Mapping[str, Protocol]) -> Meas
             )
         unmeasured |= found.unmeasured
         for word, value in found.metrics.items():
-            # Two protocols may use one word; none may take the other's number away.
+            # If two protocols have a metric of the same name, both are kept.
             key = f'{name}/{word}' if word in metrics else word
             metric = value if isinstance(value, Metric) else Metric(float(value))
             if math.isfinite(metric.value):
                 metrics[key] = metric
             else:
-                unmeasured[key] = f'it came out as {metric.value}'
+                unmeasured[key] = f'its value is {metric.value}'
         details[name] = {**found.details, 'seconds': round(took, 3)}
         bad += found.bad
         subject.say(f'{name}: {took:.1f} s')

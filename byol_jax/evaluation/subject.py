@@ -1,4 +1,4 @@
-"""What an encoder is measured on: features of a gallery and of queries, and their labels."""
+"""The subject of an evaluation: an encoder's features of a gallery and queries, with labels."""
 
 from __future__ import annotations
 
@@ -21,23 +21,24 @@ from byol_jax.sources.base import Progress, Source, Subset, no_progress
 from byol_jax.sources.data import Data
 from byol_jax.views.view import View
 
-# Takes a line for the user.
+# A function that shows a line to the user.
 Say = Callable[[str], None]
 
 
 class Unmeasured(Exception):
-    """Why the data do not allow a measure, in words that follow its name."""
+    """The data do not allow a metric; the message says why and is printed after its name."""
 
 
 @dataclasses.dataclass(frozen=True)
 class FeatureSet:
-    """Features of some pictures, and what is known of them.
+    """Features of some pictures, with labels and groups.
 
     Attributes:
-      features: float [N, D], of any length.
-      labels: int [N], in [0, C), or None.
-      label_names: the name of each label; () where they have none.
-      groups: int [N] where pictures belong together, such as the frames of a clip; else None.
+      features: float [N, D].
+      labels: int [N], in [0, C); None without labels.
+      label_names: the name of each label; () if they have none.
+      groups: int [N], the group of each picture if pictures belong together, like the frames of a
+        clip; None otherwise.
     """
 
     features: np.ndarray
@@ -53,11 +54,12 @@ class Pictures(NamedTuple):
     """The pictures behind the features, for protocols that need other views of them.
 
     Attributes:
-      gallery: row by row those of the gallery's features.
-      queries: row by row those of the queries' features.
-      pairs: a number of pictures -> features of both training views of at most so many, of the
-        queries, or of the gallery where there are no queries.
-      crops: rows of the gallery, int [M] -> random crops and flips of these, anew in every epoch.
+      gallery: the gallery's pictures, in the order of its features.
+      queries: the queries' pictures, in the order of their features.
+      pairs: function of a number of pictures that returns features of both training views of at
+        most as many pictures: of the queries or, if there are none, of the gallery.
+      crops: function of rows of the gallery, int [M], that returns their random crops and flips,
+        new in every epoch.
       bad: files that could not be read; their pictures are in neither set.
     """
 
@@ -74,19 +76,20 @@ def _silent(line: str) -> None:
 
 @dataclasses.dataclass(frozen=True)
 class Subject:
-    """An encoder's features, and all that the protocols share.
+    """An encoder's features, and everything that protocols share.
 
-    Made of arrays alone it does for every protocol but those that need new views of the pictures.
+    It can be made from arrays alone. Then only protocols that need new views of the pictures cannot
+    be used.
 
     Attributes:
-      gallery: the training pictures: neighbours are sought among them, probes are fitted to them.
-      queries: the pictures to test on, or None.
-      queries_are: what a person would call them: 'held-out' or 'test' pictures.
-      seed: of every random choice.
-      say: takes a line for the user; by default nothing is said.
-      progress: called with (what, done, total) as long work goes on.
-      encode: the encoder, where it is at hand: uint8 [B, S, S, 3] -> float32 [B, D].
-      pictures: those behind the features, where they are at hand.
+      gallery: the training pictures: neighbours are searched among them, probes are fitted to them.
+      queries: the test pictures; None if there are none.
+      queries_are: kind of the queries: 'held-out' or 'test'.
+      seed: seed of every random choice.
+      say: function that shows a line to the user; by default nothing is shown.
+      progress: called with (task, done, total) during slow work.
+      encode: the encoder, uint8 [B, S, S, 3] -> float32 [B, D]; None if only features are given.
+      pictures: the pictures behind the features; None if only features are given.
     """
 
     gallery: FeatureSet
@@ -100,17 +103,17 @@ class Subject:
 
     @property
     def shown(self) -> tuple[str, FeatureSet]:
-        """What measures without training take, and its name: the queries, or else the gallery."""
+        """The pictures for metrics that train nothing, with their kind: queries, else gallery."""
         if self.queries is None:
             return 'training', self.gallery
         return self.queries_are, self.queries
 
     @functools.cached_property
     def labelled(self) -> tuple[Labelled, Labelled]:
-        """Gallery and queries with labels, for what is trained on the one and tested on the other.
+        """Gallery and queries with labels, for protocols that train on one and test on the other.
 
         Raises:
-          Unmeasured: the data have no labels, one label only, or nothing to test on.
+          Unmeasured: the data have no labels, only one label, or no queries.
         """
         if self.gallery.labels is None:
             raise Unmeasured('the data have no labels (class folders, TFDS labels, or tiles)')
@@ -120,7 +123,7 @@ class Subject:
                 'test set (evaluate.data_path, evaluate.data_split)'
             )
         if self.queries.labels is None:
-            # Those of tiles are their pictures, which are in one set only.
+            # The label of a tile is its picture, so tiles of two sets have no label in common.
             raise Unmeasured('the test set has no labels')
         check_several(self.gallery)
         return (
@@ -130,12 +133,12 @@ class Subject:
 
     @functools.cached_property
     def choosing(self) -> np.ndarray:
-        """The gallery's pictures that choose learning rates and penalties: bool [gallery].
+        """Which of the gallery's pictures choose learning rates and penalties: bool [gallery].
 
-        Of pictures that belong together, such as the frames of a clip, all or none.
+        Pictures that belong together, like the frames of a clip, are all chosen or none.
 
         Raises:
-          Unmeasured: as `labelled`, or no label has two pictures.
+          Unmeasured: as for `labelled`, or no label has two pictures.
         """
         labels = self.labelled[0].labels
         groups = self.gallery.groups
@@ -144,11 +147,11 @@ class Subject:
         try:
             return held_out_rows(labels[first], seed=self.seed)[group]
         except ValueError as error:
-            raise Unmeasured(f'of the training pictures, {error}') from error
+            raise Unmeasured(f'among the training pictures {error}') from error
 
     @property
     def classes(self) -> int:
-        """C: labels are in [0, C)."""
+        """C, the number of labels; labels are in [0, C)."""
         if self.gallery.label_names:
             return len(self.gallery.label_names)
         return 1 + max(int(each.labels.max()) for each in self.labelled)
@@ -158,10 +161,10 @@ class Subject:
         """The pictures behind the features.
 
         Raises:
-          Unmeasured: only their features are at hand.
+          Unmeasured: only features are given.
         """
         if self.pictures is None:
-            raise Unmeasured('it needs the pictures, and only their features are at hand')
+            raise Unmeasured('it needs the pictures, and only their features are given')
         return self.pictures
 
 
@@ -172,13 +175,13 @@ def check_several(pictures: FeatureSet) -> None:
     if labels.min() == labels.max():
         label = int(labels[0])
         name = pictures.label_names[label] if pictures.label_names else label
-        raise Unmeasured(f"all pictures have the one label '{name}'")
+        raise Unmeasured(f"all pictures have the same label '{name}'")
 
 
 def compared(data: Data) -> tuple[Source, Source]:
     """(gallery, queries): the training part and the held-out part, which may be empty.
 
-    Where there is a separate test set, all of the data and all of the test set.
+    With a separate test set: all of the data, and all of the test set.
     """
     if data.test is not None:
         return data.everything, data.test.train
@@ -186,7 +189,7 @@ def compared(data: Data) -> tuple[Source, Source]:
 
 
 def queries_are(data: Data) -> str:
-    """What the queries are called: 'test' or 'held-out' pictures."""
+    """The kind of the queries: 'test' or 'held-out'."""
     return 'held-out' if data.test is None else 'test'
 
 
@@ -204,14 +207,14 @@ def subject_of(
     """Encodes the pictures once, for all protocols.
 
     Args:
-      encode: uint8 [B, S, S, 3] -> float32 [B, D].
-      data: see `compared`.
-      views: of training, by name. The first one's picture is encoded, and its crop and flip serve
-        the linear protocol; the first two are those of retrieval.
+      encode: maps uint8 [B, S, S, 3] to float32 [B, D].
+      data: the data, see `compared`.
+      views: the training views by name. The picture of the first one is encoded, and its crop and
+        flip are used by the linear protocol; the first two are used for retrieval.
       options: the section `evaluate` of the settings.
       image_size: S, pixels.
-      seed: of every random choice.
-      say: takes a line for the user.
+      seed: seed of every random choice.
+      say: function that shows a line to the user.
       progress: see `Subject`.
 
     Raises:
@@ -229,7 +232,7 @@ def subject_of(
     )
     for source, features in ((parts.gallery, parts.searched), (parts.queries, parts.asked)):
         _check_finite(source, features)
-    # All pictures, not those encoded already: of a clip another frame may be wanted.
+    # All pictures, not only the encoded ones, because retrieval may choose another frame of a clip.
     gallery, queries = compared(data)
     pool = queries if len(queries) else gallery
     stream = Stream(pool, views, seed)
@@ -269,14 +272,14 @@ def _features_of(source: Source, features: np.ndarray) -> FeatureSet:
 
 
 class Parts(NamedTuple):
-    """Pictures that could be read, and their features.
+    """The readable pictures of gallery and queries, and their features.
 
     Attributes:
       gallery: the pictures that are searched.
-      queries: the pictures to test on; there may be none.
-      searched: float32 [len(gallery), D].
-      asked: float32 [len(queries), D].
-      bad: files that could not be read; their examples are in neither.
+      queries: the test pictures; may be empty.
+      searched: float32 [len(gallery), D], features of the gallery.
+      asked: float32 [len(queries), D], features of the queries.
+      bad: files that could not be read; their examples are in neither set.
     """
 
     gallery: Source
@@ -296,14 +299,14 @@ def encode_parts(
     image_size: int,
     progress: Progress = no_progress,
 ) -> Parts:
-    """Features of at most options.max_gallery and max_queries pictures, evenly spaced.
+    """Encodes at most options.max_gallery and options.max_queries pictures, evenly spaced.
 
     Args:
-      encode: uint8 [B, S, S, 3] -> float32 [B, D].
+      encode: maps uint8 [B, S, S, 3] to float32 [B, D].
       gallery: the pictures to search.
-      queries: the pictures to test on; may be empty.
+      queries: the test pictures; may be empty.
       options: the section `evaluate` of the settings.
-      key: which of an example's pictures.
+      key: key of the picture to take of each example.
       image_size: S, pixels.
       progress: see `Subject`.
 
@@ -341,7 +344,7 @@ def encode_parts(
 
 
 def at_most(source: Source, count: int) -> Source:
-    """At most `count` examples, evenly spaced."""
+    """Takes at most `count` examples of a source, evenly spaced."""
     if len(source) <= count:
         return source
     return Subset(source, np.linspace(0, len(source) - 1, count).astype(int))

@@ -1,4 +1,4 @@
-"""The before/after table of a run: nearest neighbours of held-out or test pictures."""
+"""The before/after table of a run: nearest-neighbour accuracy on held-out or test pictures."""
 
 from __future__ import annotations
 
@@ -15,25 +15,27 @@ from byol_jax.sources.bad_files import BadFile
 from byol_jax.sources.base import Progress, Source, Subset, no_progress
 from byol_jax.sources.data import Data
 
-# Query pictures shown when nothing is held out, and pictures searched when nothing is measured.
+# Number of queries to show if nothing is held out, and of pictures to search if no accuracy is
+# measured.
 _SHOWN, _SHOWN_GALLERY = 8, 2000
-# Pictures whose features are kept: a decomposition of as many of 2,048 values takes seconds.
+# Number of pictures whose features are kept for the report. Decomposing as many with 2,048 channels
+# takes seconds.
 _SAMPLE = 2000
 
 
 class Evaluation(NamedTuple):
-    """What was found.
+    """The result of `evaluate`.
 
     Attributes:
-      accuracy: share of the queries classified rightly, or None without labels, held-out part or
-        test set.
-      feature_std: of the unit-length features of the gallery, mean over channels.
-      neighbours: of each query.
-      gallery: the pictures searched.
-      queries: the pictures whose neighbours were sought.
-      queries_are: what the queries are called: 'held-out' or 'test' pictures.
-      features: float32 [M, D], of the gallery's pictures `sampled(len(gallery))`.
-      bad: files that could not be read; their examples are in neither.
+      accuracy: share of the queries that are classified correctly, in [0, 1]; None without labels,
+        or without a held-out part and a test set.
+      feature_std: std of the gallery's unit-length features, mean over channels.
+      neighbours: the nearest gallery pictures of each query.
+      gallery: the pictures that were searched.
+      queries: the pictures whose neighbours were searched.
+      queries_are: kind of the queries: 'held-out' or 'test'.
+      features: float32 [M, D], features of the gallery's pictures `sampled(len(gallery))`.
+      bad: files that could not be read; their examples are in neither set.
     """
 
     accuracy: float | None
@@ -55,18 +57,18 @@ def evaluate(
     image_size: int = 224,
     progress: Progress = no_progress,
 ) -> Evaluation:
-    """Weighted nearest-neighbour classification of the held-out pictures or the test set.
+    """Classifies the held-out pictures or the test set by a vote of their nearest neighbours.
 
-    The first of `options.knn_k` neighbours vote.
+    The number of neighbours is the first value of `options.knn_k`.
 
     Args:
-      encode: uint8 [B, S, S, 3] -> float32 [B, D].
-      data: of which `compared` gives the gallery and the queries. Where there are no queries, a few
-        training pictures take their place, and there is no accuracy.
+      encode: maps uint8 [B, S, S, 3] to float32 [B, D].
+      data: the data; `compared` says what is the gallery and what are the queries. If there are no
+        queries, a few training pictures are used as queries and no accuracy is measured.
       options: the section `evaluate` of the settings.
-      key: which of an example's pictures.
+      key: key of the picture to take of each example.
       image_size: S, pixels.
-      progress: called with (what, done, total) as pictures are encoded.
+      progress: called with (task, done, total) as pictures are encoded.
 
     Raises:
       UserError: no picture of the gallery, or none of the queries, can be read.
@@ -80,7 +82,7 @@ def evaluate(
         if not len(gallery):
             gallery = queries
     if not (measured and gallery.label_names):
-        # Nothing is measured, a few neighbours are shown: not worth a pass over all pictures.
+        # Only a few neighbours are shown, which is not worth encoding all pictures.
         gallery = at_most(gallery, min(options.max_gallery, _SHOWN_GALLERY))
     parts = encode_parts(
         encode, gallery, queries, options, key=key, image_size=image_size, progress=progress
@@ -105,20 +107,20 @@ def evaluate(
 
 
 def sampled(count: int) -> np.ndarray:
-    """Which of `count` pictures are looked at one by one: at most 2,000, evenly spaced; int [M]."""
+    """Indices of the pictures that the report uses: at most 2,000 of `count`, evenly spaced."""
     return np.linspace(0, count - 1, min(count, _SAMPLE)).astype(int)
 
 
 def describe(evaluation: Evaluation, options: Evaluate) -> str:
-    """One sentence on how the accuracy was measured.
+    """A sentence on how the accuracy was measured, or on why it was not.
 
     Args:
-      evaluation: what was found.
-      options: the section `evaluate` of the settings it was found with.
+      evaluation: the result of `evaluate`.
+      options: the section `evaluate` of the settings that it was measured with.
     """
     left_out = ''
     if evaluation.bad:
-        left_out = f' Left out: {len(evaluation.bad):,} file(s) that cannot be read.'
+        left_out = f' {len(evaluation.bad):,} file(s) could not be read and are left out.'
     if evaluation.accuracy is None:
         return (
             'No accuracy: it needs labels (class folders, TFDS labels, or tiles) and held-out '
@@ -132,6 +134,6 @@ def describe(evaluation: Evaluation, options: Evaluate) -> str:
         f'vote of its {voting} {len(evaluation.gallery):,} training pictures (cosine of '
         f'the features, temperature {options.knn_temperature:g}; '
         f'{len(evaluation.gallery.label_names)} labels), batch normalisation frozen.'
-        + (' So few pictures give a rough figure only.' if len(evaluation.queries) < 100 else '')
+        + (' So few pictures give only a rough figure.' if len(evaluation.queries) < 100 else '')
         + left_out
     )

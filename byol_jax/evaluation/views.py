@@ -1,4 +1,4 @@
-"""Features of random views: both views of training, and crops for the linear protocol."""
+"""Encodes random views: pairs of training views, and crops for the linear protocol."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ class Pairs(NamedTuple):
 
     Attributes:
       view1: float32 [M, D].
-      view2: float32 [M, D], row by row of the same pictures.
-      bad: what could not be read; no row is of these.
+      view2: float32 [M, D]; row i belongs to the same picture as row i of view1.
+      bad: files that could not be read; their pictures are left out.
     """
 
     view1: np.ndarray
@@ -32,19 +32,20 @@ class Pairs(NamedTuple):
 
 
 def encode_pairs(encode: Encode, stream: Stream, most: int, batch_size: int = 64) -> Pairs:
-    """Features of the first two views that training would make of some pictures in epoch 0.
+    """Encodes the first two views that training makes of some pictures in epoch 0.
 
-    They are a function of the stream's seed. Where pictures belong together, as the frames of a
-    clip do, at most one of a group is taken: the views of another would be right answers too.
+    The views depend on the stream's seed only. If pictures belong together, like the frames of a
+    clip, only one of each group is taken, because the views of the others would be right answers
+    too.
 
     Args:
-      encode: uint8 [B, S, S, 3] -> float32 [B, D].
-      stream: of the pictures, with their views.
-      most: pictures to take, at least 1.
+      encode: maps uint8 [B, S, S, 3] to float32 [B, D].
+      stream: the pictures and their views.
+      most: number of pictures, at most; at least 1.
       batch_size: B.
 
     Raises:
-      UserError: none can be read.
+      UserError: no picture can be read.
     """
     positions = _positions(stream, most)
     kinds = list(stream.views.values())[:2]
@@ -57,7 +58,7 @@ def encode_pairs(encode: Encode, stream: Stream, most: int, batch_size: int = 64
         except NoPictureError as error:
             return [*error.bad]
         if loaded.bad:
-            # Another picture stands in for this one, and has a place of its own.
+            # `loaded` has another picture in its place, which has a position of its own.
             return [*loaded.bad]
         shown = zip(kinds, loaded.pictures, own[position], strict=False)
         return np.stack([view.make(picture, steps) for view, picture, steps in shown])
@@ -78,7 +79,7 @@ def encode_pairs(encode: Encode, stream: Stream, most: int, batch_size: int = 64
 
 
 def _positions(stream: Stream, most: int) -> list[int]:
-    """The first positions of the stream, of one example a group."""
+    """The first positions of the stream, only one of each group."""
     source = stream.source
     if source.groups is None:
         return list(range(min(most, len(source))))
@@ -101,22 +102,22 @@ def augmented(
     seed: int = 0,
     batch_size: int = 64,
 ) -> Epoch:
-    """The training images of the linear protocol: new random crops and flips in every epoch.
+    """The training features of the linear protocol, from new random crops and flips in every epoch.
 
-    As DeepMind's byol/utils/dataset.py makes them for linear evaluation: the crop and the flip of
-    pretraining, without its colours and blur.
+    As in DeepMind's byol/utils/dataset.py for linear evaluation, the crop and the flip are those of
+    pretraining, without changes of colour and blur.
 
     Args:
-      encode: uint8 [B, S, S, 3] -> float32 [B, D].
-      source: the pictures.
-      labels: int [its length].
-      view: whose crop and flip are taken, drawn as in view 1.
-      seed: of the order and of every crop and flip.
+      encode: maps uint8 [B, S, S, 3] to float32 [B, D].
+      source: N pictures.
+      labels: int [N].
+      view: the view whose crop and flip are used, drawn as for view 1.
+      seed: seed of the order and of every crop and flip.
       batch_size: B.
 
     Returns:
-      An epoch, whose order, crops and flips are functions of (seed, epoch, example). It raises
-      BadPicture if a picture cannot be read.
+      A function of the epoch's number (see `linear.Epoch`). Order, crops and flips depend on (seed,
+      epoch, example) only. It raises BadPicture if a picture cannot be read.
     """
     plain = crop_and_flip(view)
 

@@ -169,7 +169,7 @@ def test_verdict_names_evidence_and_remedy():
     text = render('report.html', report=Report(verdict=found))
     assert 'seen &amp; measured' in text
     assert 'do &lt;this&gt;' in text
-    assert 'is over: weight_decay' in text
+    assert 'now cleared: weight_decay' in text
     assert 'since step 150' in text
 
 

@@ -280,7 +280,7 @@ def test_labels_stay_with_their_pictures():
     assert {b.file for b in found.bad} == {f'colour {i}' for i in (0, 7, 33, 2, 3)}
     text = describe(found, options)
     assert 'Each of 11 held-out pictures' in text
-    assert 'Left out: 5 file(s) that cannot be read.' in text
+    assert '5 file(s) could not be read and are left out.' in text
 
 
 def test_neighbours_without_bad_pictures():
@@ -290,7 +290,7 @@ def test_neighbours_without_bad_pictures():
     shown = [found.queries.name(i) for i in range(len(found.queries))]
     shown += [found.gallery.name(i) for i in range(len(found.gallery))]
     assert sorted(shown) == sorted(f'colour {i}' for i in range(3, 30))
-    assert 'Left out: 3 file(s)' in describe(found, options_with())
+    assert '3 file(s) could not be read' in describe(found, options_with())
 
 
 # Whole modes, in this process.

@@ -262,7 +262,7 @@ def test_one_label(place, tmp_path):
     found = run(place, tmp_path / 'e.json', **given, evaluate__protocols=chosen)
     assert set(found['metrics']) == {'feature_std', 'rankme'}
     for name in ('knn_5', 'kmeans_nmi'):
-        assert found['not_measured'][name] == "all pictures have the one label 'cat'"
+        assert found['not_measured'][name] == "all pictures have the same label 'cat'"
 
 
 def test_nothing_to_measure(place, tmp_path):

@@ -229,13 +229,13 @@ def test_unusable_input_is_refused():
     """Epochs of another length, too few examples, repeated rates, bad features and labels."""
     train, held_out, test = (labelled(seed) for seed in range(3))
     for options in ({'learning_rates': ()}, {'learning_rates': (0.1, 0.1)}, {'epochs': 0}):
-        with pytest.raises(ValueError, match='different learning rates and a step'):
+        with pytest.raises(ValueError, match='all different, and at least one step'):
             evaluate(train, held_out, test, **options)
     with pytest.raises(ValueError, match='0 steps'):
         evaluate(train, held_out, test, epochs=2, batch_size=1024)
     with pytest.raises(ValueError, match='epoch 0 has 256 examples, not 200'):
         linear_evaluation(shuffled(train, 0), 200, held_out, test, classes=C, batch_size=64)
-    with pytest.raises(ValueError, match='training labels: in 0 to 4'):
+    with pytest.raises(ValueError, match='training labels must be 0 to 4'):
         evaluate(
             train, *(data._replace(labels=data.labels % 5) for data in (held_out, test)), classes=5
         )

@@ -122,14 +122,14 @@ def test_unusable_input_is_refused():
     train, test = labelled(0), labelled(1)
     for penalties in ((), (0.0, 1.0), (-1.0,)):
         for probe in PROBES:
-            with pytest.raises(ValueError, match='penalties must be above 0'):
+            with pytest.raises(ValueError, match='all must be above 0'):
                 probe(train, test, classes=C, penalties=penalties)
     for held in (np.zeros(N, bool), np.ones(N, bool), np.zeros(N, int), np.ones(3, bool)):
-        with pytest.raises(ValueError, match='held_out must say'):
+        with pytest.raises(ValueError, match='held_out must be True or False'):
             ridge_probe(train, test, classes=C, held_out=held)
     with pytest.raises(ValueError, match='test features: 12 channels'):
         ridge_probe(train, Labelled(test.features[:, :3], test.labels), classes=C)
-    with pytest.raises(ValueError, match='training labels: in 0 to 1'):
+    with pytest.raises(ValueError, match='training labels must be 0 to 1'):
         ridge_probe(train, test, classes=2)
 
 
@@ -187,7 +187,7 @@ def test_unusable_data_is_refused():
         (Labelled(np.nan * features, labels), 'test features: 4 of 4 hold NaN'),
         (Labelled(features[:, :1], labels), '2 channels'),
         (Labelled(features, labels[:3]), 'test labels: 4 whole numbers'),
-        (Labelled(features, labels + 1), 'test labels: in 0 to 1, got 1 to 2'),
+        (Labelled(features, labels + 1), 'test labels must be 0 to 1, got 1 to 2'),
         (Labelled(features, labels - 1), 'got -1 to 0'),
         (Labelled(features, labels.astype(float)), 'whole numbers'),
     ):

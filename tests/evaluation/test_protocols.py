@@ -82,7 +82,7 @@ def test_all_of_ours_that_need_no_pictures():
         'probe',
     }
     assert set(found.unmeasured) == {'recall_1', 'recall_5', 'linear'}
-    assert 'only their features are at hand' in found.unmeasured['recall_1']
+    assert 'only their features are given' in found.unmeasured['recall_1']
     assert found.metrics['knn_5'].value > 0.9
     assert all(metric.explained for metric in found.metrics.values())
     assert [line.split(':')[0] for line in lines] == ['spectrum', 'knn', 'kmeans', 'ridge', 'probe']
@@ -124,7 +124,7 @@ def test_what_own_protocols_may_get_wrong():
     both = build_protocols(options(f'{__name__}:count', f'{__name__}:nan'))
     found = measure_encoder(subject(), both)
     assert set(found.metrics) == {'count', 'fine', f'{__name__}:nan/count'}
-    assert found.unmeasured == {'broken': 'it came out as nan'}
+    assert found.unmeasured == {'broken': 'its value is nan'}
 
 
 def test_arguments_beside_a_name_go_before_the_flat_keys():

@@ -1,4 +1,4 @@
-"""Line charts as SVG, with dashed levels and shaded bands, for the pages."""
+"""Line charts as SVG for the HTML pages, with dashed levels and shaded bands."""
 
 from __future__ import annotations
 
@@ -11,10 +11,11 @@ from typing import NamedTuple
 import numpy as np
 from markupsafe import Markup
 
-# A point of a line: x and y.
+# A point of a line: (x, y).
 Point = tuple[float, float]
 
-# Units of the drawing: about the pixels it is shown at, so text of 11 stays near 11 on a phone too.
+# Size in SVG units. It is about the size in pixels that charts are shown at, so that text of 11
+# units stays near 11 pixels, on a phone too.
 WIDTH, HEIGHT = 340, 190
 _LEFT, _RIGHT, _TOP, _BOTTOM = 54, 16, 12, 36
 _COLOURS = ('#2563a8', '#c8641b', '#2b8a57', '#8250b8')
@@ -24,10 +25,10 @@ class Line(NamedTuple):
     """A line of a chart.
 
     Attributes:
-      points: to join, in the order of x.
-      name: for the legend; '' for none.
-      colour: for CSS; '' for one of the chart's own.
-      dash: an SVG stroke-dasharray; '' for a solid line.
+      points: points to join, in the order of x.
+      name: name in the legend; '' for none.
+      colour: CSS colour; '' to take the next of the chart's own.
+      dash: SVG stroke-dasharray; '' for a solid line.
     """
 
     points: Sequence[Point]
@@ -37,7 +38,7 @@ class Line(NamedTuple):
 
 
 class Level(NamedTuple):
-    """A dashed horizontal line at a height, with a few words on it."""
+    """A dashed horizontal line at a height, with a label."""
 
     height: float
     words: str
@@ -47,10 +48,10 @@ class Band(NamedTuple):
     """A range of x to shade.
 
     Attributes:
-      start: its first x.
-      end: its last x.
-      colour: for CSS.
-      words: its tooltip.
+      start: first x.
+      end: last x.
+      colour: CSS colour.
+      words: tooltip.
     """
 
     start: float
@@ -60,14 +61,14 @@ class Band(NamedTuple):
 
 
 def thin(points: Sequence[Point], most: int = 400) -> list[Point]:
-    """Keeps at most `most` of the points, so that no spike is lost.
+    """Reduces a line to at most `most` points without losing spikes.
 
-    The first and the last stay. The points between are cut into stretches of equal length, and the
-    lowest and the highest of each stretch stay.
+    Keeps the first and the last point. The points between are cut into stretches of equal length,
+    and the lowest and the highest of each stretch are kept.
 
     Args:
-      points: in the order of x.
-      most: at least 4.
+      points: points in the order of x.
+      most: number of points to keep, at least 4.
     """
     if len(points) <= most:
         return list(points)
@@ -92,20 +93,20 @@ def line_chart(
     log: bool = False,
     words: str = '',
 ) -> Markup:
-    """An SVG element of lines over a common x.
+    """Draws lines over a common x axis.
 
     Args:
-      lines: of finite numbers, above 0 if `log`. A line of one point is drawn as a dot.
-      x_label: under the axis.
-      x_span: where x starts and ends; None: with the points.
-      levels: drawn dashed, and always in the picture.
-      bands: shaded behind the lines.
-      from_zero: the axis of heights starts at 0.
-      log: the axis of heights is logarithmic.
-      words: for screen readers.
+      lines: lines of finite numbers, above 0 if `log`. A line of one point is drawn as a dot.
+      x_label: label under the x axis.
+      x_span: first and last x of the axis; None for those of the points.
+      levels: dashed horizontal lines; the y axis always includes them.
+      bands: ranges of x that are shaded behind the lines.
+      from_zero: whether the y axis starts at 0.
+      log: whether the y axis is logarithmic.
+      words: description for screen readers.
 
     Returns:
-      An <svg> element that loads nothing.
+      An <svg> element that loads no other file.
     """
     points = [point for line in lines for point in line.points]
     xs = x_span or [x for x, _ in points] or [0.0]
@@ -164,7 +165,7 @@ def line_chart(
                 f'<text x="{WIDTH - _RIGHT - 4}" y="{_TOP + 12 + 14 * number}" text-anchor="end" '
                 f'style="fill:{colour};font-weight:600">{html.escape(line.name)}</text>'
             )
-    # Drawn after the lines, so that no line hides the words.
+    # After the lines, so that no line hides the labels.
     for level in levels:
         y = up(level.height)
         text = y - 4 if y > _TOP + 12 else y + 12
@@ -179,7 +180,7 @@ def line_chart(
 
 
 def short_number(value: float) -> str:
-    """A number in few characters: 1200000 -> '1.2M', 0.06883 -> '0.0688', 3e-7 -> '3e-07'."""
+    """Formats a number briefly: 1200000 -> '1.2M', 0.06883 -> '0.0688', 3e-7 -> '3e-07'."""
     size = abs(value)
     if size >= 1e6:
         return f'{value / 1e6:.4g}M'
@@ -192,11 +193,11 @@ _Ticks = list[tuple[float, str]]
 
 
 def _axis(low: float, high: float, tight: bool = False) -> tuple[_Ticks, tuple[float, float]]:
-    """The ticks of an axis, round numbers with their labels, and where it starts and ends."""
-    # One value only, or values that differ by rounding errors.
+    """Chooses the ticks of an axis: (round numbers with their labels, (start, end) of the axis)."""
+    # There is only one value, or values differ by rounding errors only.
     if high - low <= 1e-9 * max(abs(low), abs(high)):
         margin = 0.1 * abs(high) or 1.0
-        # Values that are all 0 are most often counts or shares, never negative.
+        # Values that are all 0 are usually counts or shares, so the axis starts at 0.
         low, high = (low - margin if high else 0.0), high + margin
     rough = (high - low) / 4
     power = 10.0 ** math.floor(math.log10(rough))
@@ -216,7 +217,7 @@ def _tick_label(tick: float, step: float, largest: float) -> str:
         return '0' if tick == 0 else short_number(tick).replace('e-0', 'e-')
     decimals = max(0, -math.floor(math.log10(step) + 1e-9))
     if step / 10.0**-decimals % 1 > 1e-6:
-        # Steps of 2.5.
+        # A step of 2.5 needs one decimal more.
         decimals += 1
     return f'{tick:.{decimals}f}'
 

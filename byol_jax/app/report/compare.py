@@ -1,4 +1,4 @@
-"""--mode=compare: runs side by side, in the terminal and as a page."""
+"""--mode=compare: shows runs side by side, in the terminal and as an HTML page."""
 
 from __future__ import annotations
 
@@ -28,36 +28,36 @@ from byol_jax.errors import UserError
 
 _DEFAULT = Path('compare.html')
 
-# In the first bytes of every such page, so that no other file is replaced by one.
+# Marks the pages of this mode in their first bytes, so that no other file is overwritten.
 _GENERATOR = Markup('<meta name="generator" content="byol_jax --mode=compare">')
 
-# Characters of a cell or heading in the terminal, at most. Longer ones are cut in the middle; the
-# page has them whole.
+# Longest cell and heading in the terminal, in characters. Longer ones are cut in the middle; the
+# page shows them whole.
 _CELL, _HEADING = 40, 40
 _GAP = '  '
 
-# Okabe and Ito's colours, distinguishable with any colour vision (jfly.uni-koeln.de/color), without
-# their yellow, which is too light for a line on white. Further runs get other dashes.
+# The colours of Okabe and Ito, which colour-blind people can tell apart (jfly.uni-koeln.de/color),
+# without their yellow, which is too light on white. Further runs get dashed lines.
 _COLOURS = ('#0072B2', '#D55E00', '#009E73', '#CC79A7', '#56B4E9', '#E69F00', '#000000')
 _DASHES = ('', '7 3', '2 3')
 
-# Points of a curve, at most.
+# Number of points of a curve, at most.
 _MOST = 300
 
-# Metrics whose distance from 0 shows a collapse.
+# Metrics that are always drawn from 0, because a value near 0 means collapse.
 _FROM_ZERO = ('loss', 'feature_std', SCALED_STD)
 _LEVELS = {SCALED_STD: Level(1, 'even spread: 1')}
 
 
 def compare(workdirs: str | None, output: Path | None) -> None:
-    """Prints a comparison of runs and writes it as a page; only reads their workdirs.
+    """Prints a comparison of runs and writes it as a page. Changes nothing in their workdirs.
 
     Args:
-      workdirs: of two runs or more, separated by commas.
-      output: the page; None: compare.html in the current folder.
+      workdirs: workdirs of two or more runs, separated by commas.
+      output: the page to write; None for compare.html in the current folder.
 
     Raises:
-      UserError: the runs cannot be compared, or the page would replace something else.
+      UserError: the runs cannot be compared, or the page would overwrite another file.
     """
     path = output or _DEFAULT
     given = [name.strip() for name in (workdirs or '').split(',')]
@@ -76,12 +76,12 @@ def compare(workdirs: str | None, output: Path | None) -> None:
 
 def _check_output(path: Path) -> None:
     if path.suffix.lower() not in ('.html', '.htm'):
-        raise UserError(f'--output={path}: the comparison is a web page, give it a name in .html.')
+        raise UserError(f'--output={path}: a comparison is written to a file that ends in .html.')
     if path.is_dir():
         raise UserError(f'--output={path} is a folder: give the name of a file.')
     if path.exists() and not _is_comparison(path):
         raise UserError(
-            f'{path} is there already and is no page of --mode=compare, so it is not replaced. '
+            f'{path} exists and is not a page of --mode=compare, so it is not replaced. '
             'Give another --output=FILE.html.'
         )
 
@@ -92,12 +92,12 @@ def _is_comparison(path: Path) -> bool:
 
 
 def text_of(names: Sequence[str], tables: Sequence[Table], width: int) -> str:
-    """Tables as text for the terminal.
+    """Formats tables as text for the terminal.
 
     Args:
-      names: of the runs, the columns.
-      tables: to write.
-      width: characters per line. Columns that do not fit follow below, at least one per block.
+      names: names of the runs, which are the columns.
+      tables: the tables.
+      width: characters per line. Columns that do not fit are continued in a block below.
     """
     parts = []
     for table in tables:
@@ -148,13 +148,13 @@ class _ShownRun(NamedTuple):
     """A run as templates/compare.html shows it.
 
     Attributes:
-      name: of the run.
-      workdir: as it was given.
-      swatch: a short stretch of its line, SVG.
+      name: name of the run.
+      workdir: its workdir, as given.
+      swatch: a short piece of its line for legends, SVG.
       alarms: lines of alarms.jsonl that raised an alarm.
-      views: views.png as a data: address; '' if it cannot be shown.
-      no_views: why.
-      command: that started it.
+      views: views.png as a data: URI; '' if it cannot be shown.
+      no_views: why `views` is ''.
+      command: the command line that started it.
     """
 
     name: str
@@ -167,7 +167,7 @@ class _ShownRun(NamedTuple):
 
 
 class _Figure(NamedTuple):
-    """A metric of all runs in one chart (SVG), and the runs that have it."""
+    """A chart (SVG) of a metric over all runs, and the runs that have the metric."""
 
     metric: str
     chart: Markup
@@ -178,12 +178,12 @@ def write_comparison(path: Path, runs: Sequence[RunRecord], tables: Sequence[Tab
     """Writes the page.
 
     Args:
-      path: of the page.
-      runs: in the order of the columns.
-      tables: of these runs.
+      path: file to write.
+      runs: the runs, in the order of the columns.
+      tables: the tables of these runs.
 
     Raises:
-      OSError: it could not be written; what was there still is.
+      OSError: it cannot be written; an older file of that name is kept.
     """
     shown = [_shown(number, run) for number, run in enumerate(runs)]
     write_page(
@@ -199,7 +199,7 @@ def write_comparison(path: Path, runs: Sequence[RunRecord], tables: Sequence[Tab
 
 
 def mark(number: int) -> tuple[str, str]:
-    """Colour and dash of a run by its number, from 0; they repeat after 21 runs."""
+    """Colour and dash of the line of run `number`, counted from 0; they repeat after 21 runs."""
     return (
         _COLOURS[number % len(_COLOURS)],
         _DASHES[number // len(_COLOURS) % len(_DASHES)],
@@ -225,12 +225,12 @@ def _shown(number: int, run: RunRecord) -> _ShownRun:
 
 
 def _figures(runs: Sequence[RunRecord], shown: Sequence[_ShownRun], axis: str) -> list[_Figure]:
-    """A chart for every metric that any run has.
+    """Draws a chart for every metric that any run has.
 
     Args:
-      runs: to draw, each with its mark.
+      runs: the runs.
       shown: the same runs, for the legends.
-      axis: 'step' or 'epoch', of the records.
+      axis: 'step' or 'epoch', the x axis.
     """
     figures = []
     for metric in metric_names(record for run in runs for record in run.records):
@@ -246,7 +246,7 @@ def _figures(runs: Sequence[RunRecord], shown: Sequence[_ShownRun], axis: str) -
             lines,
             x_label=axis,
             levels=[_LEVELS[metric]] if metric in _LEVELS else (),
-            # Other axes zoom in on where the runs differ.
+            # Otherwise the axis zooms in on the range in which the runs differ.
             from_zero=metric in _FROM_ZERO or 0 <= min(heights) < max(heights) / 2,
             words=f'{metric} over the {axis}s of {", ".join(each.name for each in drawn)}',
         )

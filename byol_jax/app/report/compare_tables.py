@@ -1,4 +1,4 @@
-"""Runs as their workdirs tell of them, and side by side as tables; read only, never executed."""
+"""Reads runs from their workdirs and makes tables that compare them. Nothing read is executed."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from byol_jax.app.plan import total_steps
 from byol_jax.app.workdir import MISSING, completed, differences
 from byol_jax.errors import UserError, did_you_mean
 
-# Added to each record with a feature std: 1 for evenly spread projections, 0 for a collapse. Unlike
-# the feature std it can be compared between projections of different sizes P.
+# A metric added to each record with a feature std: 1 for evenly spread projections, 0 for collapse.
+# Unlike the feature std it can be compared between projections of different sizes P.
 SCALED_STD = 'feature_std x sqrt(P)'
 
-# In a cell: the run does not have it.
+# The cell of a run that lacks the value.
 NONE = '-'
 
-# The first rows; other metrics follow in the order of the records.
+# The first metrics of a table. Others follow in the order of the records.
 _FIRST = (
     'loss',
     'feature_std',
@@ -42,19 +42,19 @@ _SHARE_PREFIXES = ('knn_', 'recall_', 'linear', 'probe', 'ridge')
 
 
 class RunRecord(NamedTuple):
-    """What is known of a run.
+    """What the workdir of a run contains.
 
     Attributes:
-      name: short, and different for each run of a comparison.
-      workdir: as it was given.
-      state: for people: finished, under way or stopped, and at which step.
-      config: resolved, JSON values.
-      examples: of the training data; 0 if data.json is not there.
-      records: of metrics.jsonl, oldest first, with SCALED_STD.
+      name: a short name, different for each run of a comparison.
+      workdir: the workdir, as given.
+      state: in words: finished, under way or stopped, and at which step.
+      config: the resolved config, JSON values.
+      examples: number of training examples; 0 if there is no data.json.
+      records: the records of metrics.jsonl, oldest first, with SCALED_STD added.
       alarms: lines of alarms.jsonl.
-      evaluation: of evaluation.json; {} if it is not there.
-      results: of results.json; {} if it is not there.
-      command: that started it; '' if it is not known.
+      evaluation: content of evaluation.json; {} if there is none.
+      results: content of results.json; {} if there is none.
+      command: the command line that started it; '' if unknown.
     """
 
     name: str
@@ -70,7 +70,7 @@ class RunRecord(NamedTuple):
 
     @property
     def step(self) -> int:
-        """The last one logged; 0 before the first."""
+        """The last logged step; 0 if there is none."""
         return self.records[-1]['step'] if self.records else 0
 
 
@@ -85,9 +85,9 @@ class Table(NamedTuple):
     """Rows under a title.
 
     Attributes:
-      title: above them.
-      note: how to read them, a sentence or ''.
-      rows: may be empty if there is a note.
+      title: title above the rows.
+      note: how to read the rows, a sentence or ''.
+      rows: the rows; may be empty if there is a note.
     """
 
     title: str
@@ -99,10 +99,10 @@ def read_runs(workdirs: Sequence[Path]) -> list[RunRecord]:
     """Reads runs to compare, and writes nothing.
 
     Args:
-      workdirs: of two runs or more.
+      workdirs: workdirs of two or more runs.
 
     Raises:
-      UserError: there are fewer than two, one is given twice, is no run or is damaged.
+      UserError: there are fewer than two, one is given twice, or one is no workdir or is damaged.
     """
     for workdir in workdirs:
         _check_is_run(workdir)
@@ -120,7 +120,7 @@ def read_runs(workdirs: Sequence[Path]) -> list[RunRecord]:
         others = _runs_in(workdirs[0].resolve().parent) if workdirs else []
         beside = [p.name for p in others if p.resolve() not in seen]
         raise UserError(
-            f'--mode=compare puts two runs or more side by side; --workdirs names {given}.'
+            f'--mode=compare needs two or more runs; --workdirs names {given}.'
             + (f' Beside it: {_some(beside)}.' if beside else '')
             + ' Write --workdirs=A,B.'
         )
@@ -130,7 +130,7 @@ def read_runs(workdirs: Sequence[Path]) -> list[RunRecord]:
 
 
 def names(workdirs: Sequence[Path]) -> list[str]:
-    """The last parts of the paths: as few as make the names unique."""
+    """The last parts of the paths, as few as make the names unique."""
     parts = [workdir.resolve().parts for workdir in workdirs]
     for count in range(1, max(map(len, parts)) + 1):
         found = ['/'.join(p[-count:]) for p in parts]
@@ -168,7 +168,7 @@ def _read_run(workdir: Path, name: str) -> RunRecord:
     except (KeyError, TypeError) as error:
         raise UserError(
             f'{workdir / "config.json"} is not the config of a run of byol_jax: {error} is missing '
-            'or no value of its kind.'
+            'or of the wrong type.'
         ) from error
     records = read_metrics(workdir)
     for record in records:
@@ -190,7 +190,7 @@ def _read_run(workdir: Path, name: str) -> RunRecord:
 
 
 def _read_json(path: Path) -> dict[str, Any]:
-    """The object in a file; {} if it is not there."""
+    """The JSON object in a file; {} if there is no file."""
     if not path.exists():
         return {}
     try:
@@ -204,7 +204,7 @@ def _read_json(path: Path) -> dict[str, Any]:
 
 def _state(workdir: Path, step: int, total: int) -> str:
     of = f'step {step:,}' if step else 'no step logged yet'
-    # Unknown if the length is in epochs and data.json is missing.
+    # The total is unknown if the length is given in epochs and data.json is missing.
     of += f' of {total:,}' if total else ''
     if _is_training(workdir):
         return f'under way: {of}'
@@ -240,7 +240,7 @@ def _some(names: Sequence[str]) -> str:
 
 
 def tables(runs: Sequence[RunRecord]) -> list[Table]:
-    """All tables with content, in the order to read them in."""
+    """All tables that have content, in the order of the page."""
     made = [
         _overview(runs),
         _configs(runs),
@@ -254,7 +254,7 @@ def tables(runs: Sequence[RunRecord]) -> list[Table]:
 
 
 def metric_names(records: Iterable[Mapping[str, Any]]) -> list[str]:
-    """The metrics that any record has, in the order to show them in."""
+    """The metrics that any record has, in the order in which tables show them."""
     found = dict.fromkeys(name for record in records for name in record)
     first = [name for name in _FIRST if name in found]
     return first + [name for name in found if name not in (*first, 'step', 'epoch')]
@@ -266,7 +266,7 @@ def per_epoch_differs(runs: Sequence[RunRecord]) -> bool:
 
 
 def show(name: str, value: Any) -> str:
-    """The value of a metric in few characters."""
+    """Formats the value of a metric briefly."""
     if value is None:
         return NONE
     if isinstance(value, bool) or not isinstance(value, int | float):
@@ -275,7 +275,7 @@ def show(name: str, value: Any) -> str:
         return f'{value:.1%}'
     if isinstance(value, int) or value == 0 or abs(value) >= 1000:
         return f'{value:,.0f}'
-    # Near 1 four digits would hide the differences.
+    # These are near 1, where four digits would hide the differences.
     return f'{value:.6f}' if name == 'tau' or name.endswith('cosine') else f'{value:#.4g}'
 
 
@@ -297,7 +297,7 @@ def _overview(runs: Sequence[RunRecord]) -> Table:
 
 
 def _configs(runs: Sequence[RunRecord]) -> Table:
-    # Else a run of an older version would differ in every key that was renamed or added since.
+    # Completed, or a run of an older version would differ in every renamed or added key.
     differing = differences([completed(run.config) for run in runs])
     rows = [
         Row(key, tuple(NONE if value is MISSING else _config_value(value) for value in values))
@@ -331,9 +331,9 @@ def _last_values(runs: Sequence[RunRecord]) -> Table:
 
 
 def _at_the_same_step(runs: Sequence[RunRecord]) -> Table:
-    """Values at the last step (or epoch) that all have reached.
+    """Values at the last step (or epoch) that all runs with records have reached.
 
-    Empty if all runs with records are equally far, or fewer than two have a record that early.
+    Empty if all of them are equally far, or if fewer than two have a record up to there.
     """
     axis = 'epoch' if per_epoch_differs(runs) else 'step'
     last = [run.records[-1][axis] for run in runs if axis in (run.records or [{}])[-1]]
@@ -348,7 +348,7 @@ def _at_the_same_step(runs: Sequence[RunRecord]) -> Table:
         Row(name, tuple(show(name, record.get(name)) for record in records))
         for name in ('step', *metric_names(records))
     ]
-    note = 'The furthest that all runs with records have come: the last record of each up to there.'
+    note = 'The last record of each run up to the point that all runs with records have reached.'
     return Table(f'At {axis} {show("", common)}', note, rows)
 
 
@@ -380,7 +380,7 @@ def _protocols(runs: Sequence[RunRecord]) -> str:
     found = list(dict.fromkeys(r.results['protocol'] for r in runs if r.results.get('protocol')))
     if len(found) == 1:
         return found[0]
-    return 'Not measured alike: ' + ' / '.join(found) if found else ''
+    return 'Measured in different ways: ' + ' / '.join(found) if found else ''
 
 
 def _evaluations(runs: Sequence[RunRecord]) -> Table:
@@ -398,7 +398,7 @@ def _evaluations(runs: Sequence[RunRecord]) -> Table:
     )
     data = [run.evaluation.get('data') for run in runs if run.evaluation]
     alike = all(each == data[0] for each in data)
-    note = '' if alike else 'Not measured on the same data: evaluation.json of each says on what.'
+    note = '' if alike else 'Measured on different data, see evaluation.json of each run.'
     return Table('Evaluation', note, rows)
 
 
@@ -414,5 +414,5 @@ def _alarms(runs: Sequence[RunRecord]) -> Table:
         return f'{worst} from step {raised[0]["step"]:,}{end}'
 
     names = list(dict.fromkeys(alarm['name'] for run in runs for alarm in run.alarms))
-    note = '' if names else 'None was raised in any run.'
+    note = '' if names else 'No alarm was raised in any run.'
     return Table('Alarms', note, _rows(runs, names, cell))

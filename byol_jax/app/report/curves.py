@@ -1,4 +1,4 @@
-"""The curves of the report: every monitor over the steps, with its healthy level and alarms."""
+"""The curves of the report: every metric over the steps, with healthy levels and alarms."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from byol_jax.app.alarm_log import OVER
 from byol_jax.app.alarms import ALARM, Alarm, Facts, History, LossScale
 from byol_jax.app.report.charts import Band, Level, Line, Point, line_chart, short_number, thin
 
-# How far a step moves the weights, relative to their length: of two values of the record.
+# A metric computed from two others: the norm of an update over the norm of the weights.
 UPDATE_SHARE = 'update_norm / parameter_norm'
 
 _SIMSIAM = 'SimSiam, arXiv:2011.10566, Section 4.1'
@@ -21,13 +21,13 @@ _OWN = 'measured, docs/monitors.md'
 
 
 class Curve(NamedTuple):
-    """What the report says of a metric.
+    """How the report shows a metric.
 
     Attributes:
-      metric: its name in the records.
-      title: for people.
-      note: what to read from it.
-      from_zero: its axis starts at 0.
+      metric: name of the metric in the records.
+      title: title of the chart.
+      note: what the metric means, briefly.
+      from_zero: whether the y axis starts at 0.
     """
 
     metric: str
@@ -37,13 +37,13 @@ class Curve(NamedTuple):
 
 
 class Figure(NamedTuple):
-    """A curve, drawn.
+    """The chart of a curve.
 
     Attributes:
-      title: for people.
-      latest: the last value.
-      note: what to read from it.
-      chart: SVG.
+      title: title of the chart.
+      latest: the last value, as text.
+      note: what the metric means and the source of its level.
+      chart: the chart, SVG.
     """
 
     title: str
@@ -53,30 +53,30 @@ class Figure(NamedTuple):
 
 
 class Group(NamedTuple):
-    """The figures of one subject, under a title."""
+    """Figures under a common title."""
 
     title: str
     figures: list[Figure]
 
 
-# By subject. A curve is drawn if the records have its metric.
+# The curves by the title of their group. A curve is drawn only if the records have its metric.
 GROUPS: dict[str, tuple[Curve, ...]] = {
     'Learning': (
-        Curve('loss', 'Loss', 'it falls in a collapse too'),
+        Curve('loss', 'Loss', 'it also falls in a collapse'),
         Curve('knn_20', '20 nearest neighbours', 'accuracy on held-out pictures', True),
         Curve('knn_200', '200 nearest neighbours', 'accuracy on held-out pictures', True),
         Curve('online_probe_accuracy', 'Online probe', 'accuracy of a linear classifier', True),
         Curve('online_probe_loss', 'Online probe, loss', 'cross-entropy of that classifier', True),
-        Curve('recall_1', 'Recall at 1', 'its other view is the nearest picture', True),
-        Curve('recall_5', 'Recall at 5', 'its other view is among the nearest five', True),
+        Curve('recall_1', 'Recall at 1', 'a view is nearest to the other of its picture', True),
+        Curve('recall_5', 'Recall at 5', 'the other view is among the nearest five', True),
     ),
     'Features': (
         Curve('feature_std', 'Feature std', 'of unit-length projections; 0 is collapse', True),
         Curve('rankme_projection', 'RankMe, projection', 'directions in use', True),
         Curve('rankme_representation', 'RankMe, representation', 'directions in use', True),
-        Curve('representation_std', 'Representation std', 'compare with its start', True),
-        Curve('alignment', 'Alignment', 'distance of two views of a picture', True),
-        Curve('uniformity', 'Uniformity', 'of different pictures; 0 is collapse'),
+        Curve('representation_std', 'Representation std', 'compare with its first value', True),
+        Curve('alignment', 'Alignment', 'distance between two views of a picture', True),
+        Curve('uniformity', 'Uniformity', 'spread of different pictures; 0 is collapse'),
         Curve('online_target_cosine', 'Online and target', 'cosine of their projections'),
         Curve('prediction_target_cosine', 'Prediction and target', 'cosine, of different views'),
         Curve('prediction_projection_cosine', 'Prediction and projection', 'cosine'),
@@ -85,20 +85,20 @@ GROUPS: dict[str, tuple[Curve, ...]] = {
     'Optimisation': (
         Curve('learning_rate', 'Learning rate', 'linear warm-up, then cosine to 0', True),
         Curve('tau', 'tau', 'of the target network; rises to 1'),
-        Curve('gradient_norm', 'Gradient', 'length over all online parameters', True),
-        Curve('update_norm', 'Step', 'length over all online parameters', True),
-        Curve('parameter_norm', 'Weights', 'length of all online parameters'),
-        Curve(UPDATE_SHARE, 'Step / weights', 'how far a step moves the weights', True),
-        Curve('stats_spread', 'Batch statistics', 'how far devices differ', True),
+        Curve('gradient_norm', 'Gradient', 'norm over all online parameters', True),
+        Curve('update_norm', 'Update', 'norm over all online parameters', True),
+        Curve('parameter_norm', 'Weights', 'norm of all online parameters'),
+        Curve(UPDATE_SHARE, 'Update / weights', 'how far a step moves the weights', True),
+        Curve('stats_spread', 'Batch statistics', 'difference between devices', True),
     ),
     'Speed': (
         Curve('images_per_second', 'Images a second', 'pairs of views, over all devices', True),
         Curve('input_wait_fraction', 'Input wait', 'share of the time without a batch', True),
-        Curve('bad_files', 'Bad files', 'could not be read', True),
+        Curve('bad_files', 'Bad files', 'files that could not be read', True),
     ),
 }
 
-# The curves on which an alarm is marked.
+# The metrics on whose charts an alarm is marked.
 _MARKED = {
     'collapse': ('feature_std', 'rankme_projection'),
     'trivial_loss': ('loss', 'feature_std'),
@@ -112,7 +112,7 @@ _MARKED = {
 
 
 def levels_of(facts: Facts) -> dict[str, tuple[Level, str]]:
-    """The levels to compare with, by metric, each with its source."""
+    """The level to compare each metric with, and the source of that level, by metric."""
     size, chance = facts.projection_size, facts.loss_scale.chance
     return {
         'loss': (Level(chance, f'chance: {chance:g}'), 'a prediction unrelated to its target'),
@@ -130,14 +130,15 @@ def levels_of(facts: Facts) -> dict[str, tuple[Level, str]]:
 
 
 def draw_curves(records: History, facts: Facts, alarms: Sequence[Alarm]) -> list[Group]:
-    """Every metric of the records over the steps, by subject.
+    """Draws every metric of the records over the steps, in groups.
 
-    Metrics that are not in GROUPS, such as a method's own, come last, under their names.
+    Metrics that are not in GROUPS, such as a method's own, come last, under their own names.
 
     Args:
-      records: of metrics.jsonl, oldest first. Long ones are thinned; their extremes stay.
-      facts: of the run, for the levels.
-      alarms: the lines of alarms.jsonl; each alarm is shaded from raised to over.
+      records: records of metrics.jsonl, oldest first. Long lines are thinned and keep their
+        extremes.
+      facts: facts of the run, for the levels.
+      alarms: the lines of alarms.jsonl; each alarm is shaded from raised to cleared.
     """
     if not records:
         return []
@@ -163,7 +164,7 @@ def draw_curves(records: History, facts: Facts, alarms: Sequence[Alarm]) -> list
 
 
 def _with_scale(loss: Curve, scale: LossScale) -> Curve:
-    """The curve of the loss with what the method says of its values."""
+    """Adds the range of the method's loss to the note of the loss curve."""
     if math.isfinite(scale.highest):
         spanned = f'{scale.lowest:g} to {scale.highest:g}'
     else:
@@ -194,7 +195,7 @@ def _figure(
 
 
 def _points(records: History, metric: str) -> list[Point]:
-    """The finite values of a metric, by step."""
+    """The finite values of a metric: (step, value)."""
     if metric == UPDATE_SHARE:
         step, weights = 'update_norm', 'parameter_norm'
         pairs = [(r['step'], r[step] / r[weights]) for r in records if step in r and r.get(weights)]
@@ -204,9 +205,9 @@ def _points(records: History, metric: str) -> list[Point]:
 
 
 def _bands(alarms: Sequence[Alarm], last_step: float) -> dict[str, list[Band]]:
-    """The bands to shade while alarms stood, by metric."""
+    """The bands that mark alarms, from raised to cleared, by metric."""
     bands: dict[str, list[Band]] = {}
-    # An alarm that comes and goes with every record is one band, not thousands.
+    # Join near bands, so that an alarm that flickers with every record is not thousands of bands.
     near = last_step / 200
     for number, alarm in enumerate(alarms):
         if alarm.severity == OVER:

@@ -1,4 +1,4 @@
-"""What an encoder makes of pictures: the spectrum of its features, their map, and neighbours."""
+"""Illustrations of an encoder: spectrum of its features, maps of pictures, nearest neighbours."""
 
 from __future__ import annotations
 
@@ -32,10 +32,10 @@ from byol_jax.sources.base import Source
 
 _SHOWN_QUERIES, _SHOWN_NEIGHBOURS = 8, 6
 _THUMBNAIL = 96
-# Pictures on a map: few enough for a phone, and 90 KB in all.
+# Number of pictures on a map: few enough for a phone, and about 90 KB.
 _ON_MAP = 256
 
-# Singular values below this share of the largest are noise of float32 features.
+# Singular values below this share of the largest one are rounding noise of float32 features.
 _SMALLEST = 1e-8
 
 
@@ -43,8 +43,8 @@ class Spectrum(NamedTuple):
     """A chart of singular values.
 
     Attributes:
-      chart: SVG.
-      ranks: RankMe of each encoder, in words.
+      chart: the chart, SVG.
+      ranks: a line with RankMe of each encoder.
     """
 
     chart: Markup
@@ -52,14 +52,14 @@ class Spectrum(NamedTuple):
 
 
 class Map(NamedTuple):
-    """Pictures laid out by their features.
+    """A map: pictures placed by their features.
 
     Attributes:
-      name: one word, for programs.
-      title: how they were laid out.
-      note: what to know.
-      picture: the sheet.
-      uri: the sheet for a page.
+      name: short name, 'pca' or 'umap'.
+      title: title on the page.
+      note: how to read the map.
+      picture: the map.
+      uri: the map as a data: URI.
     """
 
     name: str
@@ -70,7 +70,7 @@ class Map(NamedTuple):
 
 
 class ShownThumbnail(NamedTuple):
-    """A `Thumbnail` for a page: its picture as a data: address."""
+    """A `Thumbnail` for a page, with its picture as a data: URI."""
 
     uri: str
     caption: str
@@ -78,15 +78,15 @@ class ShownThumbnail(NamedTuple):
 
 
 class Illustrations(NamedTuple):
-    """What the report shows of encoders.
+    """The illustrations of the report.
 
     Attributes:
-      pictures: how many features the spectrum is of.
-      spectrum: of all encoders; None: not shown.
-      maps: of the last encoder.
-      legend: label and colour of the borders of the maps; none without labels.
+      pictures: number of pictures whose features the spectrum is computed from.
+      spectrum: spectrum of all encoders; None if it is not shown.
+      maps: maps by the last encoder.
+      legend: (label, colour) of the borders on the maps; empty without labels.
       missing: a line on a map that could not be made, or ''.
-      neighbours: queries with the pictures nearest to them, by the last encoder.
+      neighbours: queries with their nearest pictures, by the last encoder.
     """
 
     pictures: int = 0
@@ -98,7 +98,7 @@ class Illustrations(NamedTuple):
 
     @property
     def labelled(self) -> bool:
-        """Whether the neighbours are compared by label."""
+        """Whether the neighbours show if their label is that of the query."""
         return any(each.same is not None for _, found in self.neighbours for each in found)
 
 
@@ -109,14 +109,15 @@ def show_evaluations(
     step: int,
     with_umap: bool,
 ) -> Illustrations:
-    """Draws spectrum, maps and nearest neighbours; the pictures go to the log too.
+    """Draws spectrum, maps and nearest neighbours, and logs the pictures too.
 
     Args:
-      evaluations: of encoders, by name. The spectrum shows all, the others the last one.
-      run: theirs.
-      log: for the pictures.
-      step: of the last encoder.
-      with_umap: a map by UMAP too, which may take a minute.
+      evaluations: evaluations of encoders, by name. The spectrum shows all of them, the maps and
+        neighbours only the last one.
+      run: the run that the encoders belong to.
+      log: the metrics log that gets the pictures.
+      step: step of the last encoder.
+      with_umap: whether to draw a map by UMAP too, which may take a minute.
     """
     last = [*evaluations.values()][-1]
     key = run.config.data.pair_keys[0]
@@ -138,10 +139,10 @@ def show_evaluations(
 
 
 def draw_spectrum(spectra: Mapping[str, np.ndarray]) -> Spectrum:
-    """Singular values over the largest one, on a logarithmic axis, and RankMe.
+    """Draws singular values relative to the largest one, on a logarithmic axis.
 
     Args:
-      spectra: float64 [K], falling, of each encoder by name.
+      spectra: singular values of each encoder by name: float64 [K], in descending order.
     """
     lines, ranks = [], []
     for name, sigma in spectra.items():
@@ -159,7 +160,7 @@ def draw_spectrum(spectra: Mapping[str, np.ndarray]) -> Spectrum:
 
 
 def for_page(rows: Sequence[Row]) -> list[tuple[ShownThumbnail, list[ShownThumbnail]]]:
-    """Rows of neighbours with their pictures as data: addresses."""
+    """Converts the pictures in rows of neighbours to data: URIs."""
 
     def shown(thumbnail: Thumbnail) -> ShownThumbnail:
         return ShownThumbnail(data_uri(thumbnail.picture), thumbnail.caption, thumbnail.same)
@@ -170,7 +171,11 @@ def for_page(rows: Sequence[Row]) -> list[tuple[ShownThumbnail, list[ShownThumbn
 def _maps(
     evaluation: Evaluation, key: str, with_umap: bool
 ) -> tuple[list[Map], Legend | None, str]:
-    """The maps of the gallery, their colours if there are labels, and what could not be made."""
+    """Draws the maps of the gallery.
+
+    Returns:
+      The maps, their colours (None without labels), and a line on a map that could not be made.
+    """
     gallery, features = evaluation.gallery, evaluation.features
     positions = sampled(len(gallery))
     shown = np.linspace(0, len(positions) - 1, min(len(positions), _ON_MAP)).astype(int)
@@ -183,8 +188,8 @@ def _maps(
         borders = colours.of_example if colours else None
         sheet = map_picture(thumbnails, places[shown], borders)
         words = (
-            f'{len(shown):,} of the {len(features):,} training pictures laid out{note} Each '
-            'picture is put into the free cell nearest to its place; axes are stretched.'
+            f'{len(shown):,} of {len(features):,} training pictures{note} Each picture is put into '
+            'the free cell nearest to its place; the axes are stretched.'
         )
         return Map(name, title, words, sheet, data_uri(sheet))
 
@@ -194,7 +199,7 @@ def _maps(
             'pca',
             'By PCA',
             f'. The axes show {plane.shares[0]:.0%} and {plane.shares[1]:.0%} of the variance '
-            'of the features at unit length.',
+            'of the unit-length features.',
             plane.places,
         )
     ]
@@ -204,13 +209,13 @@ def _maps(
         return maps, colours, UMAP_MISSING
     if len(features) < UMAP_FEWEST:
         return maps, colours, f'No map by UMAP: it needs at least {UMAP_FEWEST} pictures.'
-    note = '; near ones are alike (cosine), far ones need not differ more.'
+    note = '. Near pictures are alike (cosine); far ones need not differ more than others.'
     maps.append(draw('umap', 'By UMAP', note, umap(features)))
     return maps, colours, ''
 
 
 def _neighbours(evaluation: Evaluation, key: str) -> list[Row]:
-    """A few queries, each with the pictures of the gallery nearest to it."""
+    """A few queries, each with its nearest pictures of the gallery."""
     rows: list[Row] = []
     nearest = evaluation.neighbours
     for query in _spread(evaluation.queries):
@@ -232,7 +237,7 @@ def _neighbours(evaluation: Evaluation, key: str) -> list[Row]:
 
 
 def _spread(queries: Source) -> list[int]:
-    """A few queries: the middle one of each of the first labels, or evenly spaced ones."""
+    """Chooses a few queries: the middle one of each of the first labels, or evenly spaced ones."""
     if queries.labels is None:
         return list(np.unique(np.linspace(0, len(queries) - 1, _SHOWN_QUERIES).astype(int)))
     members = [np.flatnonzero(queries.labels == label) for label in np.unique(queries.labels)]
@@ -250,6 +255,6 @@ def _thumbnail(source: Source, index: int, key: str) -> Image.Image:
     try:
         picture = source.load(index, key)
     except BadPicture:
-        # The file became unreadable since it was encoded; the report goes on without it.
+        # The file was readable when it was encoded. The report goes on without it.
         return Image.new('RGB', (_THUMBNAIL, _THUMBNAIL), 'lightgrey')
     return fit(picture, _THUMBNAIL)

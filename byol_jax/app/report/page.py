@@ -1,4 +1,4 @@
-"""Pages: a template of templates/ filled in, and written as one HTML file that loads nothing."""
+"""Renders templates/ to HTML pages, each a single file that loads no other."""
 
 from __future__ import annotations
 
@@ -16,39 +16,41 @@ from byol_jax.files import write_whole
 
 
 def render(template: str, **values: Any) -> str:
-    """A template filled in; values are escaped unless they are `Markup`.
+    """Renders a template; values are escaped unless they are `Markup`.
 
     Args:
-      template: its file in templates/.
-      values: what it names. A name that is not given is an error, not an empty string.
+      template: name of a file in templates/.
+      **values: values of the template's variables. A missing one is an error, not an empty string.
     """
     return _TEMPLATES.get_template(template).render(values)
 
 
 def write_page(path: Path, template: str, **values: Any) -> None:
-    """Writes a page as a whole; characters that are no UTF-8 (in the name of a file) are escaped.
+    """Renders a template and writes the page, replacing an existing file.
+
+    Characters that UTF-8 cannot encode (they occur in names of files) are escaped.
 
     Args:
-      path: of the page.
-      template: its file in templates/.
-      values: what it names.
+      path: file to write.
+      template: name of a file in templates/.
+      **values: values of the template's variables.
 
     Raises:
-      OSError: it could not be written; what was there still is.
+      OSError: it cannot be written; an older file of that name is kept.
     """
     encoded = render(template, **values).encode(errors='backslashreplace')
     write_whole(path, lambda partial: partial.write_bytes(encoded))
 
 
 def data_uri(image: Image.Image) -> str:
-    """A picture as a data: address, as JPEG (a tenth of the size of a photograph's PNG)."""
+    """A picture as a data: URI of a JPEG, which takes a tenth of the size of a PNG."""
     buffer = io.BytesIO()
     image.convert('RGB').save(buffer, 'JPEG', quality=85, optimize=True)
     return 'data:image/jpeg;base64,' + base64.b64encode(buffer.getvalue()).decode()
 
 
 def breakable(name: str) -> Markup:
-    """A name that may be broken into lines after '_', '.' and '/'."""
+    """A name in which lines may break after '_', '.' and '/'."""
     return Markup(re.sub('([_./])', r'\1<wbr>', str(escape(name))))
 
 

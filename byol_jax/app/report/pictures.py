@@ -1,4 +1,4 @@
-"""The pictures of a run: views.png, thumbnails, and the sheets of neighbours and of the map."""
+"""The pictures of a run: views.png, thumbnails, the sheet of neighbours and the map."""
 
 from __future__ import annotations
 
@@ -17,20 +17,21 @@ from byol_jax.input.feed import shown_views
 from byol_jax.input.stream import Stream
 from byol_jax.sources.bad_files import BadFile
 
-# Rows of views.png.
+# Number of rows of views.png.
 _ROWS = 8
-# Pixels around the cells of views.png, and above them for the headings.
+# Pixels between the cells of views.png, and above them for the headings.
 _VIEWS_GAP, _VIEWS_HEADER = 6, 16
 
-# Pixels between the cells of the neighbours' sheet, and of a cell's border.
+# The neighbours' sheet: pixels between cells, width of a cell's border, and its colour by whether
+# the label is that of the query (None: not known).
 _SHEET_GAP, _SHEET_BORDER = 4, 3
 _FRAMES = {True: '#2b8a57', False: '#c2452d', None: 'white'}
 
-# Pixels of a cell of the map, its border and the room between two cells.
+# The map: side of a cell, width of its border and space between two cells, in pixels.
 CELL, BORDER, _GAP = 44, 3, 2
-# Labels with a colour of their own; the rarest ones share a grey.
+# Number of labels that get a colour; the rarest labels beyond that share a grey.
 _MOST_COLOURS = 20
-# For up to ten labels: colours that are easily told apart (Tableau 10).
+# Colours for up to ten labels, easily told apart (Tableau 10).
 _TEN = (
     *('#4e79a7', '#f28e2b', '#e15759', '#76b7b2', '#59a14f'),
     *('#edc948', '#b07aa1', '#ff9da7', '#9c755f', '#bab0ac'),
@@ -42,9 +43,9 @@ class Thumbnail(NamedTuple):
     """A small picture with a caption.
 
     Attributes:
-      picture: of any size.
-      caption: below it.
-      same: whether its label is the query's; None if that is not known.
+      picture: the picture, of any size.
+      caption: text below it.
+      same: whether its label is that of the query; None if not known.
     """
 
     picture: Image.Image
@@ -61,7 +62,7 @@ class Legend(NamedTuple):
 
     Attributes:
       of_example: the colour of each example, '#rrggbb'.
-      names: each label with its colour, the most frequent first.
+      names: (label, colour), the most frequent label first.
     """
 
     of_example: list[str]
@@ -69,16 +70,16 @@ class Legend(NamedTuple):
 
 
 def draw_views(run: Run, workdir: Path) -> list[BadFile]:
-    """Writes views.png: for the first examples of the run, the original(s), view 1 and view 2.
+    """Writes views.png: the original, view 1 and view 2 of the run's first examples.
 
-    There are two originals where the views are made from two pictures.
+    There are two originals if the views are made from two pictures.
 
     Args:
-      run: to show.
-      workdir: of the run.
+      run: the run.
+      workdir: folder to write views.png to.
 
     Returns:
-      The files that could not be read; as in training, other pictures are in their place.
+      The files that could not be read. As in training, other pictures are shown instead.
     """
     stream = Stream(run.data.train, run.views, run.config.seed)
     positions = _first_of_each_label(stream)
@@ -100,7 +101,7 @@ def draw_views(run: Run, workdir: Path) -> list[BadFile]:
 
 
 def _first_of_each_label(stream: Stream) -> list[int]:
-    """Positions of the stream to show: the first of each label, then the next ones."""
+    """Positions in the stream to show: the first of each label, then the next ones."""
     source = stream.source
     labels = source.labels if source.labels_at_hand else None
     positions = list(range(min(len(source), 64 * _ROWS)))
@@ -119,12 +120,12 @@ def _first_of_each_label(stream: Stream) -> list[int]:
 def views_picture(
     rows: Sequence[tuple[np.ndarray, ...]], columns: Sequence[str], side: int
 ) -> Image.Image:
-    """A grid of pictures with a heading over each column.
+    """Draws a grid of pictures with a heading over each column.
 
     Args:
-      rows: pictures of any size, uint8 [H, W, 3], one for each column.
-      columns: the headings.
-      side: of each cell, pixels; pictures are scaled to fit, never cropped.
+      rows: for each row a picture per column, uint8 [H, W, 3] of any size.
+      columns: headings of the columns.
+      side: side of a cell in pixels; pictures are scaled to fit, never cropped.
     """
     width = _VIEWS_GAP + len(columns) * (side + _VIEWS_GAP)
     sheet = Image.new('RGB', (width, _VIEWS_HEADER + len(rows) * (side + _VIEWS_GAP)), 'white')
@@ -141,26 +142,26 @@ def views_picture(
 
 
 def fit(picture: np.ndarray, side: int) -> Image.Image:
-    """A picture, uint8 [H, W, 3], scaled so that its longer side is `side` pixels."""
+    """Scales a picture, uint8 [H, W, 3], so that its longer side has `side` pixels."""
     height, width = picture.shape[:2]
     scale = side / max(height, width)
     size = max(1, round(width * scale)), max(1, round(height * scale))
-    # Enlarged pixels stay sharp: what the network sees is what is shown.
+    # Enlarge without smoothing, to show the very pixels that the network gets.
     method = Image.Resampling.NEAREST if scale > 1 else Image.Resampling.BICUBIC
     return Image.fromarray(np.ascontiguousarray(picture)).resize(size, method)
 
 
 def save_picture(image: Image.Image, path: Path) -> None:
-    """Writes a PNG, replacing an old one as a whole."""
+    """Writes a PNG, replacing an existing file."""
     write_whole(path, lambda partial: image.save(partial, 'PNG'))
 
 
 def neighbours_picture(rows: Sequence[Row], side: int) -> Image.Image:
-    """Queries and what was found for them as one picture, a row for each query.
+    """Draws queries and their neighbours as one picture, a row per query.
 
     Args:
-      rows: the query comes first.
-      side: of each cell, pixels; thumbnails must fit in.
+      rows: queries with their neighbours.
+      side: side of a cell in pixels; thumbnails must not be larger.
     """
     columns = 1 + max(len(found) for _, found in rows)
     frame_side = side + 2 * _SHEET_BORDER
@@ -180,18 +181,18 @@ def neighbours_picture(rows: Sequence[Row], side: int) -> Image.Image:
 
 
 def grid_cells(places: np.ndarray) -> tuple[np.ndarray, int]:
-    """A cell of a square grid for each place: near to it, and no two places in one cell.
+    """Assigns each place a cell of a square grid near it; no cell is used twice.
 
-    The grid has about two cells per place, so that groups and the gaps between them can be seen.
-    Each axis spans the 2 % to 98 % quantiles; places outside go to the edge, or one outlier would
-    push all others together. Greedy: the pairs of place and cell are taken by their distance, the
-    nearest first.
+    The grid has about two cells per place, so that groups and the gaps between them are visible.
+    Each axis spans the 2 % to 98 % quantiles, and places outside go to the edge; otherwise one
+    outlier would push all others together. The assignment is greedy: of all pairs of place and
+    cell the nearest are taken first.
 
     Args:
       places: float [N, 2], x to the right and y up; finite, N at least 1.
 
     Returns:
-      Rows (from the top) and columns, int [N, 2], and the number of cells per side.
+      The row (from the top) and column of each place, int [N, 2], and the cells per side.
     """
     count = len(places)
     side = max(1, math.ceil(math.sqrt(2 * count)))
@@ -216,12 +217,12 @@ def grid_cells(places: np.ndarray) -> tuple[np.ndarray, int]:
 def map_picture(
     thumbnails: Sequence[Image.Image], places: np.ndarray, colours: Sequence[str] | None = None
 ) -> Image.Image:
-    """The map: each thumbnail in the cell of its place.
+    """Draws the map: each thumbnail in the cell of its place.
 
     Args:
-      thumbnails: N pictures of any size; cropped to a square in the middle.
-      places: float [N, 2].
-      colours: of their borders; None: no borders.
+      thumbnails: N pictures of any size, cropped to the square in their middle.
+      places: float [N, 2], see `grid_cells`.
+      colours: colours of the borders, '#rrggbb'; None for no borders.
     """
     cells, side = grid_cells(places)
     pitch = CELL + _GAP
@@ -235,11 +236,11 @@ def map_picture(
 
 
 def legend(labels: np.ndarray, names: Sequence[str]) -> Legend:
-    """A colour for each label that occurs.
+    """Chooses a colour for each label that occurs.
 
     Args:
-      labels: int [N].
-      names: of all labels, by number.
+      labels: int [N], labels of the examples.
+      names: the name of every label.
     """
     found, counts = np.unique(labels, return_counts=True)
     order = found[np.argsort(-counts, kind='stable')]
@@ -256,13 +257,13 @@ def legend(labels: np.ndarray, names: Sequence[str]) -> Legend:
 
 
 def _hue(number: int, of: int) -> str:
-    """A hue of `of` evenly spaced ones; neighbours in the list are dark and light in turn."""
+    """Hue `number` of `of` evenly spaced ones, alternately dark and light."""
     red, green, blue = colorsys.hls_to_rgb(number / of, (0.42, 0.6)[number % 2], 0.75)
     return f'#{round(255 * red):02x}{round(255 * green):02x}{round(255 * blue):02x}'
 
 
 def _square(picture: Image.Image, side: int) -> Image.Image:
-    """The middle of a picture, `side` x `side`."""
+    """The square in the middle of a picture, scaled to `side` pixels."""
     edge = min(picture.size)
     left, top = (picture.width - edge) // 2, (picture.height - edge) // 2
     method = Image.Resampling.NEAREST if edge < side else Image.Resampling.BICUBIC

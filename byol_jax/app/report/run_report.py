@@ -1,4 +1,4 @@
-"""report.html of a run, from its workdir: while it is under way, when it stops, and at its end."""
+"""Writes report.html from the workdir: during the run, when it stops early, and at its end."""
 
 from __future__ import annotations
 
@@ -27,15 +27,16 @@ from byol_jax.app.report.page import data_uri, write_page
 from byol_jax.evaluation.table import Evaluation, describe
 from byol_jax.files import write_whole
 
-# A run under way writes its report once a minute, or less often if that takes more than 1 % of the
-# time (a metrics.jsonl of many thousand records).
+# Seconds between two reports during the run, and the largest share of the time that writing them
+# may take. With many thousand records, reports are written less often.
 _SECONDS = 60.0
 _SHARE = 0.01
 
-# Metrics that are shares of pictures, by how their names begin.
+# First letters of the metrics that are shares of pictures, shown in percent.
 _SHARES = ('knn_', 'linear', 'probe', 'ridge', 'recall_', 'online_probe_accuracy')
 
-# Metrics measured during training, by how their names begin. Each tuple has steps of its own.
+# Tables of metrics that are measured during training: first letters of the metrics, and title. Each
+# table has its own last step.
 _DURING_TRAINING = (
     (('knn_', 'recall_'), 'During training'),
     (('online_probe_accuracy',), 'The online probe'),
@@ -46,9 +47,9 @@ class Result(NamedTuple):
     """A row of the before/after table.
 
     Attributes:
-      name: of the encoder.
-      accuracy: of the nearest neighbours, in [0, 1]; None: not measured.
-      feature_std: of the features at unit length.
+      name: name of the encoder.
+      accuracy: nearest-neighbour accuracy, in [0, 1]; None if not measured.
+      feature_std: std of the unit-length features, mean over channels.
     """
 
     name: str
@@ -61,7 +62,7 @@ class Result(NamedTuple):
 
 
 class MetricTable(NamedTuple):
-    """Metrics of one evaluation, formatted; without rows the note says why."""
+    """Metrics of one evaluation as text. If there are no rows, the note says why."""
 
     rows: Sequence[tuple[str, str]]
     note: str
@@ -69,24 +70,24 @@ class MetricTable(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Report:
-    """What templates/report.html shows. A section without content is left out.
+    """What templates/report.html shows. Sections without content are left out.
 
     Attributes:
-      title: the heading.
-      words: how far the run is.
-      step: made so far.
-      total_steps: of the whole run.
-      verdict: on the run.
-      results: encoders before and after training.
-      protocol: how these were measured.
-      evaluations: other measurements.
-      facts: of the run: label -> text.
-      curves: of the metrics; empty: nothing is logged yet.
-      shaded: whether an alarm is marked on a curve.
-      views: views.png as a data: address.
-      shown: what the encoder makes of pictures.
-      command: that started the run.
-      config: of the run, as text.
+      title: heading of the page.
+      words: a line on how far the run is.
+      step: number of steps made.
+      total_steps: number of steps of the whole run.
+      verdict: verdict on the run.
+      results: the before/after table.
+      protocol: how `results` were measured.
+      evaluations: tables of other evaluations.
+      facts: facts about the run: label -> text.
+      curves: curves of the metrics; empty if nothing is logged yet, None to leave the section out.
+      shaded: whether alarms are marked on the curves.
+      views: views.png as a data: URI.
+      shown: illustrations of the encoder.
+      command: the command line that started the run.
+      config: the resolved config as JSON.
     """
 
     title: str = ''
@@ -107,18 +108,18 @@ class Report:
 
 
 class RunReport:
-    """Writes the report; only process 0 does. A failure to write is said and ends nothing.
+    """Writes the report, in process 0 only. A failure to write is printed, and the run goes on.
 
-    All that changes is read from the workdir, so a run that goes on continues its report too.
+    Everything that changes is read from the workdir, so a resumed run continues its report.
     """
 
     def __init__(self, run: Run, workdir: Path, command: str):
         """Writes nothing yet.
 
         Args:
-          run: to report on.
-          workdir: of the run.
-          command: that started it.
+          run: the run.
+          workdir: the workdir of the run.
+          command: the command line that started it.
         """
         self._run, self._workdir, self._command = run, workdir, command
         self._facts = facts_of(run.config, run.plan, run.method.loss_scale)
@@ -129,17 +130,17 @@ class RunReport:
         self._failed = False
 
     def begin(self, step: int) -> None:
-        """Writes the page of a run that goes on from a step, before its next one is compiled."""
+        """Writes the page of a run that starts at a step, before that step is compiled."""
         self._write(step, f'Starting at step {step:,} of {self._run.plan.total_steps:,}.')
-        # The first record gets a page at once.
+        # So that the first record is shown at once.
         self._due = 0.0
 
     def update(self, step: int, watch: Stopwatch) -> None:
-        """Writes the page if it is due; the stopwatch leaves out the time that takes.
+        """Writes the page if it is due, and leaves that time out of the measured speed.
 
         Args:
-          step: the last one in metrics.jsonl.
-          watch: of the run.
+          step: the last step in metrics.jsonl.
+          watch: the run's stopwatch.
         """
         now = time.perf_counter()
         if now < self._due or not is_main():
@@ -154,24 +155,24 @@ class RunReport:
         watch.paused(time.perf_counter() - now)
 
     def show(self, shown: Illustrations) -> None:
-        """Sets what the pages from now on show of the encoder."""
+        """Sets the illustrations that pages show from now on."""
         self._shown = shown
         self._due = 0.0
 
     def stopped(self, why: str) -> None:
-        """Writes the page of a run that ends before its last step."""
+        """Writes the page of a run that an error or a signal ended early."""
         records = read_metrics(self._workdir) if is_main() else []
         self._write(records[-1]['step'] if records else 0, f'Stopped: {why}')
 
     def evaluating(self, step: int, why: str) -> None:
-        """Writes the page of a run that has ended, before its encoder is evaluated.
+        """Writes the page of a run that has made its last step, before its encoder is evaluated.
 
         Args:
-          step: the last one.
-          why: a hook stopped the run there; '' if all steps are done.
+          step: the last step.
+          why: why a hook stopped the run; '' if all steps are done.
         """
         ended = f'Stopped by a hook: {why}.' if why else 'All steps are done.'
-        self._write(step, f'{ended} The encoder is measured now.')
+        self._write(step, f'{ended} The encoder is being evaluated.')
 
     def finished(
         self,
@@ -182,22 +183,22 @@ class RunReport:
         shown: Illustrations,
         bad_files: int,
     ) -> None:
-        """Writes the page of a run that has ended.
+        """Writes the final page.
 
         Args:
-          step: the last one.
-          why: a hook stopped the run there; '' if all steps are done.
-          results: encoders before and after training.
-          protocol: how these were measured.
-          shown: what they make of pictures.
-          bad_files: how many files could not be read.
+          step: the last step.
+          why: why a hook stopped the run; '' if all steps are done.
+          results: the before/after table.
+          protocol: how `results` were measured.
+          shown: illustrations of the encoders.
+          bad_files: number of files that could not be read.
         """
         total, epochs = self._run.plan.total_steps, self._run.plan.epoch(step)
         words = f'Finished: all {total:,} steps ({epochs:.1f} epochs).'
         if why:
             words = (
                 f'Stopped by a hook at step {step:,} of {total:,} ({epochs:.1f} epochs): {why}. '
-                'The same command goes on from there.'
+                'The same command resumes from there.'
             )
         self.show(shown)
         self._write(step, words, results, protocol, bad_files)
@@ -218,7 +219,7 @@ class RunReport:
             write_page(self._workdir / 'report.html', 'report.html', report=report)
         except OSError as error:
             if not self._failed:
-                say(f'report.html could not be written, the run goes on without: {error}')
+                say(f'report.html could not be written, the run goes on without it: {error}')
             self._failed = True
         else:
             self._failed = False
@@ -243,9 +244,9 @@ class RunReport:
                 self._views = data_uri(picture)
         if not results:
             words += (
-                f' Written at {time.strftime("%Y-%m-%d %H:%M:%S")}; reload this page for what came '
-                'since. A run under way writes it about once a minute. If the run was killed, the '
-                'same command goes on.'
+                f' Written at {time.strftime("%Y-%m-%d %H:%M:%S")}. The run rewrites this page '
+                'about once a minute; reload it to see what is new. If the run was killed, the '
+                'same command resumes it.'
             )
         return Report(
             title=f'{config.name}: training report',
@@ -296,15 +297,18 @@ def finish_report(
     after: Evaluation,
     bad_files: int,
 ) -> str:
-    """Writes the last report.html and results.json; returns the before/after table as text.
+    """Writes the final report.html and results.json.
 
     Args:
       end: the last step of the run.
-      report: of the run.
-      log: of the run, for the pictures.
-      before: of the encoder as it started.
-      after: of the trained encoder.
-      bad_files: how many files could not be read.
+      report: the report of the run.
+      log: the metrics log that gets the pictures.
+      before: evaluation of the initial encoder.
+      after: evaluation of the trained encoder.
+      bad_files: number of files that could not be read.
+
+    Returns:
+      The before/after table as text for the terminal.
     """
     run = end.run
     first = 'as loaded' if run.training.origin else 'randomly initialised'
@@ -324,9 +328,9 @@ def write_results(workdir: Path, results: Sequence[Result], protocol: str) -> No
     """Writes the before/after table to `workdir/results.json`.
 
     Args:
-      workdir: of the run.
-      results: the encoder before training comes first.
-      protocol: one sentence on how they were measured.
+      workdir: the workdir of the run.
+      results: rows of the table; the initial encoder comes first.
+      protocol: a sentence on how they were measured.
     """
     content = {'protocol': protocol, 'results': [result._asdict() for result in results]}
     text = json.dumps(content, indent=2) + '\n'
@@ -334,7 +338,7 @@ def write_results(workdir: Path, results: Sequence[Result], protocol: str) -> No
 
 
 def _results_text(results: Sequence[Result]) -> str:
-    """The before/after table for the terminal."""
+    """The before/after table as text for the terminal."""
     width = max(len(r.name) for r in results)
     lines = [f'{"encoder":<{width}}  nearest-neighbour accuracy  feature std']
     for r in results:
@@ -343,13 +347,13 @@ def _results_text(results: Sequence[Result]) -> str:
 
 
 def evaluation_tables(workdir: Path, records: History) -> list[MetricTable]:
-    """The tables of evaluation.json and of the last evaluation during training, where they exist.
+    """The tables of evaluation.json and of the last evaluation during training, if they exist.
 
-    An evaluation.json that another program wrote is named in a note and does no harm.
+    An evaluation.json that --mode=evaluate did not write gets a note instead of rows.
 
     Args:
-      workdir: of the run.
-      records: of metrics.jsonl, oldest first.
+      workdir: the workdir of the run.
+      records: records of metrics.jsonl, oldest first.
     """
     tables = []
     path = workdir / 'evaluation.json'
@@ -381,14 +385,14 @@ def _of_file(evaluation: Mapping[str, Any]) -> MetricTable:
 def _rows(
     metrics: Mapping[str, float], shown: Mapping[str, str] | None = None
 ) -> list[tuple[str, str]]:
-    """Names and values as text; `shown` has the formats that protocols asked for."""
+    """Names and values as text; `shown` has the format that a protocol asked for, by metric."""
     formats = {name: '.1%' if name.startswith(_SHARES) else '.4g' for name in metrics}
     formats |= shown or {}
     return [(name, f'{value:{formats[name]}}') for name, value in metrics.items()]
 
 
 def _speed(records: History) -> dict[str, str]:
-    """The throughput, where the last record has it."""
+    """The throughput, if the last record has it."""
     if not records or 'images_per_second' not in records[-1]:
         return {}
     last = records[-1]

@@ -342,10 +342,10 @@ def test_written_and_replaced(tmp_path, capsys, monkeypatch):
     compare('a,b', tmp_path / 'new' / 'page.HTML')
     own = tmp_path / 'own.html'
     own.write_text('my own')
-    with pytest.raises(UserError, match=r'own\.html is there already and is no page'):
+    with pytest.raises(UserError, match=r'own\.html exists and is not a page'):
         compare('a,b', own)
     assert own.read_text() == 'my own'
-    with pytest.raises(UserError, match=r'name in \.html'):
+    with pytest.raises(UserError, match=r'ends in \.html'):
         compare('a,b', tmp_path / 'a' / 'metrics.jsonl')
     (tmp_path / 'folder.html').mkdir()
     with pytest.raises(UserError, match='is a folder'):

@@ -80,20 +80,20 @@ def test_update_share_is_drawn():
     """How far a step moves the weights is a curve of two metrics: 0.1 of 50."""
     text = page_of([record(step) for step in LATE], FACTS, [])
     assert UPDATE_SHARE not in text
-    assert re.search(r'<b>Step / weights</b><b class="latest">0\.002</b>', text)
+    assert re.search(r'<b>Update / weights</b><b class="latest">0\.002</b>', text)
 
 
 def test_the_loss_has_the_scale_of_the_method():
     """Range and level of chance are the method's; an axis starts at 0 only if the loss does."""
     late = [record(step, loss=-0.5) for step in LATE]
     cosine = page_of(late, FACTS._replace(loss_scale=LossScale(-1, 0, 1)), [])
-    assert '<span>-1 to 1; it falls in a collapse too' in cosine
+    assert '<span>-1 to 1; it also falls in a collapse' in cosine
     assert '>chance: 0</text>' in cosine
     contrast = page_of(late, FACTS._replace(loss_scale=LossScale(0, 6.9, math.inf)), [])
-    assert '<span>0 and more; it falls' in contrast
+    assert '<span>0 and more; it also falls' in contrast
     assert '>chance: 6.9</text>' in contrast
     byol = page_of([record(step) for step in LATE], FACTS, [])
-    assert '<span>0 to 8; it falls' in byol
+    assert '<span>0 to 8; it also falls' in byol
     assert '>chance: 4</text>' in byol
 
 

@@ -187,7 +187,7 @@ def test_report_of_a_run_under_way(live, tmp_path):
     watch.lap(40)
     live.update(40, watch)
     text = path.read_text()
-    for part in ('Under way: step 40 of 320 (12%)', ' left.', 'reload this page', 'View pairs'):
+    for part in ('Under way: step 40 of 320 (12%)', ' left.', 'reload it', 'View pairs'):
         assert part in text
     for part in (
         '<p class="state">healthy</p>',
