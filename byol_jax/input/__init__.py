@@ -1,4 +1,4 @@
-"""From a source to batches of views."""
+"""Makes batches of views from a source."""
 
 from typing import TYPE_CHECKING
 

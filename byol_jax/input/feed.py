@@ -1,14 +1,14 @@
-"""How pictures get to the training step, and where they become views.
+"""Brings pictures to the training step, and decides where they become views.
 
-`on` and the source decide between three ways:
+There are three ways, chosen by `on` (views.on) and the source:
 
-  cpu          views are made on the CPU, and the step gets them
+  cpu          the CPU makes the views, and the step gets them
   accelerator  the CPU decodes, crops and resizes; the step does the rest
-  accelerator, and the source is an array
-               the pictures lie on the device; the step gets indices and what was drawn, a few
-               numbers an example, and does everything. Needs no TensorFlow
+  accelerator, with an array as the source
+               the pictures are kept on the device; the step gets indices and random numbers, a few
+               for each example, and does everything. Needs no TensorFlow
 
-All draw the same, so all train on the same views, but for rounding.
+All three use the same random numbers, so the views are the same except for rounding.
 """
 
 from __future__ import annotations
@@ -34,12 +34,13 @@ Batch = dict[str, Any]
 
 @dataclasses.dataclass(frozen=True)
 class Feed:
-    """Batches, and what makes views of them on the device.
+    """Batches, and the function that makes views of them on the device.
 
     Attributes:
-      batches: this process's share of each, in order; close it after use.
-      views: pure, `(batch, *shared) -> batch`: what `view_batches` yields, whatever the way.
-      shared: NumPy trees that `views` needs on every device (`training.step.everywhere`).
+      batches: this process's share of each batch, in order; close it after use.
+      views: a pure function `(batch, *shared) -> batch`; its result has the keys that
+        `view_batches` yields, whichever way the views are made.
+      shared: trees of NumPy arrays that `views` needs on every device (`training.step.everywhere`).
     """
 
     batches: Generator[Batch]
@@ -63,26 +64,26 @@ def open_feed(
     process_count: int = 1,
     bad_files: BadFiles | None = None,
 ) -> Feed:
-    """The feed of a training run. Arguments it does not explain are those of `view_batches`.
+    """Opens the feed of a training run.
 
     Args:
       source: the pictures.
-      views: by name.
-      batch_size: of all processes together.
-      seed: of the order and of every random choice.
+      views: the views by name.
+      batch_size: number of examples in a batch, over all processes.
+      seed: seed of the order and of every random choice.
       start_step: the first step.
       stop_step: the step after the last one.
       on: where views are made, 'cpu' or 'accelerator'.
-      labels: each batch has 'label' too, int32 [B], -1 where there is none.
-      workers: examples prepared in parallel.
-      prefetch: batches prepared ahead.
-      process_index: this process's place.
-      process_count: how many share each batch.
-      bad_files: where what cannot be read is counted.
+      labels: whether each batch also has 'label', int32 [B], -1 for an example without one.
+      workers: how many examples are prepared in parallel; see `view_batches`.
+      prefetch: how many batches are prepared ahead.
+      process_index: this process's place among those that share each batch, from 0.
+      process_count: how many processes share each batch.
+      bad_files: counts the files that cannot be read; see `view_batches`.
 
     Raises:
-      UserError: the pictures do not fit on the device, or are too large for the views, a view
-        operation has no JAX version, or TensorFlow is needed and not there.
+      UserError: the pictures do not fit on the device or are too large for the views, a view
+        operation has no JAX version, or TensorFlow is needed but not installed.
     """
     if on == 'accelerator':
         pictures = pictures_in_memory(source)
@@ -104,7 +105,7 @@ def open_feed(
             "TensorFlow is not installed. Only data.source='array' with views.on='accelerator', "
             'and without tiles, trains without it: pip install -r requirements.txt.'
         )
-    # Only here, since it imports TensorFlow.
+    # Imported here because it imports TensorFlow.
     from byol_jax.input.pipeline import view_batches
 
     batches = view_batches(
@@ -132,13 +133,16 @@ def shown_views(
     pictures: Sequence[tuple[np.ndarray, ...]],
     on: str = 'cpu',
 ) -> list[tuple[np.ndarray, ...]]:
-    """The views a run makes at some positions, made where it makes them: uint8 [S, S, 3] each.
+    """Makes the views of some positions as a run does, on the CPU or on the device.
 
     Args:
-      stream: of the run.
-      positions: to show.
-      pictures: that are shown there (`Stream.load`).
+      stream: the run's stream.
+      positions: positions of the stream.
+      pictures: the pictures of each position's views, from `Stream.load`.
       on: where views are made, 'cpu' or 'accelerator'.
+
+    Returns:
+      The views of each position, uint8 [S, S, 3] each.
     """
     views, drawn = stream.views, stream.draw(positions)
     steps = zip(*(view.steps(drawn[name]) for name, view in views.items()), strict=True)
@@ -161,13 +165,13 @@ def shown_views(
 
 
 def held_array(source: Source) -> Array | None:
-    """The array that a source is (part of), if it is."""
+    """The array that a source is, or is a subset of; None for other sources."""
     held = source.source if isinstance(source, Subset) else source
     return held if isinstance(held, Array) else None
 
 
 def pictures_in_memory(source: Source) -> np.ndarray | None:
-    """The pictures of a source in its order, if it is (part of) an array: uint8 [N, H, W, 3]."""
+    """The pictures of a source that `held_array` knows, in its order: uint8 [N, H, W, 3]."""
     held = held_array(source)
     if held is None or not isinstance(source, Subset):
         return held.images if held else None
@@ -177,7 +181,7 @@ def pictures_in_memory(source: Source) -> np.ndarray | None:
 
 
 def crop_views(views: Mapping[str, View]) -> Callable[[Batch], Batch]:
-    """Makes views, on the device, of what `view_batches` yields with crops_only."""
+    """A function that makes views, on the device, of `view_batches`' batches with crops_only."""
 
     def make(batch: Batch) -> Batch:
         made = {key: x for key, x in batch.items() if not key.endswith('/drawn')}
@@ -191,17 +195,17 @@ def crop_views(views: Mapping[str, View]) -> Callable[[Batch], Batch]:
 def array_views(
     views: Mapping[str, View], shape: tuple[int, ...]
 ) -> tuple[Callable[..., Batch], tuple[Any, ...]]:
-    """Makes views, on the device, of what `Stream.drawn_whole` draws.
+    """A function that makes views, on the device, of what `Stream.drawn_whole` draws.
 
     Args:
-      views: by name.
-      shape: of the pictures there, [N, H, W, 3].
+      views: the views by name.
+      shape: shape of the pictures on the device, [N, H, W, 3].
 
     Returns:
-      `(drawn, pictures, *shared) -> batch`, and `shared`.
+      The function `(drawn, pictures, *shared) -> batch`, and `shared`.
     """
     tables = {name: view.resizing.tables(max(shape[1:3])) for name, view in views.items()}
-    # Views of one kind share them.
+    # Views that resize alike have the same tables, which then go to the device once.
     shared = list({id(each): each for each in tables.values()}.values())
     places = {name: [*map(id, shared)].index(id(each)) for name, each in tables.items()}
 
@@ -218,16 +222,16 @@ def array_views(
 
 
 def _drawn(stream: Stream, starts: Sequence[int], share: int) -> Generator[Batch]:
-    """For every step this process's share of what is drawn."""
-    # All pictures of an array have one size, whichever of them a view is made from.
+    """Yields this process's share of `Stream.drawn_whole` for every step."""
+    # All pictures of an array have the same size.
     height, width = stream.source.size(0, stream.source.keys[0])
     for first in starts:
         yield stream.drawn_whole(range(first, first + share), height, width)
 
 
 def _labelled(source: Source, batches: Generator[Batch], labels: bool) -> Generator[Batch]:
-    """Adds the labels of what is shown, if they are asked for."""
-    # Closed, it closes what it reads from.
+    """Yields the batches, with the labels of their examples if `labels`."""
+    # Closing this generator must close the one that it reads.
     with closing(batches):
         for batch in batches:
             if labels:
@@ -236,12 +240,12 @@ def _labelled(source: Source, batches: Generator[Batch], labels: bool) -> Genera
 
 
 def _check_memory(pictures: np.ndarray) -> None:
-    """Raises UserError if the pictures alone are more than a device holds."""
+    """Raises UserError if the pictures alone exceed a device's memory."""
     stats = jax.local_devices()[0].memory_stats()
     limit = (stats or {}).get('bytes_limit')
     if limit is not None and pictures.nbytes > limit:
         raise UserError(
-            f'The {len(pictures):,} training pictures take {pictures.nbytes / 2**30:.1f} GiB, and '
-            f"the device has {limit / 2**30:.1f} GiB. With views.on='accelerator' an array lies "
-            "there as a whole. Use views.on='cpu', or store the pictures smaller."
+            f'The {len(pictures):,} training pictures take {pictures.nbytes / 2**30:.1f} GiB, but '
+            f"the device has {limit / 2**30:.1f} GiB. With views.on='accelerator' it must hold "
+            "the whole array. Use views.on='cpu', or store the pictures smaller."
         )

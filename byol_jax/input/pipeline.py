@@ -1,4 +1,4 @@
-"""Source -> batches of the views of the stream (`stream`), with tf.data."""
+"""Makes batches of views from a source, in the order of `stream.Stream`, with tf.data."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from byol_jax.views.view import Box, Steps, View
 
 Batch = dict[str, Any]
 
-# Bytes; Eigen's with AVX-512.
+# The alignment that TensorFlow wants, bytes: that of Eigen with AVX-512.
 _ALIGNMENT = 64
 
 
@@ -40,37 +40,39 @@ def view_batches(
 ) -> Generator[Batch]:
     """Yields batches of views, made on the CPU: batch k is a function of (seed, k).
 
-    Close it if it is not read to its end: work that is under way keeps a process from ending.
+    Close the generator unless it is read to its end: work under way keeps the process from ending.
 
     Args:
       source: the pictures.
-      views: by name, such as `paper_views()`.
-      batch_size: examples in a batch, of all processes together.
-      seed: of the order and of every random choice.
+      views: the views by name, such as `paper_views()`.
+      batch_size: number of examples in a batch, over all processes.
+      seed: seed of the order and of every random choice.
       start_step: the first batch; starting late costs nothing.
-      stop_step: the first batch that is not made; None: there is no end.
-      workers: examples prepared in parallel; 0: one per CPU core.
-      prefetch: batches prepared ahead.
-      crops_only: leave what follows the crop to the device (`View.finish_jax`).
-      process_index: this process's place among those that share each batch; it makes rows
+      stop_step: the batch after the last one; None for an endless stream.
+      workers: how many examples are prepared in parallel; 0 for one per CPU core.
+      prefetch: how many batches are prepared ahead.
+      crops_only: whether to leave what follows the crop to the device (`View.finish_jax`).
+      process_index: this process's place among those that share each batch, from 0; it makes rows
         [index B / count, (index + 1) B / count).
       process_count: how many processes share each batch.
-      bad_files: where what cannot be read is counted, in the order of the stream: when a batch is
-        yielded, that of all batches up to it. By default one for this call, which allows 1 %.
+      bad_files: counts the files that cannot be read. When a batch is yielded, it has counted those
+        of all batches up to this one, and no later ones. None: a counter that allows 1 %.
 
     Yields:
       A dict, with B = batch_size / process_count and S the size of the view:
         '<view>': uint8 [B, S, S, 3].
         '<view>/box': float32 [B, 4], (top, left, height, width) of what the view shows, as
-          fractions of its picture; absent where an operation moves pixels in ways a box cannot say.
-        '<view>/mirrored': bool [B], whether it is mirrored left to right.
+          fractions of its picture; absent if an operation moves pixels in ways that a box cannot
+          describe.
+        '<view>/mirrored': bool [B], whether the view is mirrored left to right.
         'example': int32 [B], the examples shown.
         '<view>/drawn': with crops_only, a tree for `View.finish_jax`.
 
     Raises:
-      UserError: more is bad than `bad_files` allows. Of several processes none knows what the
-        others found: there only a limit of 0 is checked, and the caller checks others.
-      NoPictureError: nothing can be read in place of a bad picture.
+      UserError: more files are bad than `bad_files` allows. A process does not know the bad files
+        of the others, so with several processes only a limit of 0 is checked here; the caller
+        checks other limits.
+      NoPictureError: a picture cannot be read, nor any of those tried in its place.
     """
     stream = Stream(source, views, seed)
     share = batch_size // process_count
@@ -96,10 +98,11 @@ def view_batches(
         made: Sequence[np.ndarray],
         boxes: Sequence[list[Box]],
     ) -> None:
-        """Makes the views at a position into row `row`.
+        """Makes the views at a position and writes them to row `row`.
 
-        What is bad is kept for the batch it belongs to: batches are made ahead, and what a run says
-        and counts must not depend on how far. Errors too; TensorFlow would print a traceback.
+        Bad files and errors are kept until their batch is yielded: batches are made ahead, and what
+        a run reports must not depend on how far ahead. TensorFlow would also print a traceback for
+        an error.
         """
         if closed:
             return
@@ -128,7 +131,7 @@ def view_batches(
 
         rows = iter(range(share))
 
-        # A job for each worker, not for each row, which would wake this thread each time.
+        # One job for each worker: one for each row would wake this thread for each row.
         def work() -> None:
             for row in rows:
                 fill(mine[row], row, steps, made, boxes)
@@ -145,10 +148,10 @@ def view_batches(
         beside[int(step)] = more
         return made
 
-    # Plain TensorFlow: to look for Python's own loops in it takes a third of a second.
+    # AutoGraph has nothing to convert here, and would take a third of a second to find that out.
     @tf.autograph.experimental.do_not_convert
     def mapped(step: tf.Tensor) -> tuple[tf.Tensor, ...]:
-        # A tuple: of a list tf.data would make one array.
+        # tf.data would stack a list into one array, but not a tuple.
         return tuple(tf.numpy_function(batch_of, [step], [tf.uint8] * len(kinds), stateful=False))
 
     ahead = max(prefetch, 1)
@@ -180,7 +183,7 @@ def view_batches(
 
 
 def _aligned(shape: tuple[int, ...]) -> np.ndarray:
-    """uint8, not filled, where TensorFlow takes it as it is; what begins elsewhere it copies."""
+    """An empty uint8 array, aligned so that TensorFlow uses it without copying it."""
     size = math.prod(shape)
     room = np.empty(size + _ALIGNMENT, np.uint8)
     start = -room.ctypes.data % _ALIGNMENT

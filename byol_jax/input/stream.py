@@ -1,11 +1,11 @@
-"""The stream of examples, as a pure function of integers; needs no TensorFlow.
+"""The stream of examples as a pure function of integers; needs no TensorFlow.
 
-The examples form one endless stream: position p of the stream is example p mod N of epoch
-p div N, in the order that (seed, epoch) gives. Batch k holds positions k B to (k + 1) B - 1. So a
-run can go on from any step at once, and nothing of the pipeline needs to be saved.
+The examples form an endless stream: with N examples, position p is place p mod N in the order of
+epoch p div N, which is a function of (seed, epoch). Batch k holds positions k B to (k + 1) B - 1.
+So a run can continue from any step at once, and no state of the pipeline is saved.
 
-Where an example's picture cannot be read, another example's takes its place at that position. Which
-one is a function of (seed, epoch, example) too, so no other position changes, whoever makes it.
+If a picture cannot be read, another example takes its place at that position. Which one is a
+function of (seed, epoch, example), so no other position changes, whichever process makes it.
 """
 
 from __future__ import annotations
@@ -22,18 +22,18 @@ from byol_jax.sources.bad_files import BadFile, bad_file, name_some
 from byol_jax.sources.base import Source, check_picture
 from byol_jax.views.view import Drawn, View
 
-# Other examples tried, at most, in place of one that cannot be read. With half of all pictures bad
-# one position in four billion would find none.
+# How many other examples are tried in place of one that cannot be read. With half of all pictures
+# bad, all of them fail at one position in four billion.
 MOST_REPLACEMENTS = 32
 
 
 class Loaded(NamedTuple):
-    """What a position of the stream shows.
+    """The pictures at a position of the stream.
 
     Attributes:
-      pictures: uint8 [H, W, 3], for each view.
-      example: the one they are of; another than the position's own if that cannot be read.
-      bad: what could not be read on the way to it.
+      pictures: the picture of each view, uint8 [H, W, 3].
+      example: the example that is shown, the position's own or a replacement.
+      bad: the files that could not be read before this example was tried.
     """
 
     pictures: tuple[np.ndarray, ...]
@@ -42,7 +42,11 @@ class Loaded(NamedTuple):
 
 
 class NoPictureError(UserError):
-    """Neither an example nor any that was tried in its place can be read; `bad` says why."""
+    """Neither an example nor any that was tried in its place can be read.
+
+    Attributes:
+      bad: the files that could not be read.
+    """
 
     def __init__(self, bad: Sequence[BadFile]):
         others = 'and there is no other to take its place'
@@ -56,15 +60,15 @@ class NoPictureError(UserError):
 
 
 class Stream:
-    """What every position shows: its example, the pictures of its views, and what they draw."""
+    """The example, the pictures and the random numbers of every position."""
 
     def __init__(self, source: Source, views: Mapping[str, View], seed: int = 0):
         """Reads nothing yet.
 
         Args:
           source: the pictures.
-          views: by name, of each example. Their numbers (1, 2, ..) are their places here.
-          seed: of the order and of every random choice.
+          views: the views of each example by name; their order numbers them, from 1.
+          seed: seed of the order and of every random choice.
         """
         self.source = source
         self.views = dict(views)
@@ -76,7 +80,7 @@ class Stream:
         return epoch, int(epoch_order(self.seed, epoch, len(self.source))[place])
 
     def examples(self, positions: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
-        """As `example` for B positions: (epochs, indices), int64 [B] each."""
+        """Like `example`, for B positions: (epochs, indices), int64 [B] each."""
         epochs, places = np.divmod(np.asarray(positions, np.int64), len(self.source))
         indices = np.empty_like(places)
         for epoch in np.unique(epochs):
@@ -86,9 +90,9 @@ class Stream:
         return epochs, indices
 
     def draw(self, positions: Sequence[int]) -> dict[str, Drawn]:
-        """What each view draws at B positions, by its name.
+        """The random numbers of each view at B positions, by the view's name.
 
-        It is the position's own, whichever example the pictures there are of.
+        They depend on the position's own example, also if a replacement is shown.
         """
         epochs, indices = self.examples(positions)
         return {
@@ -101,10 +105,10 @@ class Stream:
         return self._which(*self.example(position))
 
     def load(self, position: int) -> Loaded:
-        """The pictures at a position: its example's, or those of the first replacement there is.
+        """Loads the pictures at a position, of its example or of the first readable replacement.
 
         Raises:
-          NoPictureError: none of the replacements can be read either.
+          NoPictureError: the example and all its replacements cannot be read.
         """
         epoch, index = self.example(position)
         others = replacements(self.seed, epoch, index, len(self.source))
@@ -112,7 +116,7 @@ class Stream:
         for candidate in itertools.chain([index], others):
             which = self._which(epoch, candidate)
             try:
-                # In the source's order: a later frame of a clip is decoded on from an earlier one.
+                # Sorted, because a frame of a clip is decoded faster after an earlier one.
                 loaded = {
                     each: self.source.load_in_epoch(epoch, *each) for each in sorted(set(which))
                 }
@@ -125,16 +129,16 @@ class Stream:
         raise NoPictureError(bad)
 
     def drawn_whole(self, positions: Sequence[int], height: int, width: int) -> dict[str, Any]:
-        """All that makes the views at B positions on a device that has the pictures.
+        """What a device that holds the pictures needs to make the views at B positions.
 
         Args:
-          positions: of the stream.
-          height: of all pictures, pixels.
-          width: likewise.
+          positions: positions of the stream.
+          height: height of all pictures, pixels.
+          width: width of all pictures, pixels.
 
         Returns:
-          'example', int32 [B], and '<view>/drawn' (`View.for_device_whole`) and '<view>/mirrored',
-          bool [B], for each view.
+          A dict of 'example', int32 [B], and, for each view, '<view>/drawn' (see
+          `View.for_device_whole`) and '<view>/mirrored', bool [B].
         """
         batch: dict[str, Any] = {'example': self.examples(positions)[1].astype(np.int32)}
         for name, drawn in self.draw(positions).items():
@@ -144,7 +148,7 @@ class Stream:
         return batch
 
     def _which(self, epoch: int, example: int) -> tuple[tuple[int, str], ...]:
-        """What the views of an example are made from: its own pictures and its partners'."""
+        """(example, key) of each view's picture, of the example itself or of a partner."""
         which = []
         partners: np.ndarray | None = None
         for number, view in enumerate(self.views.values(), 1):
@@ -167,9 +171,9 @@ def epoch_order(seed: int, epoch: int, examples: int) -> np.ndarray:
 
 
 def replacements(seed: int, epoch: int, example: int, examples: int) -> Iterator[int]:
-    """Up to MOST_REPLACEMENTS other examples, to be tried in this order in place of `example`.
+    """Up to MOST_REPLACEMENTS other examples, in the order in which they replace `example`.
 
-    They are drawn without repetition from all others, alike, as a function of the arguments.
+    They are drawn uniformly and without repetition, as a function of the arguments.
     """
     rng = np.random.Generator(np.random.Philox(key=[seed, 3], counter=[0, 0, example, epoch]))
     tries = min(MOST_REPLACEMENTS, examples - 1)
@@ -178,9 +182,9 @@ def replacements(seed: int, epoch: int, example: int, examples: int) -> Iterator
 
 
 def draw_place(count: int, seed: int, epoch: int, example: int, number: int) -> int:
-    """Which of `count` partners of an example feeds view `number`: uniform in range(count).
+    """Draws which of `count` partners of an example feeds view `number`: uniform in range(count).
 
-    A stream of its own, so that partners change nothing else that is drawn.
+    It has its own stream of random numbers, so partners change no other draw.
     """
     rng = np.random.Generator(np.random.Philox(key=[seed, 4], counter=[0, number, example, epoch]))
     return int(rng.random() * count)

@@ -1,12 +1,12 @@
-"""The random crop, resized: on the CPU and, equal to it to the bit, in JAX.
+"""The random crop with its resize: on the CPU and in JAX.
 
-With antialiasing the CPU's resize is Pillow's (`resize.py`): whole numbers, weights in units of
-2^-22, the sum rounded to 8 bits, first along one axis and then along the other. In JAX each of the
-two is a matrix product in float32 that is exact: weights are split in two, so that no sum of
-products exceeds the 2^24 up to which float32 holds every whole number.
+With antialiasing, the CPU resizes as Pillow does (`resize.py`): in integers, with weights in units
+of 2^-22, along one axis and then the other, each time rounded to 8 bits. JAX gives the same bits:
+each pass is a float32 matrix product that is exact, because the weights are split into two parts
+so small that no sum of products exceeds 2^24, up to which float32 holds every integer.
 
-OpenCV's, without antialiasing, rounds once, at the end; in JAX both products are in float32, and a
-result may be 1 of 255 off where it lies halfway.
+Without antialiasing, the CPU resizes with OpenCV, which rounds once, at the end. In JAX both passes
+are in float32, and a result near half a level may differ by 1 of 255.
 """
 
 from __future__ import annotations
@@ -38,23 +38,24 @@ from byol_jax.views.resize import weights as pillow_weights
 _LOWER_BITS = 11
 # 64 x 1024 x 255 is the largest sum of lower parts below 2^24.
 _MOST_TAPS = 64
-# The whole of float32, also where matrix units would take less.
+# Full float32, since matrix units would use fewer bits by default.
 _EXACT = jax.lax.Precision.HIGHEST
-# Values of pictures and weights worked on at a time.
+# How many float32 values of pictures and weights are in memory at a time.
 _VALUES_AT_ONCE = 2**26
 
 
 @dataclass(frozen=True)
 class Crop(Resizing):
-    """Cuts a random box out and resizes it, bicubic, to a square.
+    """Cuts out a random box and resizes it bicubically to a square.
 
-    The area is uniform, the ratio log-uniform, a side that leaves the picture is cut to it, and
-    the place is uniform (DeepMind byol/utils/dataset.py, _decode_and_random_crop).
+    The box's area is uniform and its aspect ratio log-uniform; a side longer than the picture's is
+    shortened to it, and the place is uniform (DeepMind byol/utils/dataset.py,
+    _decode_and_random_crop).
 
     Attributes:
       size: side of the result, pixels.
-      area: range of the box's area, fraction of the picture's.
-      ratio: range of its width over its height.
+      area: range of the box's area, as a fraction of the picture's area, in (0, 1].
+      ratio: range of the box's width over its height, above 0.
       antialias: see `crop_resize`.
     """
 
@@ -69,7 +70,7 @@ class Crop(Resizing):
 
     def parameters(self, u: np.ndarray, height: np.ndarray, width: np.ndarray) -> np.ndarray:
         logs = uniform(u[:, 1], *map(math.log, self.ratio))
-        # Not np.exp, which may differ from math.exp in the last bit.
+        # np.exp may differ in the last bit from math.exp, which `parameters_of_one` uses.
         aspect = np.array([math.exp(x) for x in logs.tolist()])
         target = uniform(u[:, 0], *self.area) * height * width
         w = np.clip(np.rint(np.sqrt(target * aspect)), 1, width)
@@ -80,7 +81,7 @@ class Crop(Resizing):
     def parameters_of_one(
         self, u: list[float], height: int, width: int
     ) -> tuple[int, int, int, int]:
-        # The formulae of `parameters` in plain Python, which for one box is three times as fast.
+        # The formulae of `parameters` in plain Python, three times as fast for one box.
         target = uniform(u[0], *self.area) * height * width
         aspect = math.exp(uniform(u[1], *map(math.log, self.ratio)))
         w = min(max(round(math.sqrt(target * aspect)), 1), width)
@@ -100,14 +101,17 @@ class Crop(Resizing):
 def crop_resize(
     image: np.ndarray, crop: tuple[int, int, int, int], size: int, antialias: bool = True
 ) -> np.ndarray:
-    """Cuts (top, left, height, width) and resizes: uint8 [H, W, 3] -> uint8 [size, size, 3].
+    """Cuts out a box and resizes it bicubically to a square.
 
     Args:
       image: uint8 [H, W, 3].
-      crop: in pixels.
+      crop: the box, (top, left, height, width), pixels.
       size: side of the result, pixels.
-      antialias: bicubic with a = -0.5 over all pixels that become one, as Pillow and torchvision
-        resize. False: over 4 x 4 pixels whatever the scale, a = -0.75, as OpenCV does.
+      antialias: True: the filter (a = -0.5) grows with the scale to cover all pixels, as in Pillow
+        and torchvision. False: it covers 4 x 4 pixels at any scale (a = -0.75), as in OpenCV.
+
+    Returns:
+      uint8 [size, size, 3].
     """
     top, left, height, width = crop
     window = image[top : top + height, left : left + width]
@@ -119,13 +123,16 @@ def crop_resize(
 
 
 def center_view(image: np.ndarray, size: int, crop_fraction: float) -> np.ndarray:
-    """The view used for evaluation: the centre square of uint8 [H, W, 3], resized.
+    """The view used for evaluation: the picture's centre square, resized with antialiasing.
 
     Args:
       image: uint8 [H, W, 3].
       size: side of the result, pixels.
-      crop_fraction: side of the square over the picture's shorter side, in (0, 1]; 224 / 256 in
-        DeepMind byol/utils/dataset.py, _decode_and_center_crop.
+      crop_fraction: side of the square as a fraction of the picture's shorter side, in (0, 1];
+        224 / 256 in DeepMind byol/utils/dataset.py, _decode_and_center_crop.
+
+    Returns:
+      uint8 [size, size, 3].
     """
     height, width = image.shape[:2]
     side = max(1, int(min(height, width) * crop_fraction))
@@ -135,12 +142,13 @@ def center_view(image: np.ndarray, size: int, crop_fraction: float) -> np.ndarra
 class ResizeTables(NamedTuple):
     """Weights for resizing any length 1 .. L to S pixels; entry 0 is not used.
 
+    With antialiasing, a weight in units of 2^-22 is upper x 2^11 + lower, both integers. Without,
+    a weight is `upper`.
+
     Attributes:
-      start: int32 [L + 1, S], the first pixel that feeds each result.
-      upper: float32 [L + 1, S, K], of the weights of K pixels from there on: whole numbers, of
-        which upper x 2^11 + lower is the weight in units of 2^-22. Without antialiasing it is the
-        weight.
-      lower: likewise; None without antialiasing.
+      start: the first pixel that feeds each result, int32 [L + 1, S].
+      upper: upper parts of the weights of K pixels from there on, float32 [L + 1, S, K].
+      lower: lower parts of the weights, float32 [L + 1, S, K]; None without antialiasing.
     """
 
     start: Any
@@ -150,15 +158,15 @@ class ResizeTables(NamedTuple):
 
 @functools.lru_cache(maxsize=2)
 def resize_tables(longest: int, size: int, antialias: bool = True) -> ResizeTables:
-    """Bicubic weights from every length up to `longest` to `size` pixels, in NumPy.
+    """Bicubic weights from every length up to `longest` to `size` pixels, as NumPy arrays.
 
     Args:
-      longest: sides of the pictures, at most.
-      size: side of the result.
+      longest: longest side of the pictures, pixels.
+      size: side of the result, pixels.
       antialias: see `crop_resize`.
 
     Raises:
-      UserError: pictures are too large for these views.
+      UserError: the pictures are too large for views of this size.
     """
     start = np.zeros((longest + 1, size), np.int32)
     if not antialias:
@@ -185,15 +193,18 @@ def resize_tables(longest: int, size: int, antialias: bool = True) -> ResizeTabl
 def crop_resize_jax(
     pictures: jax.Array, crops: jax.Array, weights: ResizeTables, size: int
 ) -> jax.Array:
-    """Cuts and resizes: uint8 [B, H, W, 3] -> uint8 [B, S, S, 3], as `crop_resize`.
+    """`crop_resize` in JAX, for a batch.
 
     Args:
       pictures: uint8 [B, H, W, 3].
-      crops: int32 [B, 4], (top, left, height, width) in pixels.
-      weights: `resize_tables` of at least max(H, W), for S.
-      size: S.
+      crops: boxes (top, left, height, width), pixels, int32 [B, 4].
+      weights: `resize_tables` from at least max(H, W) pixels to `size`.
+      size: side of the results, pixels.
+
+    Returns:
+      uint8 [B, size, size, 3].
     """
-    # Square, so that one of them can lie on its side.
+    # Padded to squares, so that a transposed picture has the same shape.
     height, width = pictures.shape[1:3]
     side = max(height, width)
     pictures = jnp.pad(pictures, ((0, 0), (0, side - height), (0, side - width), (0, 0)))
@@ -203,9 +214,9 @@ def crop_resize_jax(
     def one(inputs: tuple[jax.Array, jax.Array]) -> jax.Array:
         picture, (top, left, height, width) = inputs
         x = picture.astype(jnp.float32)
-        # Without rounding in between the order does not matter.
+        # Without antialiasing nothing is rounded between the passes: their order does not matter.
         tall = weights.lower is not None and height_first(height, width, size)
-        # Turned on its side it has its columns resized first.
+        # The first pass resizes the width: a picture is transposed to resize its height first.
         x = jnp.where(tall, x.swapaxes(0, 1), x)
         first, length = jnp.where(tall, top, left), jnp.where(tall, height, width)
         matrices = _matrices(weights, first, length, side)
@@ -221,12 +232,12 @@ def crop_resize_jax(
 
 
 def map_in_parts(function: Any, inputs: Any, values: int) -> Any:
-    """Maps over the leading axis, as many at a time as memory should be spent on.
+    """Maps a function over the leading axis, with few enough elements at a time to save memory.
 
     Args:
-      function: of one element.
-      inputs: any tree.
-      values: float32 numbers that an element takes.
+      function: takes one element of `inputs`.
+      inputs: a tree of arrays [N, ...].
+      values: how many float32 numbers one element takes.
     """
     count = len(jax.tree.leaves(inputs)[0])
     at_once = max(1, _VALUES_AT_ONCE // values)
@@ -236,7 +247,10 @@ def map_in_parts(function: Any, inputs: Any, values: int) -> Any:
 
 
 def _matrices(weights: ResizeTables, first: jax.Array, length: jax.Array, pixels: int) -> jax.Array:
-    """Weights of a stretch of a line, upper and lower if both: float32 [1 or 2, S, pixels]."""
+    """Matrices that resize `length` of `pixels` from `first` on: float32 [1 or 2, S, pixels].
+
+    The two are of the upper and the lower parts of the weights; without antialiasing there is one.
+    """
     offset = jnp.arange(pixels) - first - weights.start[length][:, None]
     taps = weights.upper.shape[-1]
     parts = [part[length] for part in weights[1:] if part is not None]
@@ -246,7 +260,7 @@ def _matrices(weights: ResizeTables, first: jax.Array, length: jax.Array, pixels
 
 
 def _rounded(sums: jax.Array) -> jax.Array:
-    """Sums of upper and of lower parts, [2, ...], to whole numbers 0 .. 255, all float32."""
+    """Joins and rounds the sums of upper and lower parts, [2, ...], to integers 0 .. 255."""
     upper, lower = sums.astype(jnp.int32)
     total = (upper << _LOWER_BITS) + lower + 2 ** (BITS - 1)
     return jnp.clip(total >> BITS, 0, 255).astype(jnp.float32)

@@ -1,8 +1,8 @@
 """The random numbers of views: a pure function of (seed, epoch, example, view, operation).
 
-Setting up NumPy's generator for one view takes longer than drawing from it. Here the generator
-itself, Philox4x64-10 (Salmon et al. 2011, "Parallel random numbers: as easy as 1, 2, 3"), is
-written over arrays, and gives the same numbers as NumPy's `Philox` for whole batches at once.
+Setting up NumPy's generator for one view takes longer than drawing from it. This module implements
+the generator, Philox4x64-10 (Salmon et al. 2011, "Parallel random numbers: as easy as 1, 2, 3"), on
+arrays: it gives the same numbers as NumPy's `Philox`, for a whole batch at once.
 """
 
 from __future__ import annotations
@@ -12,11 +12,12 @@ from typing import Any
 
 import numpy as np
 
-# The stream of the paper's operations. 2, 3 and 4 are those of input/stream.py.
+# The stream of the paper's operations. Streams 1 and 5 belong to the sources' splits and shifts of
+# tiles, 2, 3 and 4 to input/stream.py.
 PAPER_STREAM = 0
 
-# Philox4x64-10: rounds, multipliers and what is added to the two keys (the paper, Section 3.3;
-# Random123 philox.h).
+# Philox4x64-10: number of rounds, multipliers, and increments of the two keys (Salmon et al.,
+# Section 3.3; Random123 philox.h).
 _ROUNDS = 10
 _MULTIPLIERS = (0xD2E7470EE14C6C93, 0xCA5A826395121157)
 _WEYL = (0x9E3779B97F4A7C15, 0xBB67AE8584CAA73B)
@@ -28,9 +29,9 @@ def stream_of(name: str, before: int = 0) -> int:
     """The stream that an operation draws from: the first 64 bits of its name's SHA-256.
 
     Args:
-      name: of the operation.
-      before: operations of this name that stand before it in the view. If there are any, '#' and
-        their number are added to the name.
+      name: the operation's name.
+      before: how many operations of this name precede it in the view. If this is above 0, '#' and
+        the number are added to the name.
     """
     text = f'{name}#{before}' if before else name
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], 'little')
@@ -39,26 +40,26 @@ def stream_of(name: str, before: int = 0) -> int:
 def uniforms(
     seed: int, stream: int, number: int, epochs: np.ndarray, examples: np.ndarray, count: int
 ) -> np.ndarray:
-    """Random numbers of one view of B examples: float64 [B, count] in [0, 1).
+    """The random numbers of one view of B examples.
 
     Args:
-      seed: the run's.
-      stream: PAPER_STREAM or that of an operation (`stream_of`).
-      number: of the view, from 1.
-      epochs: int [B], from 0.
-      examples: int [B], indices in the source.
-      count: numbers of each.
+      seed: the run's seed.
+      stream: PAPER_STREAM, or an operation's stream (`stream_of`).
+      number: number of the view, from 1.
+      epochs: epoch of each example, from 0, int [B].
+      examples: indices in the source, int [B].
+      count: how many numbers each example gets.
 
     Returns:
-      Row i is what `np.random.Generator(np.random.Philox(key=[seed, stream], counter=[0, number,
-      examples[i], epochs[i]])).random(count)` gives.
+      Numbers in [0, 1), float64 [B, count]. Row i equals `np.random.Generator(np.random.Philox(
+      key=[seed, stream], counter=[0, number, examples[i], epochs[i]])).random(count)`.
     """
     if len(examples) == 1:
         counter = [0, number, int(examples[0]), int(epochs[0])]
         philox = np.random.Philox(key=np.array([seed, stream], np.uint64), counter=counter)
         return np.random.Generator(philox).random((1, count))
     blocks = -(-count // 4)
-    # NumPy counts up before it draws: the first block is number 1.
+    # NumPy increments the counter before it draws, so the first block has number 1.
     block = np.arange(1, blocks + 1, dtype=np.uint64)
     shape = (len(examples), blocks)
     words = _philox(
@@ -71,17 +72,17 @@ def uniforms(
         (seed, stream),
     )
     drawn = np.stack(words, axis=-1).reshape(len(examples), -1)[:, :count]
-    # The upper 53 bits, as NumPy's Generator.random takes them.
+    # NumPy's Generator.random uses the upper 53 bits.
     return (drawn >> np.uint64(11)).astype(np.float64) * 2.0**-53
 
 
 def uniform(u: Any, low: float, high: float) -> Any:
-    """Uniform numbers in [0, 1), one or an array, spread over [low, high)."""
+    """Maps uniform numbers in [0, 1), one or an array, to [low, high)."""
     return low + (high - low) * u
 
 
 def _philox(counter: list[np.ndarray], key: tuple[int, int]) -> list[np.ndarray]:
-    """Four words of output for each counter of four words, all uint64 of one shape."""
+    """Turns counters of four words into four random words each, all uint64 arrays of one shape."""
     c0, c1, c2, c3 = counter
     k0, k1 = key
     for _ in range(_ROUNDS):
@@ -93,11 +94,11 @@ def _philox(counter: list[np.ndarray], key: tuple[int, int]) -> list[np.ndarray]
 
 
 def _product(a: np.ndarray, b: int) -> tuple[np.ndarray, np.ndarray]:
-    """Upper and lower 64 bits of a x b: uint64 arrays, for uint64 `a`."""
+    """The upper and the lower 64 bits of a x b, as uint64 arrays; `a` is a uint64 array."""
     a1, a0 = a >> _HALF, a & _MASK32
     b1, b0 = np.uint64(b >> 32), np.uint64(b & 0xFFFFFFFF)
     low, middle = a0 * b0, a1 * b0
-    # Neither sum can leave 64 bits: (2^32 - 1)^2 + 2 (2^32 - 1) < 2^64.
+    # Neither sum overflows: (2^32 - 1)^2 + 2 (2^32 - 1) < 2^64.
     cross = (low >> _HALF) + (middle & _MASK32) + a0 * b1
     high = a1 * b1 + (middle >> _HALF) + (cross >> _HALF)
     return high, (cross << _HALF) | (low & _MASK32)

@@ -1,7 +1,7 @@
-"""What a view operation is, and the names of those there are.
+"""The interface of a view operation.
 
-A view is a list of operations (`view.View`). To add one of your own, write a class in a file of
-your own and name it 'package.module:Class' in `views.view1.operations` (docs/views.md).
+A view is a list of operations (`view.View`). To add one of your own, write a class and name it as
+'package.module:Class' in `views.view1.operations` (docs/views.md).
 """
 
 from __future__ import annotations
@@ -14,24 +14,24 @@ import numpy as np
 
 
 class Operation(abc.ABC):
-    """One step in the making of a view, such as a flip or a blur. Its fields are its settings.
+    """One step of making a view, such as a flip or a blur. Its fields are its settings.
 
-    A subclass is most easily a frozen dataclass. It is given its random numbers and draws none
-    itself: `parameters` and `apply` are pure functions.
+    A subclass is usually a frozen dataclass. It gets its random numbers and draws none itself:
+    `parameters` and `apply` are pure functions.
 
     Attributes:
-      name: keys its random numbers, so two operations with different names draw independently. By
+      name: the key of its random numbers: operations with different names draw independently. By
         default 'module:Class'; set it to keep the draws when you move or rename the class.
-      variates: uniform numbers that `parameters` needs, without the one for `probability`.
+      variates: how many uniform numbers `parameters` needs, without the one for `probability`.
       dtype: what `apply` and `apply_jax` take: 'float32' in [0, 1], 'uint8' in [0, 255], or 'any'
-        for whichever the image is at that point. An image starts as uint8.
-      takes_gray: `apply` also takes [H, W], which stands for three equal channels, as grey images
-        are handed on after Gray. Otherwise they are given as [H, W, 3].
+        for either of them. An image starts as uint8.
+      takes_gray: whether `apply` also takes [H, W] for three equal channels, the form that grey
+        images have after Gray. If not, they are passed as [H, W, 3].
       geometry: what it does to places in the image: 'same' (nothing moves), 'mirror' (left and
-        right change places) or 'other' (anything else: a view with it has no box).
-      in_range: what `apply` returns is already float32 in [0, 1], but for rounding, and need not be
-        checked and clipped.
-      probability: how often it is done, in [0, 1]; usually a field of the dataclass.
+        right are swapped) or 'other' (anything else; the view then has no box).
+      in_range: whether the result of `apply` is float32 in [0, 1] except for rounding, and so needs
+        no check and no clipping.
+      probability: how often it is applied, in [0, 1]; usually a field of the dataclass.
     """
 
     name: ClassVar[str] = ''
@@ -48,12 +48,12 @@ class Operation(abc.ABC):
             cls.name = f'{cls.__module__}:{cls.__qualname__}'
 
     def parameters(self, u: np.ndarray, height: np.ndarray, width: np.ndarray) -> Any:
-        """Turns uniform numbers into what `apply` is given, for B images at once.
+        """Turns uniform numbers into the parameters of `apply`, for B images at once.
 
         Args:
-          u: float64 [B, variates] in [0, 1).
-          height: int [B], of the images it will be given, pixels.
-          width: int [B], likewise.
+          u: uniform numbers in [0, 1), float64 [B, variates].
+          height: heights of the images, pixels, int [B].
+          width: widths of the images, pixels, int [B].
 
         Returns:
           Any tree (an array, a tuple, a dict) of arrays [B, ...]. By default the empty tuple.
@@ -61,42 +61,49 @@ class Operation(abc.ABC):
         return ()
 
     def parameters_of_one(self, u: list[float], height: int, width: int) -> Any:
-        """`parameters` of one image whose size was not known before: the tree without [B]."""
+        """`parameters` for one image: the tree without the axis [B]."""
         drawn = self.parameters(np.array([u]), np.array([height]), np.array([width]))
         return jax.tree.map(lambda x: x[0], drawn)
 
     @abc.abstractmethod
     def apply(self, image: np.ndarray, params: Any) -> np.ndarray:
-        """Changes one image on the CPU. Called from many threads; must not write into `image`.
+        """Applies the operation to one image on the CPU. Called from many threads.
 
         Args:
-          image: [H, W, 3], RGB, of the type that `dtype` says.
-          params: this image's entry of `parameters`: Python numbers, or arrays where an entry is
-            one.
+          image: the image, RGB, [H, W, 3], of the type of `dtype`. It must not be changed in place.
+          params: this image's entry of `parameters`: Python numbers where the tree has arrays [B],
+            arrays elsewhere.
 
         Returns:
-          [H, W, 3] (or [H, W], grey), float32 in [0, 1] or uint8. Floats beyond are clipped.
+          [H, W, 3] (or [H, W], grey), float32 in [0, 1] or uint8. Floats outside are clipped.
         """
 
     def apply_jax(self, image: jax.Array, params: Any) -> jax.Array:
         """`apply` in JAX, for views.on='accelerator'; equal to it within 1/255. Optional.
 
-        It runs under `jax.vmap`, for all images, and is then taken where it was drawn; the image
-        keeps its shape and always has three channels.
+        It runs under `jax.vmap` on all images; the result is used only for those whose draw of
+        `probability` says so. The image keeps its shape and always has three channels.
+
+        Args:
+          image: the image, RGB, [H, W, 3], of the type of `dtype`.
+          params: this image's entry of `parameters`.
+
+        Returns:
+          [H, W, 3], float32 in [0, 1] or uint8.
         """
         raise NotImplementedError
 
     @property
     def has_jax(self) -> bool:
-        """Whether there is an `apply_jax`."""
+        """Whether the class defines `apply_jax`."""
         return type(self).apply_jax is not Operation.apply_jax
 
 
 class Resizing(Operation):
-    """The operation of a view that makes images of any size one size. Always done, so no coin.
+    """The operation of a view that brings images of any size to one size. Always applied.
 
-    `parameters` gives boxes, int [B, 4]: (top, left, height, width) of what is kept, in pixels of
-    the image it is given.
+    `parameters` gives boxes, int [B, 4]: (top, left, height, width) of the part that is kept, in
+    pixels of the given image.
 
     Attributes:
       size: side of the result, pixels.
@@ -106,16 +113,19 @@ class Resizing(Operation):
     size: int
 
     def tables(self, longest: int) -> Any:
-        """Arrays that `resize_jax` needs for pictures of sides up to `longest`: any tree."""
+        """The arrays that `resize_jax` needs for sides of up to `longest` pixels: any tree."""
         return ()
 
     def resize_jax(self, pictures: jax.Array, boxes: jax.Array, tables: Any) -> jax.Array:
-        """`apply` in JAX: uint8 [B, H, W, 3] -> uint8 [B, size, size, 3].
+        """`apply` in JAX, for a batch. Optional.
 
         Args:
           pictures: uint8 [B, H, W, 3].
-          boxes: int32 [B, 4].
-          tables: `tables` of at least max(H, W).
+          boxes: the boxes, as `parameters` gives them, int32 [B, 4].
+          tables: the result of `tables` for at least max(H, W).
+
+        Returns:
+          uint8 [B, size, size, 3].
         """
         raise NotImplementedError
 

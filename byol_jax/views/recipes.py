@@ -1,4 +1,4 @@
-"""Which operations make a view: the paper's two, and those that a config asks for."""
+"""The operations of the paper's two views, and of the views of a config."""
 
 from __future__ import annotations
 
@@ -33,13 +33,13 @@ def paper_views(
 ) -> dict[str, View]:
     """The paper's two views, T and T' (arXiv:2006.07733, Appendix B, Table 6).
 
-    What both have in common are the operations' default values. The order is that of DeepMind's
+    The values that both views share are the operations' defaults. The order is that of DeepMind's
     byol/utils/augmentations.py, postprocess.
 
     Args:
       image_size: side of the views, pixels; 224 in the paper.
       antialias: see `crop.crop_resize`. False is nearer to DeepMind's code.
-      pictures: which of an example's pictures (`Source.keys`) feeds which view.
+      pictures: key of the picture (`Source.keys`) that feeds each view.
     """
     crop = Crop(image_size, antialias=antialias)
     first = (crop, Flip(), Jitter(), Gray(), Blur(1.0), Solarize(0.0))
@@ -51,12 +51,12 @@ def config_views(views: settings.Views, pair_keys: tuple[str, str]) -> dict[str,
     """The views of a config: {'view1', 'view2'}.
 
     Args:
-      views: the section `views` of the settings.
-      pair_keys: `data.pair_keys`.
+      views: the settings of the views.
+      pair_keys: keys of the pictures that feed the two views (data.pair_keys).
 
     Raises:
-      UserError: an operation does not exist or cannot be made so, or views.on='accelerator' and it
-        has no JAX version.
+      UserError: an operation does not exist, does not take its arguments, or has no JAX version
+        while views.on='accelerator'.
     """
     made = {}
     for number, (name, view) in enumerate(views.named.items()):
@@ -68,10 +68,15 @@ def config_views(views: settings.Views, pair_keys: tuple[str, str]) -> dict[str,
 
 
 def config_operations(view: settings.View, image_size: int, antialias: bool) -> list[Operation]:
-    """The operations of one view, `views.view1` say, of the settings.
+    """The operations of one view of the settings, such as `views.view1`.
 
-    The flat keys are the arguments of the built-in operations; what stands beside a name in
-    `operations` goes before them.
+    The view's other keys (`crop_area`, ..) are the arguments of the built-in operations; arguments
+    given beside a name in `operations` override them.
+
+    Args:
+      view: the settings of the view.
+      image_size: side of the view, pixels.
+      antialias: see `crop.crop_resize`.
     """
     given: dict[str, dict[str, Any]] = {
         'crop': {
@@ -99,5 +104,5 @@ def config_operations(view: settings.View, image_size: int, antialias: bool) -> 
 
 
 def crop_and_flip(view: View) -> View:
-    """A view's crop and flip alone, drawn as in the view itself: for the linear protocol."""
+    """A view of only the crop and the flip, with their draws in `view`: for the linear protocol."""
     return View([op for op in view.operations if isinstance(op, Resizing | Flip)], view.picture)

@@ -1,12 +1,12 @@
 """Pillow's antialiased bicubic resizing, to the bit, in less than half of its time.
 
-Pillow resizes with whole numbers: weights in units of 2^-22, the sum rounded to 8 bits, first along
-one axis and then along the other (its src/libImaging/Resample.c, followed in `weights`). Here a
-pass is a product with a banded matrix in float32, as small dense blocks along the band, which NumPy
-leaves to BLAS without holding the interpreter's lock. The few results so near to half a number that
-float32 may have rounded them the wrong way are found and computed again in whole numbers.
+Pillow resizes in integers, with weights in units of 2^-22, along one axis and then the other, each
+time rounded to 8 bits (its src/libImaging/Resample.c, which `weights` follows). Here a pass is a
+float32 product with a banded matrix, split into small dense blocks along the band; NumPy leaves the
+products to BLAS without holding the interpreter's lock. The few results so near to half a level
+that float32 may have rounded them wrongly are found and computed again in integers.
 
-OpenCV itself resizes without antialiasing; `sharp_weights` tell `crop` how.
+`sharp_weights` has the weights of OpenCV's bicubic resizing, which has no antialiasing.
 """
 
 from __future__ import annotations
@@ -24,28 +24,32 @@ BITS = 22
 _A, SUPPORT = -0.5, 2.0
 # OpenCV imgproc/src/resize.cpp, interpolateCubic.
 _SHARP_A, SHARP_TAPS = -0.75, 4
-# Pillow 13.0 resizes the height first where it shrinks much more than the width (its pull request
-# 9549; `height_first` is the rule for square results, found by comparing), else the width.
+# Pillow resizes the width first. From version 13.0 on it resizes the height first if the height
+# shrinks much more than the width (its pull request 9549; `height_first` is the rule for square
+# results, found by comparing).
 _TALL_FIRST = int(PIL.__version__.split('.')[0]) >= 13
 
-# Results of a block: more cost more zeros of the band, fewer more calls. Measured.
+# Rows of a block, the fastest number measured: larger blocks hold more zeros, smaller ones need
+# more calls.
 _BLOCK_ROWS = 8
-# Multiplications of a product from which on OpenBLAS starts threads of its own, which would fight
-# with the other examples' (its interface/gemm.c: SMP_THRESHOLD_MIN x GEMM_MULTITHREAD_THRESHOLD).
+# The number of multiplications in a product above which OpenBLAS starts its own threads, which
+# would compete with those of other examples (its interface/gemm.c: SMP_THRESHOLD_MIN x
+# GEMM_MULTITHREAD_THRESHOLD).
 _MOST_PRODUCTS = 65536 * 4
-# Bands that are kept: for 224 results each takes 30 kB, from pictures ten times as large 200 kB.
+# How many bands are kept. For 224 results a band takes 30 kB, or 200 kB if pictures are ten times
+# as large.
 _BANDS = 512
 
 
 class Band(NamedTuple):
-    """The matrix of one pass over L pixels.
+    """The matrix of one pass, from L pixels to S results.
 
     Attributes:
-      blocks: (start, stop, first, last, weights): the results [start, stop) are float32 weights
-        [stop - start, last - first] times the pixels [first, last).
-      pixels: int64 [S, K], the pixels that feed each result; those beyond L are set to L - 1.
-      weights: int64 [S, K], theirs, in units of 2^-BITS.
-      error: how far a result in float32 may be from the exact one, in levels.
+      blocks: tuples (start, stop, first, last, weights): the results [start, stop) are the weights,
+        float32 [stop - start, last - first], times the pixels [first, last).
+      pixels: the pixels that feed each result, int64 [S, K]; pixels beyond the end are L - 1.
+      weights: the weights of these pixels in units of 2^-BITS, int64 [S, K].
+      error: the largest error of a float32 result, in levels of [0, 255].
     """
 
     blocks: tuple[tuple[int, int, int, int, np.ndarray], ...]
@@ -65,12 +69,12 @@ def resize(image: np.ndarray, size: int) -> np.ndarray:
 
 
 def height_first(height: Any, width: Any, size: int) -> Any:
-    """Whether Pillow resizes the height before the width: bool, or an array if the sides are."""
+    """Whether Pillow resizes the height before the width: bool, or bool arrays for arrays."""
     return _TALL_FIRST & (height > size) & (height - size > 2 * (width - size))
 
 
 def most_taps(scale: float) -> int:
-    """Pixels that feed one result, at most, where `scale` pixels become one."""
+    """The largest number of pixels that feed one result if `scale` pixels become one."""
     return math.ceil(SUPPORT * max(scale, 1.0)) * 2 + 1
 
 
@@ -78,13 +82,13 @@ def weights(length: int, size: int) -> tuple[np.ndarray, np.ndarray]:
     """Pillow's weights for `length` pixels resized to `size`.
 
     Returns:
-      The first pixel that feeds each result, int64 [S], and the weights of it and of the pixels
-      after it, int64 [S, most_taps], in units of 2^-BITS.
+      The first pixel that feeds each result, int64 [S], and the weights of the pixels from there
+      on, in units of 2^-BITS, int64 [S, most_taps].
     """
     scale = length / size
     stretch = max(scale, 1.0)
     center = (np.arange(size) + 0.5) * scale
-    # Truncated as C does; negative values are set to 0 anyway.
+    # `astype` truncates as C does; negative values become 0.
     first = np.maximum((center - SUPPORT * stretch + 0.5).astype(np.int64), 0)
     last = np.minimum((center + SUPPORT * stretch + 0.5).astype(np.int64), length)
     taps = np.arange(most_taps(scale))
@@ -92,7 +96,7 @@ def weights(length: int, size: int) -> tuple[np.ndarray, np.ndarray]:
     found = _cubic(x, _A)
     found[taps >= (last - first)[:, None]] = 0.0
     total = np.zeros(size)
-    # One after the other, as Pillow adds them: another order may round another way.
+    # Add in Pillow's order, since another order may round differently.
     for column in found.T:
         total += column
     found /= total[:, None]
@@ -109,11 +113,12 @@ def _cubic(x: np.ndarray, a: float) -> np.ndarray:
 def sharp_weights(length: int, size: int) -> tuple[np.ndarray, np.ndarray]:
     """OpenCV's weights (INTER_CUBIC) for `length` pixels resized to `size`, without antialiasing.
 
-    Results lie between the second and the third of SHARP_TAPS pixels; beyond the border the last
-    pixel goes on.
+    A result lies between the second and the third of the SHARP_TAPS pixels that feed it; beyond the
+    border, the last pixel is repeated.
 
     Returns:
-      As `weights`, but the weights are float64 [S, SHARP_TAPS], in units of 1.
+      The first pixel that feeds each result, int64 [S], and the weights of the pixels from there
+      on, in units of 1, float64 [S, SHARP_TAPS].
     """
     at = (np.arange(size) + 0.5) * (length / size) - 0.5
     left = np.floor(at).astype(np.int64) - 1
@@ -135,16 +140,17 @@ def band(length: int, size: int) -> Band:
     low, high = first[starts], np.minimum(pixels[stops - 1, -1] + 1, length)
     places = pixels - np.repeat(low, stops - starts)[:, None]
     dense = np.zeros((len(starts), _BLOCK_ROWS, int(places.max()) + 1), np.float32)
-    # Beyond the picture weights are 0.
+    # Weights of pixels beyond the border are 0 and are left out.
     row, tap = np.nonzero(pixels < length)
-    # Whole numbers of at most 23 bits, so exact in float32.
+    # The weights are integers of at most 23 bits, which float32 holds exactly.
     dense[(*np.divmod(row, _BLOCK_ROWS), places[row, tap])] = whole[row, tap] / 2**BITS
     blocks = [
         (int(start), int(stop), int(left), int(right), matrix[: stop - start, : right - left])
         for start, stop, left, right, matrix in zip(starts, stops, low, high, dense, strict=True)
     ]
-    # K products and sums in float32 are wrong by at most K / 2^24 of the sum of sizes (Higham 2002,
-    # equation 3.5; a block's zeros are exact), and adding this bound to a result by one more.
+    # The error of K products and sums in float32 is at most K / 2^24 of the sum of their absolute
+    # values (Higham 2002, equation 3.5; zeros in a block add none). Adding this bound to a result,
+    # below, counts as one more sum.
     most = 255 * float(np.abs(whole).sum(axis=1).max()) / 2**BITS
     error = most * (whole.shape[1] + 1) * 2.0**-24
     return Band(tuple(blocks), np.minimum(pixels, length - 1), whole, error)
@@ -167,7 +173,7 @@ def _pass(lines: np.ndarray, size: int) -> np.ndarray:
             continue
         for left in range(0, columns, step):
             y[start:stop, left : left + step] = dense @ x[first:last, left : left + step]
-    # `convertScaleAbs` rounds and cuts at 255, but would take the size of what is negative.
+    # `convertScaleAbs` rounds and clips at 255, but takes absolute values: negative ones go first.
     cv2.threshold(y, 0, 0, cv2.THRESH_TOZERO, dst=y)
     result = cv2.convertScaleAbs(y, alpha=1, beta=matrix.error)
     unsure = np.flatnonzero(result != cv2.convertScaleAbs(y, alpha=1, beta=-matrix.error))
