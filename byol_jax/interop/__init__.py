@@ -1,4 +1,4 @@
-"""Encoders in and out."""
+"""Exported encoders, and conversion from and to other projects' weights."""
 
 from typing import TYPE_CHECKING
 

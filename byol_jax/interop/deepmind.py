@@ -1,7 +1,7 @@
-"""DeepMind's published BYOL checkpoints (github.com/google-deepmind/deepmind-research, byol/).
+"""Loads DeepMind's BYOL checkpoints (github.com/google-deepmind/deepmind-research, byol/).
 
-They are Haiku parameter trees: module path -> parameter name -> array, where a path such as
-'res_net50/~/block_group_0/~/block_0/~/conv_0' says which convolution of which block it is.
+They are Haiku parameter trees: module path -> parameter name -> array. A path such as
+'res_net50/~/block_group_0/~/block_0/~/conv_0' names a convolution of a block.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ from byol_jax.interop.encoder import Encoder, make_encoder
 from byol_jax.interop.unpickle import Array, Record, read_pickle
 from byol_jax.models.registry import ENCODERS, build_encoder
 
-# byol/utils/dataset.py: normalize_images, and the crops' 224 pixels.
+# byol/utils/dataset.py: normalize_images, and the size of the crops in pixels.
 _MEAN, _STD, _IMAGE_SIZE = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225), 224
-# byol/utils/networks.py, ResNetTorso: four groups; channels of the stem, and of the groups' inner
-# convolutions, at width 1.
+# byol/utils/networks.py, ResNetTorso: number of groups, and at width 1 the channels of the stem and
+# of each group's inner convolutions.
 _GROUPS, _STEM, _CHANNELS = 4, 64, (64, 128, 256, 512)
 
-# Where a checkpoint keeps an encoder: pretraining (the online network, which is the one to keep:
-# paper, section 3.1), and linear evaluation.
+# Keys of the encoder's parameters and state: in a checkpoint of pretraining (the online network,
+# which is the one to keep: paper, Section 3.1), and of linear evaluation.
 _PLACES = (('online_params', 'online_state'), ('backbone_params', 'backbone_state'))
 
 _Tree = Mapping[str, Mapping[str, Any]]
@@ -36,18 +36,20 @@ _Tree = Mapping[str, Mapping[str, Any]]
 def load_deepmind(path: str | Path) -> Encoder:
     """Loads the encoder of a checkpoint of DeepMind's BYOL, such as `pretrain_res50x1.pkl`.
 
+    The file need not be trusted: nothing in it is executed.
+
     Args:
-      path: a file written by their `Checkpointer`; or a pickle of their experiment's state alone,
-        or of a pair (parameters, state) of Haiku. It may be from anyone: nothing in it is run.
+      path: a file written by their `Checkpointer`, or a pickle of their experiment's state alone,
+        or of a Haiku pair (parameters, state).
 
     Returns:
       The online encoder with its running batch statistics, tapped at `avgpool`: float32
       [B, 2048 * width] for networks with bottlenecks, [B, 512 * width] for those without.
 
     Raises:
-      UserError: the file cannot be read, names anything but arrays and plain containers, is laid
-        out in another way, or holds another network than a ResNet v1 of DeepMind's, saying what
-        is odd about it.
+      UserError: the file cannot be read, names anything but arrays and plain containers, has
+        another layout, or holds another network than DeepMind's ResNet v1; the message says what
+        is wrong.
     """
     data = read_pickle(path)
     try:
@@ -70,7 +72,7 @@ def load_deepmind(path: str | Path) -> Encoder:
 
 
 def _networks(data: Any) -> tuple[_Tree, _Tree, int]:
-    """Parameters, state and optimizer steps (0 if not told) of a checkpoint."""
+    """The parameters, state and optimizer steps (0 if not known) of a checkpoint."""
     inner, step = data, 0
     if isinstance(data, dict) and 'experiment_state' in data:
         inner, step = data['experiment_state'], _integer(data.get('step', 0))
@@ -106,7 +108,7 @@ def _integer(value: Any) -> int:
 
 
 def _root(params: _Tree) -> str:
-    """Path of the one ResNet in a tree, such as 'res_net50'."""
+    """The path of the ResNet in a tree, such as 'res_net50'; there must be exactly one."""
     roots = [
         _path(key)[: -len('/initial_conv')]
         for key in params
@@ -115,19 +117,19 @@ def _root(params: _Tree) -> str:
     if len(roots) != 1:
         tops = sorted({_path(key).split('/')[0] for key in params})
         raise UserError(
-            f'it holds {len(roots)} modules .../initial_conv, with which a ResNet begins, not one. '
-            f'Its modules: {", ".join(tops[:8])}.'
+            f'it holds {len(roots)} modules .../initial_conv (the first layer of a ResNet) instead '
+            f'of one. Its modules: {", ".join(tops[:8])}.'
         )
     return roots[0]
 
 
 def _path(key: Any) -> str:
-    """A module's path without '~', which marks modules made in a constructor."""
+    """A module's path without '~', which Haiku inserts for modules made in a constructor."""
     return '/'.join(part for part in str(key).split('/') if part != '~')
 
 
 def _below(tree: _Tree, root: str) -> dict[str, np.ndarray]:
-    """The arrays of the modules below `root`, by 'path below root/name'."""
+    """The arrays of the modules below `root`, by their path from there, 'module/name'."""
     found = {}
     for key, module in tree.items():
         path = _path(key)
@@ -143,7 +145,7 @@ def _below(tree: _Tree, root: str) -> dict[str, np.ndarray]:
 
 
 def _architecture(params: Mapping[str, np.ndarray]) -> tuple[str, dict[str, Any]]:
-    """The encoder's name and arguments, read off which convolutions there are."""
+    """Finds the encoder's name and arguments from the names and shapes of its convolutions."""
     if 'final_batchnorm/scale' in params:
         raise UserError(
             'it holds a final_batchnorm: a ResNet v2 (pre-activation). byol_jax has ResNet v1.'
@@ -161,8 +163,8 @@ def _architecture(params: Mapping[str, np.ndarray]) -> tuple[str, dict[str, Any]
     bottleneck = 'block_group_0/block_0/conv_2/w' in params
     known = ENCODERS.entries.items()
     name = next((n for n, make in known if _makes(make, sizes, bottleneck)), 'resnet')
-    # Their convolutions and pooling pad as TensorFlow does; basic blocks of one width, which need
-    # no projection for their shortcut, have one all the same.
+    # DeepMind's convolutions and pooling pad like TensorFlow's. Their basic blocks have a
+    # projection in the shortcut even where the number of channels does not change.
     kwargs: dict[str, Any] = {'same_padding': True}
     if name == 'resnet':
         kwargs |= {'stage_sizes': list(sizes), 'bottleneck': bottleneck}
@@ -185,7 +187,7 @@ def _kernel(params: Mapping[str, np.ndarray], name: str) -> np.ndarray:
 
 
 def _makes(make: Any, sizes: tuple[int, ...], bottleneck: bool) -> bool:
-    """Whether a constructor of the registry makes this ResNet."""
+    """Whether an entry of the encoder registry is this ResNet."""
     return (
         isinstance(make, functools.partial)
         and make.args == (sizes,)
@@ -199,7 +201,11 @@ def _variables(
     params: Mapping[str, np.ndarray],
     state: Mapping[str, np.ndarray],
 ) -> dict[str, Any]:
-    """The variables of the Flax network, every one found in the file and of the right shape."""
+    """The variables of the Flax network, each taken from the file and of the right shape.
+
+    Raises:
+      UserError: one is missing, has another shape or dtype, or the file has others too.
+    """
     module = build_encoder(name, kwargs)
     images = jax.ShapeDtypeStruct((1, _IMAGE_SIZE, _IMAGE_SIZE, 3), jnp.float32)
     expected = jax.eval_shape(module.init, jax.random.key(0), images)
@@ -211,7 +217,7 @@ def _variables(
         found = (params if collection == 'params' else state).get(haiku)
         if found is None:
             raise UserError(f"a {_title(name, kwargs)} has {haiku}; it is not in the file's tree.")
-        # Batch normalisation keeps [1, 1, 1, C].
+        # Haiku's batch normalisation has [1, 1, 1, C] where Flax has [C].
         shape = found.shape[-1:] if len(leaf.shape) == 1 else found.shape
         if shape != leaf.shape or found.size != leaf.size or found.dtype.kind != 'f':
             raise UserError(
@@ -219,19 +225,19 @@ def _variables(
                 f'float32 {list(leaf.shape)} there.'
             )
         used.add(haiku)
-        # A copy, so that the rest of the file does not stay in memory.
+        # A copy, because a view would keep the whole file in memory.
         return np.array(found, np.float32, order='C').reshape(leaf.shape)
 
     variables = jax.tree_util.tree_map_with_path(find, expected)
-    # A classification head, if there is one, stands behind the representation.
+    # 'logits' is a classification head, which comes after the representation.
     odd = sorted(key for key in params if key not in used and not key.startswith('logits/'))
     if odd:
-        raise UserError(f'it holds {odd[0]}, which a {_title(name, kwargs)} has not.')
+        raise UserError(f'it holds {odd[0]}, which a {_title(name, kwargs)} does not have.')
     return dict(variables)
 
 
-# Flax's parameter and statistics names -> Haiku's. `average` is the running mean with the bias
-# towards its start at 0 taken out, which their BatchNorm evaluates with; `hidden` still has it.
+# Names of Flax's parameters and statistics -> Haiku's. `average` is the running mean corrected for
+# its start at 0, with which their BatchNorm evaluates; `hidden` is not corrected.
 _HAIKU_LEAVES = {
     'kernel': 'w',
     'scale': 'scale',
@@ -242,7 +248,10 @@ _HAIKU_LEAVES = {
 
 
 def _haiku_module(layers: list[str]) -> str:
-    """['stage1', 'block2', 'bn1'] -> 'block_group_0/block_1/batchnorm_0'; ['conv1'] is the stem."""
+    """Haiku's module for Flax's layers: ['stage1', 'block2', 'bn1'] -> 'block_group_0/block_1/...'.
+
+    ['conv1'] and ['bn1'] are the stem.
+    """
     if len(layers) == 1:
         return {'conv1': 'initial_conv', 'bn1': 'initial_batchnorm'}[layers[0]]
     stage, block, layer = (_counted_from_0(name) for name in layers)
@@ -258,7 +267,7 @@ def _haiku_module(layers: list[str]) -> str:
 
 
 def _counted_from_0(name: str) -> tuple[str, int]:
-    """'stage1' -> ('stage', 0)."""
+    """Splits a name and its number, and counts from 0 instead of 1: 'stage1' -> ('stage', 0)."""
     word = name.rstrip('0123456789')
     return word, int(name[len(word) :] or 1) - 1
 

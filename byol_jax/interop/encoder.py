@@ -1,4 +1,4 @@
-"""A pretrained encoder as a thing to call."""
+"""The pretrained encoder: a callable from images to features."""
 
 from __future__ import annotations
 
@@ -34,9 +34,9 @@ class Encoder:
     """A pretrained encoder: `features = encoder(images)`.
 
     Attributes:
-      network: a Linen module, or the recipe of an NNX one.
-      variables: its variables: 'params' and, for most, 'batch_stats'.
-      description: the contents of encoder.json.
+      network: a Linen module, or the recipe of an NNX module.
+      variables: the network's variables by collection: 'params' and, for most, 'batch_stats'.
+      description: the content of encoder.json.
     """
 
     network: nn.Module | NnxNetwork
@@ -44,10 +44,14 @@ class Encoder:
     description: Mapping[str, Any]
 
     def __call__(self, images: Any) -> np.ndarray:
-        """uint8 [B, H, W, 3] -> float32 [B, D], deterministic, batch normalisation frozen.
+        """Computes features, deterministically and with frozen batch normalisation.
 
-        Pictures of the size trained on, `description['image_size']`, give the best features;
-        networks that pool take any size.
+        Args:
+          images: uint8 [B, H, W, 3], RGB. The best size is the one of training,
+            `description['image_size']`; networks that pool take any size.
+
+        Returns:
+          float32 [B, D].
 
         Raises:
           UserError: the images are not uint8 [B, H, W, 3].
@@ -59,8 +63,8 @@ class Encoder:
     def module(self) -> nn.Module | nnx.Module:
         """The Flax network itself, for fine-tuning.
 
-        A Linen module, to be applied to `variables`; or a live NNX module that holds a copy of
-        them and is the caller's to train: it does not change what `encoder(images)` gives.
+        Either a Linen module, to be applied to `variables`, or an NNX module that holds a copy of
+        them. Training the NNX module does not change what `encoder(images)` returns.
         """
         if isinstance(self.network, NnxNetwork):
             return self.network.build(self.variables)
@@ -68,10 +72,9 @@ class Encoder:
 
     @functools.cached_property
     def weights_sha256(self) -> str:
-        """A digest of the weights, hexadecimal: names, types, shapes and bytes, sorted by name.
+        """The hexadecimal sha256 of all weights: names, dtypes, shapes and bytes, sorted by name.
 
-        The same weights have the same digest whenever, wherever and by whatever version of this
-        package they were exported.
+        It depends on the weights only, not on the export, the machine or the package version.
         """
         return weights_sha256(self.variables)
 
@@ -82,16 +85,16 @@ class Encoder:
         train: bool = False,
         rng: jax.Array | None = None,
     ) -> tuple[jax.Array, dict[str, Any]]:
-        """The features of any variables, differentiable, for fine-tuning.
+        """Computes features from any variables, differentiably, for fine-tuning.
 
         Args:
-          variables: like `self.variables`.
+          variables: variables like `self.variables`.
           images: uint8 [B, H, W, 3]; normalised here as in pretraining.
-          train: use batch statistics and dropout.
+          train: whether to use batch statistics and dropout.
           rng: a key, for networks that draw random numbers in training.
 
         Returns:
-          Features, float32 [B, D], and the collections other than 'params', updated when `train`.
+          Features, float32 [B, D], and the collections other than 'params', updated if `train`.
         """
         _check_images(images)
         features, state = self._tapped.apply(
@@ -100,21 +103,25 @@ class Encoder:
         return features.astype(jnp.float32), dict(state)
 
     def behind(self) -> frozenset[str]:
-        """Paths of the variables that the features do not depend on ('params/head/kernel')."""
+        """Paths of the variables behind the tap, such as 'params/head/kernel'.
+
+        The features do not depend on them.
+        """
         size = self.description['image_size']
         images = jax.ShapeDtypeStruct((1, size, size, 3), jnp.float32)
         return self._tapped.find_behind(self.variables, images)
 
     @property
     def compiled(self) -> Any:
-        """What a call runs, jitted: `(variables, images) -> features`. It checks nothing.
+        """The jitted function `(variables, images) -> features` behind a call, without checks.
 
-        There is one for equal networks, however often they are loaded. `variables` may lie on a
-        device, and then are not sent there by each call.
+        Equal networks share it, so loading an encoder again does not compile again. If `variables`
+        are on a device already, a call does not copy them there.
         """
         about = self.description
         architecture = ('name', 'kwargs', 'hidden_layer', 'pool', 'mean', 'std')
-        # As text: modules need not be hashable, and 1, 1.0 and True are equal but not alike.
+        # The key is text, because modules may not be hashable, and 1, 1.0 and True are equal but
+        # may build different networks.
         made_by: Any = type(self.network)
         if isinstance(self.network, NnxNetwork):
             made_by = self.network.constructor
@@ -149,7 +156,7 @@ def _check_images(images: Any) -> None:
     shape, dtype = np.shape(images), getattr(images, 'dtype', type(images).__name__)
     if len(shape) != 4 or shape[3] != 3 or dtype != np.uint8:
         raise UserError(
-            f'The encoder takes uint8 images [B, H, W, 3], values 0 to 255; given {dtype} '
+            f'The encoder takes uint8 images [B, H, W, 3], values 0 to 255; given: {dtype} '
             f'{list(shape)}.'
         )
 
@@ -166,18 +173,18 @@ def make_encoder(
     std: tuple[float, ...],
     step: int,
 ) -> Encoder:
-    """Builds an Encoder from a network's name and arguments and its variables.
+    """Builds an Encoder from a network's name, arguments and variables.
 
     Args:
-      name: of the network, as in the config's `encoder`.
-      kwargs: of its constructor, likewise.
-      hidden_layer: whose output is the representation, likewise.
-      pool: of a layer of tokens, likewise.
+      name: name of the network, as in encoder.name.
+      kwargs: arguments of its constructor, as in encoder.kwargs.
+      hidden_layer: layer whose output is the representation, as in encoder.hidden_layer.
+      pool: how a layer of tokens is pooled, as in encoder.pool.
       variables: 'params' and the other collections; copied to the host.
-      image_size: side of the views it was trained on, pixels.
-      mean: of the RGB channels in [0, 1] it was trained with.
-      std: of the same.
-      step: optimizer steps it was trained for.
+      image_size: side of the views that it was trained on, pixels.
+      mean: mean of the RGB channels, in [0, 1], that images are normalised with.
+      std: standard deviation of the RGB channels, likewise.
+      step: number of optimizer steps that it was trained for.
     """
     network = build_encoder(name, kwargs)
     variables = jax.tree.map(np.asarray, jax.device_get(dict(variables)))
@@ -201,19 +208,25 @@ def make_encoder(
 
 
 def _provider(name: str) -> dict[str, str]:
-    """The installed distribution, and its version, that a class of the user's own is from."""
+    """The installed distribution that the user's own class comes from, with its version."""
     top = name.partition(':')[0].partition('.')[0]
     found = importlib.metadata.packages_distributions().get(top, []) if ':' in name else []
     return {distribution: importlib.metadata.version(distribution) for distribution in found}
 
 
 def weights_sha256(variables: Any) -> str:
-    """A digest of named arrays that does not depend on how a file lays them out."""
+    """The hexadecimal sha256 of named arrays, independent of the layout of any file.
+
+    Raises:
+      UserError: two variables have the same name.
+    """
     digest = hashlib.sha256()
     named = jax.tree.leaves_with_path(variables)
     leaves = {path_name(path): np.asarray(leaf) for path, leaf in named}
     if len(leaves) != len(named):
-        raise UserError('Two variables of the encoder have one name: it cannot be exported.')
+        raise UserError(
+            'Two variables of the encoder have the same name, so it cannot be exported.'
+        )
     for name in sorted(leaves):
         leaf = np.asarray(leaves[name], order='C')
         digest.update(json.dumps([name, str(leaf.dtype), list(leaf.shape)]).encode())

@@ -1,4 +1,4 @@
-"""The exported encoder: `encoder.json` and `encoder.safetensors`, no pickle and no code."""
+"""Saves and loads exported encoders: encoder.json and encoder.safetensors, no pickle, no code."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from byol_jax.models.nnx_network import NnxNetwork
 from byol_jax.models.registry import build_encoder
 from byol_jax.models.tap import TappedEncoder
 
-# Types of safetensors files.
+# Dtypes by their names in safetensors files.
 _DTYPES: dict[str, Any] = {
     'BOOL': np.bool_,
     'BF16': jnp.bfloat16,
@@ -32,7 +32,7 @@ _DTYPES: dict[str, Any] = {
     'C64': np.complex64,
 }
 
-# What encoder.json must hold.
+# The keys that encoder.json must have, and the types of their values.
 _KINDS: dict[str, type] = {
     'name': str,
     'kwargs': dict,
@@ -49,10 +49,19 @@ _DESCRIPTION, _WEIGHTS = 'encoder.json', 'encoder.safetensors'
 
 
 def save_encoder(encoder: Encoder, folder: str | Path) -> None:
-    """Writes encoder.json and encoder.safetensors into `folder`; each is replaced as a whole."""
+    """Writes encoder.json and encoder.safetensors to a folder, replacing older ones.
+
+    Args:
+      encoder: the encoder to export.
+      folder: folder to write to; created if necessary.
+
+    Raises:
+      UserError: two variables of the encoder have the same name.
+      OSError: the files cannot be written.
+    """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    # Safetensors writes an array's memory as it lies, so it must lie in C order.
+    # Safetensors writes the memory of an array as it is, so it must be in C order.
     flat = {
         path_name(path): np.asarray(leaf, order='C')
         for path, leaf in jax.tree.leaves_with_path(encoder.variables)
@@ -65,17 +74,17 @@ def save_encoder(encoder: Encoder, folder: str | Path) -> None:
 
 
 def load_encoder(path: str | Path) -> Encoder:
-    """Loads an exported encoder; needs neither TensorFlow nor the training configuration.
+    """Loads an exported encoder; needs neither TensorFlow nor the config of the run.
 
-    An encoder of a class of the user's own ('package.module:Class') imports that module, as any
-    import would; nothing but a Linen or NNX module class is ever called.
+    If the encoder is a class of the user's own ('package.module:Class'), its module is imported.
+    Nothing but a Linen or NNX module class is ever called.
 
     Args:
       path: the folder that training wrote, such as 'runs/div2k/encoder'.
 
     Raises:
-      UserError: the folder holds no exported encoder, it is damaged, or it is of a class that
-        cannot be imported here.
+      UserError: the folder holds no exported encoder, it is damaged, or its class cannot be
+        imported here.
     """
     folder = Path(path).expanduser()
     if not folder.is_dir():
@@ -107,9 +116,9 @@ def load_encoder(path: str | Path) -> Encoder:
 
 
 def _read_weights(path: Path) -> dict[str, np.ndarray]:
-    """Arrays by flat name."""
+    """The arrays of a safetensors file by name."""
     try:
-        # Not safetensors.numpy.load, which does not know bfloat16.
+        # Not by safetensors.numpy.load, which does not know bfloat16.
         return {
             name: np.frombuffer(entry['data'], _DTYPES[entry['dtype']]).reshape(entry['shape'])
             for name, entry in safetensors.deserialize(path.read_bytes())
@@ -126,12 +135,12 @@ def _arrange(
     flat: Mapping[str, np.ndarray],
     where: str,
 ) -> Any:
-    """The variables of a network from arrays by flat name.
+    """Arranges arrays by flat name as the variables of a network.
 
-    A name of the network's own may hold a '/', so the network says where the arrays go.
+    The structure comes from the network, because names of layers may contain a '/'.
 
     Raises:
-      UserError: they are not those of the network; names the first that is odd.
+      UserError: the arrays are not those of the network; names the first difference.
     """
     size = description['image_size']
     images = jax.ShapeDtypeStruct((1, size, size, 3), jnp.float32)

@@ -1,4 +1,4 @@
-"""PyTorch state dicts as NumPy arrays; no file gets to run code."""
+"""Reads PyTorch state dicts as NumPy arrays, without running code from the file."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from byol_jax.errors import UserError
 
 Weights = dict[str, np.ndarray]
 
-# Two ways for a file to run code under weights_only=True are closed in this version and later:
-# CVE-2025-32434 (fixed in 2.6) and CVE-2026-24747 (fixed in 2.10).
+# The first version in which no known file can run code under weights_only=True: CVE-2025-32434 was
+# fixed in 2.6, CVE-2026-24747 in 2.10.
 _SAFE_TORCH = (2, 10)
 _CONVERT = (
     'convert the file where PyTorch is installed: safetensors.torch.save_file(torch.load('
@@ -27,18 +27,19 @@ _CONVERT = (
 
 
 def read_state_dict(path: Path) -> tuple[Weights, Mapping[str, str]]:
-    """Reads named arrays and the file's metadata (safetensors' free text; {} for a .pth).
+    """Reads the arrays of a state dict and the file's metadata.
 
     Args:
-      path: a .safetensors, or a .pth or .pt: a state dict or a dict with one under 'state_dict'
-        or 'model', read by PyTorch's weights-only loading, which builds tensors and plain
-        containers and nothing else.
+      path: a .safetensors; or a .pth or .pt with a state dict, or a dict with one under
+        'state_dict' or 'model'. These are read by PyTorch's weights-only loading, which builds
+        nothing but tensors and plain containers.
 
     Returns:
-      Arrays by name, floats of any width as float32, the others as they are.
+      Arrays by name, floats of any width as float32, others unchanged; and the metadata of a
+      .safetensors, {} for a .pth or .pt.
 
     Raises:
-      UserError: there is no such file, it is damaged or of another kind, it holds something else
+      UserError: there is no such file, it is damaged or of another kind, it holds something other
         than tensors, or it needs PyTorch and PyTorch is missing or too old to be safe.
     """
     if not path.is_file():
@@ -76,12 +77,12 @@ def _read_torch(path: Path) -> Weights:
         )
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter('ignore')  # About pickle protocols; what fails is told below.
+            warnings.simplefilter('ignore')  # About pickle protocols. Failures are reported below.
             content = torch.load(path, map_location='cpu', weights_only=True)
     except Exception as error:
-        # A damaged file raises any of a dozen kinds, AssertionError and struct.error among them.
-        # In PyTorch's message the reason stands in a paragraph of its own, below advice on how to
-        # load the file unsafely, which is not repeated.
+        # A damaged file raises one of a dozen types, AssertionError and struct.error among them.
+        # PyTorch's message first advises how to load the file unsafely, which is not repeated; the
+        # reason is in a later paragraph.
         reason = re.search(r'Trying to .*|WeightsUnpickler error.*', str(error))
         lines = str(error).splitlines() or [type(error).__name__]
         raise UserError(
@@ -111,5 +112,5 @@ def _read_torch(path: Path) -> Weights:
 
 
 def _float32(array: np.ndarray) -> np.ndarray:
-    # JAX's issubdtype knows bfloat16 and the 8-bit floats; NumPy's does not.
+    # JAX's issubdtype, because NumPy's does not know bfloat16 and 8-bit floats.
     return array.astype(np.float32) if jnp.issubdtype(array.dtype, jnp.floating) else array

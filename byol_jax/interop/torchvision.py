@@ -1,8 +1,8 @@
-"""ResNet weights under torchvision's names, in and out: the same encoder in JAX and in PyTorch.
+"""Loads and saves ResNet weights under torchvision's names: one encoder for JAX and PyTorch.
 
-timm's plain ResNets (`resnet18`, `resnet50`, ..) bear the same names. Kernels are HWIO here and
-OIHW there. Two things stand in no file and are taken to be as torchvision has them: BatchNorm's
-epsilon, 1e-5, and the stride, in a bottleneck's 3x3 convolution.
+timm's plain ResNets (`resnet18`, `resnet50`, ..) have the same names. Kernels are HWIO in Flax and
+OIHW in PyTorch. Two things are in no file and are assumed to be as in torchvision: BatchNorm's
+epsilon is 1e-5, and a bottleneck has its stride in the 3x3 convolution.
 """
 
 from __future__ import annotations
@@ -30,9 +30,9 @@ from byol_jax.models.resnet import ResNet
 
 # torchvision/transforms/_presets.py, ImageClassification.
 _MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-# Sides in pixels: of ImageNet's usual crop, and of a CIFAR picture for the small-image stem.
+# Image sizes in pixels: ImageNet's usual crop, and that of CIFAR for the stem for small images.
 _IMAGE_SIZE, _SMALL_IMAGE_SIZE = 224, 32
-# The key of safetensors' free text under which `save_torchvision` puts what torch has no place for.
+# Key of the file's metadata under which `save_torchvision` keeps what does not fit a state dict.
 _METADATA = 'byol_jax'
 
 _LEAVES = {
@@ -49,26 +49,26 @@ def load_torchvision(path: str | Path) -> Encoder:
     """Loads a ResNet saved under torchvision's names.
 
     The network is found from names and shapes: ResNet-18, -34, -50, -101, -152, -200 or any other
-    number of blocks, any width, the 7x7 stem or the 3x3 one for small images. `fc.*` is dropped;
-    a prefix 'module.', 'model.' or 'encoder.' that all names share is taken off. The features are
-    those behind the average pooling, PyTorch's to float32 rounding.
+    number of blocks, any width, the 7x7 stem or the 3x3 one for small images. `fc.*` is dropped,
+    and so is a prefix 'module.', 'model.' or 'encoder.' that all names share. The features are
+    those after the average pooling and equal PyTorch's up to float32 rounding.
 
-    BatchNorm's running_var is used as it is. PyTorch gathers it with the unbiased batch variance
-    (over n - 1), this package with the biased one (over n); frozen, as in a loaded encoder, both
-    normalise alike, and only further training goes on from a slightly other estimate.
+    BatchNorm's running_var is used unchanged. PyTorch accumulates it from the unbiased batch
+    variance (over n - 1), this package from the biased one (over n). A loaded encoder is frozen, so
+    this makes no difference; further training starts from a slightly different estimate.
 
     Args:
-      path: a .safetensors; or a .pth or .pt, itself a state dict or a dict with one under
+      path: a .safetensors; or a .pth or .pt with a state dict, or a dict with one under
         'state_dict' or 'model', read by PyTorch's weights-only loading.
 
     Returns:
-      The encoder, of float32 arrays; images of 224 pixels (32 with the small stem) normalised by
-      ImageNet's mean and deviation, unless `save_torchvision` wrote others into the file.
+      The encoder, with float32 arrays. Its image size is 224 pixels (32 with the small stem) and
+      its mean and std are ImageNet's, unless `save_torchvision` wrote others to the file.
 
     Raises:
       UserError: the file cannot be read, a .pth needs PyTorch and it is not installed, or the
-        weights are of another network; names the first weight that is odd, missing or of the
-        wrong shape.
+        weights belong to another network; names the first weight that is unknown, missing or of
+        the wrong shape.
     """
     path = Path(path).expanduser()
     weights, metadata = read_state_dict(path)
@@ -90,7 +90,7 @@ def load_torchvision(path: str | Path) -> Encoder:
         node = variables
         for parent in parents:
             node = node.setdefault(parent, {})
-        # A copy, so that no array keeps the file's memory or an odd order of its own.
+        # A copy in C order, because a view would keep the whole file in memory.
         node[leaf] = np.array(_hwio(array), np.float32, order='C')
     for torch_name in weights:
         if torch_name not in expected and not torch_name.endswith('.num_batches_tracked'):
@@ -106,18 +106,19 @@ def save_torchvision(encoder: Encoder, path: str | Path) -> None:
         model = torchvision.models.resnet50()
         model.load_state_dict(safetensors.torch.load_file(path), strict=False)  # lacks fc.* only
 
-    running_var is written as it is, our biased estimate; `model.eval()` normalises as the encoder
-    does. num_batches_tracked, which PyTorch reads only under momentum=None, is the step of the
-    encoder. Image size, mean, standard deviation and step go into the file's metadata, from which
-    `load_torchvision` takes them back. A classification `head` is left out.
+    running_var is written unchanged (a biased estimate), so that `model.eval()` normalises as the
+    encoder does. num_batches_tracked, which PyTorch uses only with momentum=None, is the step of
+    the encoder. Image size, mean, std and step go to the file's metadata, where `load_torchvision`
+    finds them. A classification `head` is left out.
 
     Args:
-      encoder: a ResNet of this package, as `load_encoder` gives it.
-      path: the .safetensors to write; replaced as a whole, its folder made if need be.
+      encoder: a ResNet of this package, for example from `load_encoder`.
+      path: .safetensors file to write. An existing file is replaced, and the folder is created if
+        necessary.
 
     Raises:
-      UserError: the encoder is no ResNet, torchvision's ResNet cannot express it, it is tapped
-        before its last block, or the path does not end in .safetensors.
+      UserError: the encoder is no ResNet or not one that torchvision has, it is tapped before its
+        last block, or the path does not end in .safetensors.
     """
     path = Path(path).expanduser()
     if path.suffix != '.safetensors' or path.is_dir():
@@ -130,13 +131,13 @@ def save_torchvision(encoder: Encoder, path: str | Path) -> None:
         if ours.startswith('params/head/'):
             continue
         name = _torch_name(ours)
-        # safetensors writes memory as it lies, so it must lie in order.
+        # Safetensors writes the memory of an array as it is, so it must be in C order.
         tensors[name] = np.ascontiguousarray(_oihw(np.asarray(leaf, np.float32)))
         if name.endswith('.running_var'):
             counter = name.removesuffix('running_var') + 'num_batches_tracked'
             tensors[counter] = np.array(step, np.int64)
     kept = {key: encoder.description[key] for key in ('image_size', 'mean', 'std', 'step')}
-    # 'format' is what PyTorch's loaders look for.
+    # PyTorch's loaders expect 'format'.
     data = safetensors.numpy.save(tensors, {'format': 'pt', _METADATA: json.dumps(kept)})
     path.parent.mkdir(parents=True, exist_ok=True)
     write_whole(path, lambda partial: partial.write_bytes(data))
@@ -156,8 +157,8 @@ def _check_expressible(encoder: Encoder) -> None:
         value = tuple(value) if isinstance(value, list) else value
         if field.name not in free and value != field.default:
             raise UserError(
-                f"torchvision's ResNet has no {field.name}={value!r}; it is like "
-                f'{field.name}={field.default!r}. This encoder cannot go there.'
+                f"torchvision's ResNet has no {field.name}={value!r}, only "
+                f'{field.name}={field.default!r}: this encoder cannot be saved for it.'
             )
     if len(module.stage_sizes) != 4:
         raise UserError(
@@ -165,8 +166,8 @@ def _check_expressible(encoder: Encoder) -> None:
         )
     if tap not in ('avgpool', 'stage4', f'stage4/block{module.stage_sizes[3]}'):
         raise UserError(
-            f"The encoder is tapped at '{tap}': its features are not those in front of "
-            "torchvision's fc, and layers behind the tap are not trained."
+            f"The encoder is tapped at '{tap}', so its features are not the input of torchvision's "
+            'fc, and the layers behind the tap are not trained.'
         )
 
 
@@ -191,7 +192,7 @@ def _hwio(array: np.ndarray) -> np.ndarray:
 
 
 def _expected(name: str, kwargs: Mapping[str, Any]) -> dict[str, tuple[str, tuple[int, ...]]]:
-    """torchvision's name -> (our path, torchvision's shape), the stem and then the stages."""
+    """torchvision's name -> (our path, torchvision's shape), in the order stem, stages."""
     images = jax.ShapeDtypeStruct((1, _SMALL_IMAGE_SIZE, _SMALL_IMAGE_SIZE, 3), jnp.float32)
     shapes = jax.eval_shape(build_encoder(name, kwargs).init, jax.random.key(0), images)
     expected = {}
@@ -206,7 +207,7 @@ def _expected(name: str, kwargs: Mapping[str, Any]) -> dict[str, tuple[str, tupl
 
 
 def _description(metadata: Mapping[str, str], path: Path) -> dict[str, Any]:
-    """What `save_torchvision` wrote beside the weights; {} if another program wrote the file."""
+    """The metadata that `save_torchvision` wrote; {} if another program wrote the file."""
     if _METADATA not in metadata:
         return {}
     try:

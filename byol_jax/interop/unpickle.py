@@ -1,8 +1,8 @@
-"""Reads pickles of arrays and plain containers, and never calls what such a file names.
+"""Reads pickles of arrays and plain containers without importing or calling what they name.
 
-A pickle is a program that may import and call anything. Here every name it asks for is looked up
-in one table of stand-ins written in this file; any other name is refused. Not even NumPy's own
-rebuilding runs: with a forged dtype it can be made to read memory that is not its own.
+A pickle is a program that can import and call anything. Here every name in the file is looked up in
+a table of stand-ins that this module defines, and any other name is refused. Even NumPy's own
+functions are not called, because a forged dtype can make them read memory outside of the array.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ from byol_jax.errors import UserError
 
 
 class Array:
-    """Stands for a NumPy or JAX array, or a NumPy scalar, until it is wanted.
+    """Stand-in for a NumPy or JAX array, or a NumPy scalar.
 
     Attributes:
-      value: the array, read-only; it shares the memory of the bytes it was read from.
+      value: the array, read-only; it shares the memory of the bytes that were read.
     """
 
     __slots__ = ('value',)
@@ -31,13 +31,13 @@ class Array:
         self.value = np.zeros(0, np.float32) if value is None else value
 
     def __setstate__(self, state: Any) -> None:
-        """Takes ndarray's own state: ([version,] shape, dtype, Fortran order, bytes)."""
+        """Takes the state of numpy.ndarray: ([version,] shape, dtype, Fortran order, bytes)."""
         shape, dtype, fortran, data = state[-4:]
         self.value = _array(data, dtype, shape, 'F' if fortran else 'C')
 
 
 class Record(tuple):
-    """Stands for a NamedTuple, whatever its class is: the values, and their names if known."""
+    """Stand-in for a NamedTuple of any class: the values, and their names if known."""
 
     _fields: tuple[str, ...] = ()
 
@@ -58,14 +58,14 @@ def read_pickle(path: str | Path) -> Any:
     """Reads a file written by pickle or dill.
 
     Args:
-      path: the file. Its contents are held in memory about twice while it is read.
+      path: the file. Reading takes about twice its size in memory.
 
     Returns:
       Plain dicts, lists, tuples, strings, numbers, and `Array` and `Record` objects.
 
     Raises:
-      UserError: there is no such file, it is cut off or no pickle, or it names anything that is
-        neither an array nor a plain container, which is then neither imported nor called.
+      UserError: there is no such file, it is cut off or no pickle, or it names something that is
+        neither an array nor a plain container (which is neither imported nor called).
     """
     path = Path(path).expanduser()
     if not path.is_file():
@@ -77,7 +77,7 @@ def read_pickle(path: str | Path) -> Any:
         raise UserError(f'{path}: {error}') from error
     except OSError:
         raise
-    except Exception as error:  # Bytes of any kind may come, and each opcode fails in its own way.
+    except Exception as error:  # The bytes may be anything, and every opcode raises its own errors.
         raise UserError(
             f'{path} cannot be read: it is cut off, damaged or no pickle of plain data '
             f'({type(error).__name__}: {error}).'
@@ -86,7 +86,7 @@ def read_pickle(path: str | Path) -> Any:
 
 class _Unpickler(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> Any:
-        """Called for every name in the file; `_lookup` imports nothing."""
+        """Called by pickle for every name in the file; imports nothing."""
         return _lookup(module, name)
 
 
@@ -105,7 +105,7 @@ def _lookup(module: str, name: str) -> Any:
 
 
 class _Call:
-    """A function that a pickle may call, and do nothing else with."""
+    """A function that a pickle can call but not change."""
 
     __slots__ = ('function',)
 
@@ -116,12 +116,12 @@ class _Call:
         return self.function(*args)
 
     def __setstate__(self, state: Any) -> None:
-        # Without this a pickle could set attributes of the function, for the whole process.
+        # Otherwise a pickle could set attributes of the function for the whole process.
         raise TypeError('a function has no state')
 
 
 class _Ndarray:
-    """The class numpy.ndarray where it is an argument; it cannot be called."""
+    """Stand-in for the class numpy.ndarray as an argument; it cannot be called."""
 
     __slots__ = ()
 
@@ -130,7 +130,7 @@ class _Ndarray:
 
 
 class _Dtype:
-    """Stands for a numpy.dtype of booleans, integers or floats."""
+    """Stand-in for a numpy.dtype of booleans, integers or floats."""
 
     __slots__ = ('code', 'order')
 
@@ -140,7 +140,7 @@ class _Dtype:
         self.code, self.order = code, '='
 
     def __setstate__(self, state: Any) -> None:
-        """Takes the byte order out of dtype's own state and leaves the rest."""
+        """Takes only the byte order from the state of numpy.dtype."""
         if state[1] not in ('<', '>', '=', '|'):
             raise ValueError(f'byte order {state[1]!r}')
         self.order = state[1]
@@ -161,26 +161,26 @@ def _array(data: bytes | bytearray, dtype: _Dtype, shape: tuple[int, ...], order
 
 
 def _reconstruct(subtype: Any, shape: Any, typecode: Any) -> Array:
-    """numpy.core.multiarray._reconstruct: an array whose contents come later."""
+    """Stand-in for numpy.core.multiarray._reconstruct: an array whose content follows."""
     if type(subtype) is not _Ndarray:
         raise TypeError('an array of another class than numpy.ndarray')
     return Array()
 
 
 def _from_buffer(data: Any, dtype: Any, shape: Any, order: Any, axis_order: Any = None) -> Array:
-    """numpy.core.numeric._frombuffer, of pickle protocol 5."""
+    """Stand-in for numpy.core.numeric._frombuffer, which pickle protocol 5 uses."""
     if axis_order is not None:
         raise ValueError('an array with its axes permuted')
     return Array(_array(data, dtype, shape, order))
 
 
 def _scalar(dtype: Any, data: Any) -> Array:
-    """numpy.core.multiarray.scalar."""
+    """Stand-in for numpy.core.multiarray.scalar."""
     return Array(_array(data, dtype, (), 'C'))
 
 
 def _with_state(function: Any, args: Any, state: Any, extra: Any = None) -> Array:
-    """JAX's and dill's way of writing an array: numpy's pieces as arguments of one call."""
+    """Stand-in for the functions of JAX and dill that rebuild an array from numpy's pieces."""
     if function is not _RECONSTRUCT:
         raise TypeError('an array that is not rebuilt by numpy')
     array = _reconstruct(*args)
@@ -189,24 +189,24 @@ def _with_state(function: Any, args: Any, state: Any, extra: Any = None) -> Arra
 
 
 def _encode(text: str, encoding: str) -> bytes:
-    """_codecs.encode: how bytes are written in pickle protocol 2, always as latin1."""
+    """Stand-in for _codecs.encode, by which pickle protocol 2 writes bytes, always as latin1."""
     if type(text) is not str or encoding != 'latin1':
         raise TypeError('bytes in another encoding than latin1')
     return text.encode('latin1')
 
 
 def _empty() -> bytes:
-    """bytes(): how no bytes at all are written in pickle protocol 2."""
+    """Stand-in for bytes(), by which pickle protocol 2 writes empty bytes."""
     return b''
 
 
 def _dict(items: Any = ()) -> dict[Any, Any]:
-    """OrderedDict and Haiku's immutable mappings."""
+    """Stand-in for OrderedDict and Haiku's immutable mappings."""
     return dict(items)
 
 
 def _namedtuple(name: str, fields: Iterable[str], module: str, defaults: Any = None) -> type:
-    """dill's _create_namedtuple: the class itself, of which only the field names are kept."""
+    """Stand-in for dill's _create_namedtuple, which makes a class; only field names are kept."""
     fields = tuple(fields)
     if not all(type(field) is str for field in fields):
         raise TypeError('a NamedTuple whose fields have no names')
@@ -214,19 +214,19 @@ def _namedtuple(name: str, fields: Iterable[str], module: str, defaults: Any = N
 
 
 def _import_module(name: str, safe: bool = False) -> str:
-    """dill's _import_module: imports nothing, its name is looked up by `_get_attr`."""
+    """Stand-in for dill's _import_module; returns the name, which `_get_attr` looks up."""
     if type(name) is not str:
         raise TypeError('a module without a name')
     return name
 
 
 def _get_attr(module: str, name: str) -> Any:
-    """dill's _get_attr, with which it writes functions such as numpy's `_reconstruct`."""
+    """Stand-in for dill's _get_attr, by which it writes functions such as `_reconstruct`."""
     return _lookup(module, name)
 
 
 def _load_type(name: str) -> Any:
-    """dill's _load_type, for built-in types."""
+    """Stand-in for dill's _load_type, for built-in types."""
     return _lookup('builtins', 'bytes' if name == 'BytesType' else name)
 
 
@@ -235,7 +235,7 @@ def _state(fields: str) -> type:
 
 
 _RECONSTRUCT = _Call(_reconstruct)
-# dill before 0.3.4 names the C module in which numpy's functions live, pickle the Python one.
+# dill before 0.3.4 names the C module of numpy's functions, pickle the Python module.
 _MULTIARRAY = tuple(
     f'numpy.{core}.{name}'
     for core in ('core', '_core')
@@ -264,7 +264,7 @@ _STANDINS: dict[tuple[str, str], Any] = {
     ('dill._dill', '_get_attr'): _Call(_get_attr),
     ('dill._dill', '_load_type'): _Call(_load_type),
 }
-# DeepMind byol/byol_experiment.py and byol/eval_experiment.py.
+# The NamedTuples of DeepMind's byol/byol_experiment.py and byol/eval_experiment.py.
 _STATES = {
     '_ByolExperimentState': _state(
         'online_params target_params online_state target_state opt_state'

@@ -1,4 +1,4 @@
-"""Which ResNet a state dict is of, from torchvision's names and the shapes under them."""
+"""Finds which ResNet a state dict belongs to, from torchvision's names and the shapes."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from byol_jax.interop.state_dict import Weights
 from byol_jax.models.registry import build_encoder
 
 _NAMED = ('resnet18', 'resnet34', 'resnet50', 'resnet101', 'resnet152', 'resnet200')
-# Wrappers put these before every name: DataParallel, Lightning, and encoder-and-head classes.
+# Prefixes that wrappers put before every name: DataParallel, Lightning, classes with a head.
 _PREFIXES = ('module.', 'model.', 'encoder.')
 _BN = r'(weight|bias|running_mean|running_var|num_batches_tracked)'
 _NAME = re.compile(
@@ -25,11 +25,22 @@ _NAME = re.compile(
 
 
 def plain_names(weights: Weights, path: Path) -> Weights:
-    """Takes off what all names begin with, drops fc.* and refuses names of other networks."""
+    """Removes prefixes that all names share, drops fc.*, and refuses names of other networks.
+
+    Args:
+      weights: arrays by name, from `read_state_dict`.
+      path: the file they come from, for messages.
+
+    Returns:
+      The arrays by torchvision's names.
+
+    Raises:
+      UserError: there are no weights of a ResNet, or a name is not one of torchvision's ResNet.
+    """
     while True:
         weights = {n: array for n, array in weights.items() if n not in ('fc.weight', 'fc.bias')}
         if not weights:
-            raise UserError(f'{path} holds no weights of a ResNet in front of its fc.')
+            raise UserError(f'{path} holds no weights of a ResNet besides fc.')
         prefix = next((p for p in _PREFIXES if all(n.startswith(p) for n in weights)), None)
         if prefix is None:
             break
@@ -38,18 +49,18 @@ def plain_names(weights: Weights, path: Path) -> Weights:
         if not _NAME.fullmatch(name):
             raise UserError(
                 f"{path}: '{name}' is no weight of a torchvision ResNet. Only plain ResNets can be "
-                'loaded: no other stems, no attention, and no prefix of names but '
-                f'{", ".join(_PREFIXES)}, before all of them.'
+                'loaded: no other stem, no attention, and no prefix but '
+                f'{", ".join(_PREFIXES)}, which all names must share.'
             )
     return weights
 
 
 def find_architecture(weights: Weights, path: Path) -> tuple[str, dict[str, Any]]:
-    """The registry's name and arguments of the network that the weights are of.
+    """Finds the encoder that the weights belong to: its name in the registry, and its arguments.
 
     Args:
-      weights: as `plain_names` gives them.
-      path: the file they are from, for messages.
+      weights: arrays by name, from `plain_names`.
+      path: the file they come from, for messages.
 
     Raises:
       UserError: a block or the first convolution of a stage is missing, or the network is a
@@ -64,7 +75,7 @@ def find_architecture(weights: Weights, path: Path) -> tuple[str, dict[str, Any]
         if gaps:
             get_weight(weights, f'layer{stage}.{min(gaps)}.conv1.weight', path)
     stage_sizes = tuple(len(blocks) for blocks in found.values())
-    # By majority, so that a missing or a stray conv3 is named rather than believed.
+    # By majority, so that a single missing or stray conv3 is reported as an error.
     bottleneck = 2 * sum(name.endswith('.conv3.weight') for name in weights) > sum(stage_sizes)
     if bottleneck:
         _refuse_relatives(weights, path)
@@ -81,7 +92,7 @@ def find_architecture(weights: Weights, path: Path) -> tuple[str, dict[str, Any]
 
 
 def _refuse_relatives(weights: Weights, path: Path) -> None:
-    """Refuses ResNeXt and wide ResNets, whose names are a ResNet's, by the shapes of a block."""
+    """Refuses ResNeXts and wide ResNets by their shapes; their names are those of a ResNet."""
     stem = get_weight(weights, 'conv1.weight', path, ndim=4).shape[0]
     shapes = [
         get_weight(weights, f'layer1.0.conv{i}.weight', path, ndim=4).shape[:2] for i in (1, 2, 3)
@@ -101,14 +112,14 @@ def _refuse_relatives(weights: Weights, path: Path) -> None:
 
 
 def _width(weights: Weights, path: Path) -> float:
-    """The number that, times 64, 128, .. and rounded, gives the channels found."""
-    # He et al. 2015, Table 1.
+    """The width: the factor that, times 64, 128, .. and rounded, gives the numbers of channels."""
+    # Channels at width 1: He et al. 2015, Table 1.
     layers = [(64, 'conv1.weight')]
     layers += [(64 * 2**i, f'layer{i + 1}.0.conv1.weight') for i in range(4)]
     channels = [(base, get_weight(weights, name, path, ndim=4).shape[0]) for base, name in layers]
-    # Should one of them be wrong, the others decide, and the comparison of shapes names it.
+    # The median, so that a single wrong layer is reported when shapes are compared.
     width = statistics.median(found / base for base, found in channels)
-    # A width such as 0.3, whose channels are rounded, is the shortest decimal that explains them.
+    # Channels are rounded, so a width such as 0.3 is the shortest decimal that explains them.
     for candidate in (width, *(round(width, digits) for digits in range(10))):
         if all(round(base * candidate) == found for base, found in channels):
             width = candidate
@@ -117,7 +128,17 @@ def _width(weights: Weights, path: Path) -> float:
 
 
 def get_weight(weights: Weights, name: str, path: Path, ndim: int | None = None) -> np.ndarray:
-    """The float array of that name, of `ndim` axes if given; a UserError if there is none."""
+    """The float array of a name, checked.
+
+    Args:
+      weights: arrays by name.
+      name: name of the array.
+      path: the file they come from, for messages.
+      ndim: number of axes it must have; None for any.
+
+    Raises:
+      UserError: there is no such array, it is empty, holds no floats, or has other axes.
+    """
     if name not in weights:
         raise UserError(f"{path}: '{name}' is missing.")
     array = weights[name]

@@ -186,10 +186,10 @@ def test_unusable_data_is_refused():
     for data, said in (
         (Labelled(np.nan * features, labels), 'test features: 4 of 4 hold NaN'),
         (Labelled(features[:, :1], labels), '2 channels'),
-        (Labelled(features, labels[:3]), 'test labels: 4 whole numbers'),
+        (Labelled(features, labels[:3]), 'test labels: 4 integers'),
         (Labelled(features, labels + 1), 'test labels must be 0 to 1, got 1 to 2'),
         (Labelled(features, labels - 1), 'got -1 to 0'),
-        (Labelled(features, labels.astype(float)), 'whole numbers'),
+        (Labelled(features, labels.astype(float)), 'integers'),
     ):
         with pytest.raises(ValueError, match=said):
             checked_labelled(data, 2, 'test', 2)

@@ -405,7 +405,7 @@ def test_command_line_errors(main_py, tmp_path):
     ('source', 'words'),
     [
         ('deepmimd:x.pkl', "Did you mean 'deepmind'"),
-        ('x.pkl', 'There are: .*deepmind:FILE'),
+        ('x.pkl', 'Known are: .*deepmind:FILE'),
         ('deepmind:', 'deepmind:FILE'),
     ],
 )

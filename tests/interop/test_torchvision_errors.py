@@ -214,7 +214,7 @@ def test_damaged_metadata_is_refused(kept, weights, tmp_path):
     [
         ({'channels': [8, 16, 24, 32]}, r'no channels=\(8, 16, 24, 32\)'),
         ({'strides': [1, 2, 2, 1]}, r'no strides='),
-        ({'stem_channels': 8}, r'no stem_channels=8; it is like stem_channels=64'),
+        ({'stem_channels': 8}, r'no stem_channels=8, only stem_channels=64'),
         ({'same_padding': True}, r'no same_padding=True'),
         ({'project_every_stage': True}, r'no project_every_stage=True'),
         ({'stage_sizes': [1, 1]}, '4 stages; this one has 2'),
