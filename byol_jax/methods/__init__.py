@@ -1,4 +1,4 @@
-"""What is learned: networks and a loss."""
+"""Methods: what is learned, as networks and a loss."""
 
 from typing import TYPE_CHECKING
 

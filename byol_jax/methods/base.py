@@ -1,4 +1,4 @@
-"""What is learned: the contract between a method and all that trains, watches and exports it."""
+"""`Method`, the contract between what is learned and the code that trains, monitors and exports."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ Batch = Mapping[str, jax.Array]
 
 
 class LossScale(NamedTuple):
-    """Where a method's loss lies; alarms, charts and the verdict on a run read it.
+    """The range of a method's loss; used by alarms, charts and the verdict on a run.
 
     Attributes:
       lowest: the loss of a perfect fit.
-      chance: the loss of outputs that have nothing to do with each other.
-      highest: the largest loss there can be; inf if there is no limit.
+      chance: the loss of unrelated outputs.
+      highest: the largest possible loss; inf if there is no limit.
     """
 
     lowest: float
@@ -38,15 +38,15 @@ class LossScale(NamedTuple):
 
 
 class Outputs(NamedTuple):
-    """What a pass gives besides the loss.
+    """What a forward pass returns besides the loss.
 
     Attributes:
       stats: statistics of the online network after the pass, by part.
-      target_stats: the same of the target network, by its parts.
-      features: float [V, B, size] of V views, by name. 'representation' is there in any method. The
-        monitors measure it and, where they are there, 'projection', 'prediction' and 'target'.
-      metrics: scalars of the method's own, by name; they are averaged over microbatches and
-        devices, and are logged.
+      target_stats: statistics of the target network after the pass, by its parts.
+      features: float [V, B, size] by name, for V views. Every method has 'representation'. The
+        monitors measure it and, if there are any, 'projection', 'prediction' and 'target'.
+      metrics: the method's own scalars by name; they are averaged over microbatches and devices,
+        and logged.
     """
 
     stats: Tree
@@ -58,17 +58,17 @@ class Outputs(NamedTuple):
 class Method(abc.ABC):
     """Networks and a loss.
 
-    Parameters and statistics are dicts by part. The part 'encoder' holds what is exported; the
-    other parts are the method's business. The target is a moving average of `target_parts`.
+    Parameters and statistics are dicts by part. The part 'encoder' is what is exported; other parts
+    are up to the method. The target network is a moving average of `target_parts`.
 
     Attributes:
       encoder: the tapped encoder.
-      mean: of the RGB channels in [0, 1], subtracted from the views.
-      std: of the RGB channels, which the views are divided by.
-      dtype: compute type; parameters, statistics and losses stay float32.
-      views: the views of a batch that `loss` takes.
-      target_parts: the parts that have a moving average; () for a method without a target.
-      loss_scale: where the loss lies.
+      mean: mean of the RGB channels, in [0, 1]; subtracted from the views.
+      std: standard deviation of the RGB channels, above 0; the views are divided by it.
+      dtype: compute dtype; parameters, statistics and losses stay float32.
+      views: names of the views that `loss` takes from a batch.
+      target_parts: parts that have a moving average; () for a method without a target.
+      loss_scale: range of the loss.
     """
 
     encoder: TappedEncoder
@@ -105,17 +105,17 @@ class Method(abc.ABC):
         """The loss of a batch, differentiable in `params`.
 
         Args:
-          params: of the online network, by part.
-          target_params: of the target network, by its parts.
-          stats: of the online network, by part.
-          target_stats: of the target network, by its parts.
-          batch: arrays by name: the views, uint8 [B, S, S, 3]; of view 'v' also 'v/box', float32
-            [B, 4] (top, left, height and width as fractions of the picture), and 'v/mirrored',
-            bool [B], where the input gives them.
-          rng: a key for what the networks draw in training; None if they draw nothing.
+          params: parameters of the online network, by part.
+          target_params: parameters of the target network, by its parts.
+          stats: statistics of the online network, by part.
+          target_stats: statistics of the target network, by its parts.
+          batch: arrays by name. Each view is uint8 [B, S, S, 3]. The input may also give 'v/box' of
+            view 'v', float32 [B, 4] (top, left, height, width as fractions of the picture), and
+            'v/mirrored', bool [B].
+          rng: a key for random numbers of the networks (such as dropout); None if they draw none.
 
         Returns:
-          The mean over the batch, float32 [], and what comes with it.
+          The mean loss over the batch, float32 [], and the other outputs of the pass.
         """
 
     def represent(
@@ -129,30 +129,33 @@ class Method(abc.ABC):
         """The representation of images.
 
         Args:
-          params: by part.
-          stats: by part.
+          params: parameters of the online network, by part.
+          stats: statistics of the online network, by part.
           images: uint8 [B, H, W, 3].
-          train: use and update batch statistics, drop what is to be dropped.
-          rng: a key, for encoders that draw in training.
+          train: whether to use and update batch statistics, and to apply dropout.
+          rng: a key, for encoders that draw random numbers in training.
 
         Returns:
-          Features, float [B, D], and the encoder's statistics, updated when `train`.
+          Features, float [B, D], and the encoder's statistics, updated if `train`.
         """
         variables = {'params': self._cast(params['encoder']), **stats['encoder']}
         return self.encoder.apply(variables, self.normalize(images), train, rng)
 
     def project(self, params: Tree, stats: Tree, images: jax.Array) -> jax.Array:
-        """What LiDAR measures, in inference mode: uint8 [B, H, W, 3] -> float32 [B, P]."""
+        """The features that LiDAR measures, in inference mode: uint8 [B, H, W, 3] -> float [B, P].
+
+        The representation, unless a subclass has a projection.
+        """
         return self.represent(params, stats, images)[0].astype(jnp.float32)
 
     def normalize(self, images: jax.Array) -> jax.Array:
-        """uint8 [B, H, W, 3] -> zero-mean, unit-variance values in the compute type."""
+        """Normalises uint8 [B, H, W, 3] by `mean` and `std`, in the compute dtype."""
         x = images.astype(jnp.float32) / 255
         x = (x - jnp.array(self.mean)) / jnp.array(self.std)
         return x.astype(self.dtype)
 
     def feature_size(self, image_size: int) -> int:
-        """Size of the representation, D, of views of `image_size` pixels."""
+        """D, the size of the representation for views of `image_size` pixels."""
         images = jax.ShapeDtypeStruct((2, image_size, image_size, 3), jnp.float32)
         variables = jax.eval_shape(self.encoder.init, jax.random.key(0), images)
         return self.encoder.feature_shape(variables, images)[-1]
@@ -166,7 +169,7 @@ class Method(abc.ABC):
         )
 
     def _cast(self, params: Tree) -> Tree:
-        """Float parameters in the compute type; their gradients come back in float32."""
+        """Casts float parameters to the compute dtype; their gradients are still float32."""
         return jax.tree.map(
             lambda p: p.astype(self.dtype) if jnp.issubdtype(p.dtype, jnp.floating) else p, params
         )
@@ -184,27 +187,27 @@ def build_method(
     dtype: Any = jnp.float32,
     axis_name: str | None = None,
 ) -> Method:
-    """Builds a method; its constructor is given those of our arguments that it names.
+    """Builds a method.
+
+    Its constructor gets `kwargs`, and those of the other arguments that it has parameters for.
 
     Args:
       name: one of METHODS, or 'package.module:Class' of a subclass of `Method`.
       kwargs: the method's own arguments.
-      encoder: from `models.tap.tap`.
-      projector: a head of the projector's sizes.
-      predictor: a head of the predictor's sizes.
+      encoder: the tapped encoder, from `models.tap.tap`.
+      projector: a head with the sizes of config.projector.
+      predictor: a head with the sizes of config.predictor.
       mean: as in `Method`.
       std: as in `Method`.
       dtype: as in `Method`.
-      axis_name: mapped axis of the devices, for methods that build networks of their own.
+      axis_name: name of the mapped device axis, for methods that build their own networks.
 
     Raises:
       UserError: there is no such method, or it does not take these arguments.
     """
     kind = METHODS.find(name)
     if not (isinstance(kind, type) and issubclass(kind, Method)):
-        raise UserError(
-            f"method.name='{name}' is no class derived from byol_jax.methods.base.Method."
-        )
+        raise UserError(f"method.name='{name}' is not a subclass of byol_jax.methods.base.Method.")
     ours = {
         'encoder': encoder,
         'projector': projector,
@@ -220,16 +223,16 @@ def build_method(
     if not given and any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
         raise UserError(
             f"method.name='{name}': its constructor takes **kwargs and names none of "
-            f'{", ".join(ours)}, so it would be given none. Name those that it needs, or make the '
-            'class a frozen dataclass, as Byol is.'
+            f'{", ".join(ours)}, so it would get none of them. Name those that it needs, or make '
+            'the class a frozen dataclass like Byol.'
         )
     method: Method = METHODS.build(name, kwargs, **given)
     return method
 
 
 def l2_normalize(x: jax.Array, epsilon: float = 1e-12) -> jax.Array:
-    """Rows of [B, P] at length 1; a row whose squared length is below epsilon stays near 0.
+    """Scales the rows of [B, P] to length 1; rows with a squared length below epsilon stay near 0.
 
-    Epsilon: DeepMind byol/utils/helpers.py, l2_normalize.
+    Epsilon is that of DeepMind's byol/utils/helpers.py, l2_normalize.
     """
     return x * jax.lax.rsqrt(jnp.maximum(jnp.sum(x**2, axis=-1, keepdims=True), epsilon))

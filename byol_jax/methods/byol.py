@@ -1,4 +1,4 @@
-"""BYOL: an online network learns to predict what a moving average of itself makes of another view.
+"""BYOL: an online network predicts the projection of another view by its own moving average.
 
 Symbols are those of the paper (arXiv:2006.07733, Section 3): encoder f, projector g, predictor q,
 online parameters theta, target parameters xi, representation y, projection z, prediction q(z).
@@ -19,7 +19,7 @@ from byol_jax.models.tap import TappedEncoder
 
 
 class Online(NamedTuple):
-    """What the online network makes of a view.
+    """Outputs of the online network for a view.
 
     Attributes:
       representation: y = f(images), float [B, D].
@@ -34,15 +34,14 @@ class Online(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Byol(Method):
-    """The three networks, and how images reach them.
+    """BYOL's encoder, projector and predictor, and its loss.
 
-    A subclass that has another `distance`, and the `loss_scale` that goes with it, is a method of
-    its own.
+    A subclass with another `distance`, and the `loss_scale` that goes with it, is another method.
 
     Attributes:
-      encoder: f, any network tapped at its representation.
+      encoder: f, any network, tapped at its representation.
       projector: g.
-      predictor: q, part of the online network only.
+      predictor: q; only the online network has one.
       mean: as in `Method`.
       std: as in `Method`.
       dtype: as in `Method`.
@@ -57,18 +56,18 @@ class Byol(Method):
 
     views = ('view1', 'view2')
     target_parts = ('encoder', 'projector')
-    # A sum of two distances in [0, 4]; unrelated vectors of many dimensions are orthogonal.
+    # The sum of two distances in [0, 4]. At chance vectors are orthogonal, at a distance of 2.
     loss_scale = LossScale(lowest=0.0, chance=4.0, highest=8.0)
 
     def distance(self, prediction: jax.Array, projection: jax.Array) -> jax.Array:
-        """How far a prediction is from the target's projection (Equation 2).
+        """The distance of a prediction from the target's projection (paper, Equation 2).
 
         Args:
-          prediction: q(z), float32 [B, P], of any length.
-          projection: z', float32 [B, P], of any length, without a gradient.
+          prediction: q(z), float32 [B, P], not normalised.
+          projection: z', float32 [B, P], not normalised and without a gradient.
 
         Returns:
-          One number a row, [B].
+          [B], the distance of each row.
         """
         return regression_loss(prediction, projection)
 
@@ -83,9 +82,9 @@ class Byol(Method):
     ) -> tuple[jax.Array, Outputs]:
         """The symmetric loss (paper, Equation 2 and the sentence after it), in [0, 8].
 
-        Each batch normalisation sees one view at a time: four forward passes, the second view's
-        statistics following the first's, as in DeepMind's byol/byol_experiment.py. Each pass has a
-        key of its own.
+        Each batch normalisation sees one view at a time: there are four forward passes, and running
+        statistics are updated by view 1, then by view 2, as in DeepMind's byol/byol_experiment.py.
+        Each pass has its own key.
         """
         view1, view2 = batch['view1'], batch['view2']
         rngs = [None] * 4 if rng is None else list(jax.random.split(rng, 4))
@@ -99,7 +98,7 @@ class Byol(Method):
         if per_example.shape != view1.shape[:1]:
             raise UserError(
                 f'{type(self).__name__}.distance gives {list(per_example.shape)} for a batch of '
-                f'{len(view1)}: it must give one number a row, [B]. The mean is taken afterwards.'
+                f'{len(view1)}: it must give one number per row, [B]. The mean is taken afterwards.'
             )
         features = {
             'representation': jnp.stack([online1.representation, online2.representation]),
@@ -112,16 +111,17 @@ class Byol(Method):
     def online(
         self, params: Tree, stats: Tree, images: jax.Array, rng: jax.Array | None = None
     ) -> tuple[Online, Tree]:
-        """The online network on one view, in training mode: y -> z = g(y) -> q(z).
+        """Applies the online network to one view, in training mode: y -> z = g(y) -> q(z).
 
         Args:
-          params: theta.
-          stats: its batch statistics.
+          params: theta, by part.
+          stats: its batch statistics, by part.
           images: uint8 [B, H, W, 3].
-          rng: a key for what the encoder draws (dropout, stochastic depth); None if nothing.
+          rng: a key for random numbers of the encoder (dropout, stochastic depth); None if it draws
+            none.
 
         Returns:
-          What it makes of the view, and the updated stats.
+          The outputs for the view, and the updated stats.
         """
         y, z, stats = self._project(params, stats, images, rng)
         prediction, predictor_stats = self._head(
@@ -133,16 +133,16 @@ class Byol(Method):
     def target(
         self, params: Tree, stats: Tree, images: jax.Array, rng: jax.Array | None = None
     ) -> tuple[jax.Array, Tree]:
-        """The target network on one view, in training mode: y' -> z' = g(y').
+        """Applies the target network to one view, in training mode: y' -> z' = g(y').
 
         Args:
-          params: xi.
-          stats: its batch statistics.
+          params: xi, by part.
+          stats: its batch statistics, by part.
           images: uint8 [B, H, W, 3].
-          rng: as for `online`; the target draws for itself.
+          rng: as for `online`, but another key.
 
         Returns:
-          Projection z', float32 [B, P], and the updated stats.
+          The projection z', float32 [B, P], and the updated stats.
         """
         _, projection, stats = self._project(params, stats, images, rng)
         return projection.astype(jnp.float32), stats
@@ -155,9 +155,9 @@ class Byol(Method):
         return projection.astype(jnp.float32)
 
     def init(self, rng: jax.Array, image_size: int) -> tuple[Tree, Tree]:
-        """The online network's parameters and statistics, by 'encoder', 'projector', 'predictor'.
+        """Initialises the parts 'encoder', 'projector' and 'predictor' of the online network.
 
-        The target network starts as a copy of the first two.
+        The target network starts as a copy of the first two (`training.state.init_state`).
         """
         images = jnp.zeros((2, image_size, image_size, 3), jnp.float32)
         encoder_rng, projector_rng, predictor_rng = jax.random.split(rng, 3)
@@ -179,7 +179,7 @@ class Byol(Method):
     def _project(
         self, params: Tree, stats: Tree, images: jax.Array, rng: jax.Array | None
     ) -> tuple[jax.Array, jax.Array, Tree]:
-        """Representation, projection and the updated stats."""
+        """The representation, the projection and the updated stats."""
         y, encoder_stats = self.represent(params, stats, images, True, rng)
         z, projector_stats = self._head(self.projector, params['projector'], stats['projector'], y)
         return y, z, {**stats, 'encoder': encoder_stats, 'projector': projector_stats}
@@ -191,8 +191,13 @@ class Byol(Method):
 
 
 def regression_loss(prediction: jax.Array, projection: jax.Array) -> jax.Array:
-    """|| unit(q) - unit(z') ||^2 = 2 - 2 cos(q, z') per row: [B, P] x 2 -> [B], in [0, 4].
+    """|| unit(q) - unit(z') ||^2 = 2 - 2 cos(q, z') per row (paper, Equation 2).
 
-    Paper, Equation 2.
+    Args:
+      prediction: q(z), float [B, P].
+      projection: z', float [B, P].
+
+    Returns:
+      [B], in [0, 4].
     """
     return jnp.sum((l2_normalize(prediction) - l2_normalize(projection)) ** 2, axis=-1)

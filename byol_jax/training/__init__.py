@@ -1,4 +1,4 @@
-"""The training step: state, optimizers, schedules."""
+"""The training step, its state, optimizers and schedules."""
 
 from typing import TYPE_CHECKING
 

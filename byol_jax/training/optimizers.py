@@ -1,4 +1,4 @@
-"""Optimizers by name, LARS, the parameters that do not decay, and the encoder's frozen start."""
+"""Optimizers by name, LARS, the mask of weight decay, and freezing the encoder at the start."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ OPTIMIZERS = Registry(
     kwargs_key='optimizer.kwargs',
 )
 
-# What optimizers call the mask of the parameters that decay. LARS of optax has a second one, for
-# those that it adapts; the paper (Section 3.3) leaves out the same of both.
+# Names that optimizers have for the mask of decayed parameters. optax.lars has a second mask, for
+# the trust ratio; the paper (Section 3.3) excludes the same parameters from both.
 _MASKS = ('mask', 'weight_decay_mask', 'decay_mask', 'trust_ratio_mask')
 
 
@@ -39,25 +39,26 @@ def build_optimizer(
 ) -> optax.GradientTransformation:
     """Builds an optimizer: `factory(learning_rate, weight_decay=.., mask=.., **kwargs)`.
 
-    `weight_decay` and `decay_mask` are passed where the factory has an argument of that name;
-    the mask's may be 'mask', 'weight_decay_mask' or 'decay_mask'.
+    `weight_decay` is passed if the factory has an argument of that name. `decay_mask` is passed as
+    'mask', 'weight_decay_mask', 'decay_mask' and 'trust_ratio_mask', if the factory has them.
 
     Args:
-      name: one of OPTIMIZERS, or 'package.module:attribute' of any factory like those of optax.
-      kwargs: the factory's other arguments.
-      learning_rate: by optimizer step; the frozen start does not delay it.
-      weight_decay: share of a parameter taken off in a step, per unit of learning rate.
+      name: one of OPTIMIZERS, or 'package.module:attribute' of a factory like those of optax.
+      kwargs: other arguments of the factory.
+      learning_rate: learning rate by optimizer step; `freeze_steps` does not delay it.
+      weight_decay: share of a parameter that is subtracted per step and unit of learning rate.
       decay_mask: tree of bools like the parameters, from the function of that name.
-      freeze_steps: for this many optimizer steps the part 'encoder' stays as it is, and so does
-        its share of the optimizer's state (`hold`); the other parts train from the first step.
+      freeze_steps: number of optimizer steps at the start during which the part 'encoder' and its
+        optimizer state do not change (`hold`); other parts train from the first step.
 
     Raises:
-      UserError: there is no such optimizer, it does not take these arguments, or it cannot decay.
+      UserError: there is no such optimizer, it does not take these arguments, or weight_decay is
+        not 0 and it has no weight decay or no mask.
     """
     factory = OPTIMIZERS.find(name)
     takes = inspect.signature(factory).parameters if callable(factory) else {}
     if 'epsilon' in kwargs and 'eps' in takes and 'epsilon' not in takes:
-        # The word of the paper of Adam and of our older configs.
+        # Older configs spell it out, as the paper of Adam does.
         kwargs = {('eps' if key == 'epsilon' else key): kwargs[key] for key in kwargs}
     masks = [mask for mask in _MASKS if mask in takes]
     ours: dict[str, Any] = dict.fromkeys(masks, decay_mask)
@@ -67,10 +68,10 @@ def build_optimizer(
         missing = 'weight_decay' if 'weight_decay' not in takes else 'mask'
         raise UserError(
             f"optimizer.weight_decay={weight_decay:g}: '{name}' has no argument '{missing}'. Set "
-            'it to 0, or take an optimizer that has weight_decay and mask, such as optax:adamw.'
+            'it to 0, or use an optimizer that has weight_decay and mask, such as optax:adamw.'
         )
 
-    # The first is the schedule.
+    # The first argument is the schedule.
     first = next(iter(takes), None)
     if callable(factory):
         OPTIMIZERS.check_kwargs(name, factory, kwargs, given=(first, *ours))
@@ -79,14 +80,15 @@ def build_optimizer(
         made = OPTIMIZERS.build(name, kwargs, rate, **ours)
         if not isinstance(made, optax.GradientTransformation):
             raise UserError(
-                f"optimizer.name='{name}' makes a {type(made).__name__}, and not an "
+                f"optimizer.name='{name}' makes a {type(made).__name__}, not an "
                 'optax.GradientTransformation.'
             )
         return made
 
     if not freeze_steps:
         return build(learning_rate)
-    # Held, it does not count: its first step is the run's step `freeze_steps`.
+    # While held, the encoder's optimizer does not count steps: its step 0 is the run's step
+    # `freeze_steps`.
     sides = {
         'encoder': hold(build(lambda step: learning_rate(step + freeze_steps)), freeze_steps),
         'heads': build(learning_rate),
@@ -108,16 +110,16 @@ def lars(
 ) -> optax.GradientTransformation:
     """LARS in the order of DeepMind's byol/utils/optimizers.py.
 
-    Weight decay, then trust ratio, then momentum, then learning rate: with the learning rate last,
-    a changing schedule does not linger in the momentum, as it would in `optax.lars`.
+    The order is weight decay, trust ratio, momentum, learning rate. Because the learning rate comes
+    last, the momentum does not contain past learning rates, as it does in `optax.lars`.
 
     Args:
       learning_rate: a number, or a schedule by optimizer step.
-      weight_decay: paper, Appendix J: 1.5e-6 for 1000 epochs, 1e-6 for fewer.
-      momentum: paper, Appendix J: 0.9.
-      trust_coefficient: eta; DeepMind byol/configs/byol.py: 1e-3.
-      mask: tree of bools like the parameters: True for those that get weight decay and trust
-        ratio, False for those that only get momentum (`decay_mask`); None: all get them.
+      weight_decay: at least 0. Paper, Appendix J: 1.5e-6 for 1000 epochs, 1e-6 for fewer.
+      momentum: in [0, 1). Paper, Appendix J: 0.9.
+      trust_coefficient: eta. DeepMind byol/configs/byol.py: 1e-3.
+      mask: tree of bools like the parameters (`decay_mask`): True for weight decay and trust ratio,
+        False for momentum only. None for all parameters.
     """
     trust = optax.scale_by_trust_ratio(trust_coefficient=trust_coefficient)
     return optax.chain(
@@ -132,8 +134,8 @@ class HoldState(NamedTuple):
     """State of `hold`.
 
     Attributes:
-      made: int32 [], updates made, up to the number held.
-      inner: state of the transformation that is held.
+      made: int32 [], number of updates so far; counts no further than the number of held updates.
+      inner: state of the held transformation.
     """
 
     made: jax.Array
@@ -141,14 +143,14 @@ class HoldState(NamedTuple):
 
 
 def hold(inner: optax.GradientTransformation, steps: int) -> optax.GradientTransformation:
-    """Keeps a transformation as it starts for `steps` updates, during which updates are zero.
+    """Holds a transformation for `steps` updates: updates are zero and its state does not change.
 
-    Its state does not move either, so it then begins like a fresh one: no momentum or moments of
-    gradients from before, and a bias correction that starts at its first step.
+    Afterwards it starts like a fresh one, without momentum or moments of earlier gradients and with
+    the bias correction of its first step.
 
     Args:
-      inner: what is held.
-      steps: for how many updates.
+      inner: the transformation.
+      steps: number of updates to hold it for.
     """
 
     def init(params: Tree) -> HoldState:
@@ -167,12 +169,12 @@ def hold(inner: optax.GradientTransformation, steps: int) -> optax.GradientTrans
 
 
 def decay_mask(params: Tree, untrained: frozenset[str] = frozenset()) -> Tree:
-    """Which parameters decay, and LARS adapts: all but biases, norm parameters and untrained ones.
+    """The mask of the parameters that get weight decay (and, in LARS, the trust ratio).
 
-    The paper (Section 3.3) excludes biases and batch normalisation parameters. Told by structure:
-    a leaf called 'bias' or 'scale', or one with at most one axis longer than 1 that is no
-    'kernel'; also learned positions, 'pos_embed..', as DeiT does (models.py, no_weight_decay).
-    Parameters that get no gradient must not decay either.
+    Excluded are biases and parameters of normalisation, as in the paper (Section 3.3): leaves named
+    'bias' or 'scale', and leaves with at most one axis longer than 1 unless they are named
+    'kernel'. Learned positions, 'pos_embed..', are excluded as in DeiT (models.py,
+    no_weight_decay), and so are parameters that get no gradient.
 
     Args:
       params: tree of arrays.
@@ -180,11 +182,11 @@ def decay_mask(params: Tree, untrained: frozenset[str] = frozenset()) -> Tree:
         (`Method.untrained`).
 
     Returns:
-      A tree of bools like `params`.
+      A tree of bools like `params`, True for parameters that decay.
 
     Raises:
-      UserError: nothing is excluded, or nothing is left, which means the network's parameters
-        are laid out in a way this rule does not know.
+      UserError: no parameter is excluded or none is left, so the network names its parameters in a
+        way that this rule does not know.
     """
 
     def rule(path: Any, leaf: Any) -> bool:
@@ -201,19 +203,19 @@ def decay_mask(params: Tree, untrained: frozenset[str] = frozenset()) -> Tree:
         names = ', '.join(path_name(path) for path, _ in jax.tree.leaves_with_path(params))
         raise UserError(
             f'No parameter is {what} weight decay (and, in LARS, adaptation). Biases and norm '
-            "parameters are told by the names 'bias' and 'scale' or by being vectors. "
+            "parameters are recognised by the names 'bias' and 'scale' or by being vectors. "
             f'Parameters: {names}'
         )
     return mask
 
 
 def describe_excluded(params: Tree, mask: Tree, optimizer: str = 'lars') -> str:
-    """One line a run prints: how many parameters are excluded, and which kinds of leaf they are.
+    """A line on how many parameters are excluded from weight decay, with the names of the leaves.
 
     Args:
-      params: as of `decay_mask`.
-      mask: from `decay_mask`.
-      optimizer: its name, which says excluded from what.
+      params: tree of arrays.
+      mask: mask from `decay_mask`.
+      optimizer: name of the optimizer; LARS also excludes them from adaptation.
     """
     kinds: dict[str, int] = {}
     excluded = total = 0

@@ -1,4 +1,4 @@
-"""Everything that a training step changes."""
+"""`TrainState`, everything that a training step changes."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ Tree = Any
 
 
 class TrainState(NamedTuple):
-    """The state of a run, one replicated array a leaf (no device axis).
+    """The state of a run. Leaves are replicated arrays without a device axis.
 
     Attributes:
-      step: int32 [], optimizer steps made.
+      step: int32 [], number of optimizer steps made.
       online_params: theta, a dict by part of the method: 'encoder', 'projector', ..
       online_stats: batch statistics of the online network, by part.
-      target_params: xi, a dict of the method's target parts.
-      target_stats: batch statistics of the target network, by part.
-      optimizer: optax state over `online_params`.
-      online_probe: an `OnlineProbe`; None in a run without one.
+      target_params: xi, a dict by target part of the method.
+      target_stats: batch statistics of the target network, by target part.
+      optimizer: optax state of `online_params`.
+      online_probe: an `OnlineProbe`; None for a run without one.
     """
 
     step: jax.Array
@@ -42,14 +42,14 @@ def init_state(
     stats: Tree,
     online_probe: Tree = None,
 ) -> TrainState:
-    """The state before the first step; the target starts as a copy of the online network.
+    """The state before the first step; the target network starts as a copy of the online network.
 
     Args:
-      method: says which parts have a target.
-      optimizer: whose state is made.
-      params: of the online network, from `method.init`.
-      stats: as `params`.
-      online_probe: from `start_probe`; None: there is no probe.
+      method: the method; its `target_parts` are copied.
+      optimizer: the optimizer of the online network's parameters.
+      params: parameters of the online network, from `method.init`.
+      stats: statistics of the online network, from `method.init`.
+      online_probe: the probe's state, from `start_probe`; None for no probe.
     """
     copy = lambda tree: jax.tree.map(jnp.copy, {p: tree[p] for p in method.target_parts})  # noqa: E731
     return TrainState(

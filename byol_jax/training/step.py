@@ -37,33 +37,37 @@ def make_train_step(
     freeze_steps: int = 0,
     monitored: int = 0,
 ) -> Callable[[TrainState, Batch], Any]:
-    """Returns the pure step `(state, batch) -> (state, metrics)` of one device.
+    """Makes the pure training step of one device.
 
-    It must run where the axis AXIS is mapped (`pmap_step`). `batch` holds this device's share of
-    all that `method.loss` takes, each array with the examples first, B of them, divisible by
-    `accumulate_steps`. Metrics are float32 scalars, equal on all devices; the method's own are
-    among them.
+    The step must run where the axis AXIS is mapped (`pmap_step`). It takes a `TrainState` and a
+    batch: this device's share of what `method.loss` takes, arrays with B examples on the first
+    axis; B must be divisible by `accumulate_steps`. If the state has an online probe, the step
+    trains it too (`online_probe.probe_step`) and the batch needs 'label', int [B]; the networks
+    are trained the same with and without a probe.
 
-    A state with an online probe has that trained too (`online_probe.probe_step`); 'label' in the
-    batch, int [B], is what it learns, and its metrics are among the others. Nothing else changes.
-
-    What the networks draw is a function of (seed, step, device, microbatch): nothing of it is
-    saved.
+    Random numbers of the networks depend on (seed, step, device, microbatch) only, so there is no
+    random state to save.
 
     Args:
-      method: what is learned.
-      optimizer: of the online network's parameters.
-      total_steps: optimizer steps of the whole run, K.
-      tau_base: of the target's moving average, in [0, 1] (`target_tau`).
-      seed: of what the networks draw.
-      schedule: of the learning rate, for the metric 'learning_rate'; None: there is none.
-      accumulate_steps: microbatches that the batch is passed in. Their gradients are averaged, and
-        statistics move with every one; the optimizer, the target and the schedules move once.
-      freeze_steps: for so many steps no gradient of the part 'encoder' is computed.
-      monitored: above 0 the step returns `(state, metrics, features)`: the method's features of
-        the first so many examples of each microbatch, float [V, M, size] by name. Metrics then
-        also hold 'parameter_norm', of the online network after the step, and 'stats_spread', how
-        far its statistics differ between devices: root of the mean square, of their own size.
+      method: the method to train.
+      optimizer: the optimizer of the online network's parameters.
+      total_steps: K, optimizer steps of the whole run.
+      tau_base: tau of the target's moving average at step 0, in [0, 1] (`target_tau`).
+      seed: seed of the random numbers that the networks draw.
+      schedule: the learning rate by step, for the metric 'learning_rate'; None for no such metric.
+      accumulate_steps: number of microbatches that the batch is split into. Their gradients are
+        averaged. Batch statistics are updated by each microbatch; the optimizer, the target and the
+        schedules advance once per step.
+      freeze_steps: number of steps at the start without gradients of the part 'encoder'.
+      monitored: number of examples per microbatch, M, whose features the step returns; 0 for none.
+
+    Returns:
+      A function `(state, batch) -> (state, metrics)`; metrics are float32 scalars by name, equal on
+      all devices, the method's own among them. With `monitored` it is `(state, batch) -> (state,
+      metrics, features)`: the method's features, float [V, accumulate_steps * M, size] by name,
+      and two more metrics: 'parameter_norm', the norm of the online network's parameters after the
+      step, and 'stats_spread', how far its batch statistics differ between devices (root mean
+      square, relative to their size).
     """
     everything = jax.value_and_grad(method.loss, has_aux=True)
 
@@ -78,10 +82,10 @@ def make_train_step(
         return jax.lax.cond(step < freeze_steps, heads, everything, *arguments)
 
     def passes(state: TrainState, batch: Batch) -> Any:
-        """What this device's whole batch gives.
+        """Passes this device's whole batch through the method, in microbatches.
 
-        Loss, the method's metrics, gradients, stats, projections, what the probe sees, and
-        features for the monitors.
+        Returns the loss, the method's metrics, gradients, online and target statistics,
+        projections, the probe's input, and features for the monitors.
         """
         rng = jax.random.fold_in(jax.random.key(seed), state.step)
         rng = jax.random.fold_in(rng, _device())
@@ -119,7 +123,7 @@ def make_train_step(
         )
         grads = jax.tree.map(lambda g: g / n, grads)
         projections, seen = jax.tree.map(lambda x: x.reshape(-1, x.shape[-1]), (projections, seen))
-        # [microbatches, V, M, size] -> [V, microbatches M, size]
+        # [microbatches, V, M, size] -> [V, microbatches * M, size]
         shown = jax.tree.map(
             lambda x: jnp.moveaxis(x, 0, 1).reshape(x.shape[1], -1, x.shape[-1]), shown
         )
@@ -152,8 +156,8 @@ def make_train_step(
         taken = sorted(metrics.keys() & own.keys())
         if taken:
             raise UserError(
-                f"The method's metric '{taken[0]}' has the name of one of the step's: call it "
-                'something else.'
+                f"The method's metric '{taken[0]}' has the name of one of the step's own metrics: "
+                'rename it.'
             )
         metrics |= jax.lax.pmean(own, AXIS)
         state = TrainState(
@@ -178,10 +182,14 @@ def update_target(target_params: Tree, online_params: Tree, tau: jax.Array) -> T
 
 
 def feature_std(projections: jax.Array, axis_name: str | None = None) -> jax.Array:
-    """Mean over channels of the std of unit-length projections [B, P]: near 1/sqrt(P) if healthy.
+    """The mean over channels of the std of unit-length projections.
 
-    It goes to 0 when all images are given the same projection (collapse). Definition: SimSiam,
-    arXiv:2011.10566, Section 4.1.
+    It is near 1/sqrt(P) in a healthy run, and 0 if all images have the same projection (collapse).
+    Definition: SimSiam, arXiv:2011.10566, Section 4.1.
+
+    Args:
+      projections: float [B, P], of this device.
+      axis_name: name of the device axis to compute the std over; None for this device alone.
     """
     z = l2_normalize(projections)
     mean, square = jnp.mean(z, axis=0), jnp.mean(z**2, axis=0)
@@ -191,10 +199,10 @@ def feature_std(projections: jax.Array, axis_name: str | None = None) -> jax.Arr
 
 
 def average_stats(stats: Any) -> Any:
-    """Statistics made the same on all devices: averaged, or device 0's if they are whole numbers.
+    """Makes statistics equal on all devices: floats are averaged, integers taken from device 0.
 
-    Batch normalisation is synchronised as it runs and stays as it is; this is for networks that
-    keep statistics in ways of their own.
+    Flax's batch normalisation is synchronised already, so this does not change it. It is for
+    networks with statistics of their own.
     """
     first = jax.lax.axis_index(AXIS) == 0
 
@@ -207,7 +215,15 @@ def average_stats(stats: Any) -> Any:
 
 
 def spread(own: Any, average: Any) -> jax.Array:
-    """How far devices' own statistics lie from their average, over its size: float32 []."""
+    """Root mean square over devices of the distance of their statistics from the average.
+
+    Args:
+      own: statistics of this device.
+      average: their average over devices.
+
+    Returns:
+      float32 [], relative to the norm of the average; 0 if there are no float statistics.
+    """
     pairs = zip(jax.tree.leaves(own), jax.tree.leaves(average), strict=True)
     real = [(x, mean) for x, mean in pairs if jnp.issubdtype(x.dtype, jnp.inexact)]
     if not real:
@@ -218,23 +234,23 @@ def spread(own: Any, average: Any) -> jax.Array:
 
 
 def global_norm(tree: Any) -> jax.Array:
-    """Length of all leaves of a tree taken as one vector: float32 []."""
+    """The L2 norm of all leaves of a tree, taken as one vector: float32 []."""
     return jnp.sqrt(sum(jnp.sum(jnp.square(leaf)) for leaf in jax.tree.leaves(tree)))
 
 
 def pmap_step(
     train_step: Callable[..., Any], shared: int = 0, monitored: bool = False
 ) -> Callable[..., Any]:
-    """Maps the pure step over the local devices' shares of a batch; the state has no device axis.
+    """Maps the pure step over the local devices' shares of a batch. The state has no device axis.
 
-    The state's buffers are donated where that is safe: after a call only the returned state may be
-    used.
+    The state's buffers are donated if that is safe, so use only the returned state after a call.
 
     Args:
       train_step: `(state, batch, *more) -> (state, metrics)`, or a monitored step.
-      shared: how many more arguments there are. Each is whole on every device (`everywhere`), and
-        is not donated.
-      monitored: the step hands out features too, with the device axis: [devices, V, M, size].
+      shared: number of further arguments. Each is whole on every device (`everywhere`) and is not
+        donated.
+      monitored: whether the step also returns features; they get a device axis:
+        [devices, V, M, size].
     """
     out_axes = (None, None, 0) if monitored else (None, None)
     return jax.pmap(
@@ -249,15 +265,15 @@ def pmap_step(
 def pmap_feed(
     train_step: Callable[..., Any], feed: Feed, monitored: bool = False
 ) -> Callable[[TrainState, Batch], Any]:
-    """`pmap_step` of a step that first makes the views of what a feed gives.
+    """Like `pmap_step`, but the step first makes the views from a feed's batch.
 
     Args:
-      train_step: pure, as for `pmap_step`.
-      feed: whose batches it will be given, with the device axis (`shard_batch`).
-      monitored: the step hands out features too.
+      train_step: the pure step, as for `pmap_step`.
+      feed: the feed whose batches the step will get, with a device axis (`shard_batch`).
+      monitored: whether the step also returns features.
 
     Returns:
-      `(state, batch)` -> what the mapped step gives.
+      A function of (state, batch) that returns what `pmap_step`'s function does.
     """
     shared = everywhere(feed.shared)
 
@@ -278,33 +294,38 @@ def _device() -> jax.Array:
         return jax.lax.axis_index(AXIS)
     except NameError as error:
         raise UserError(
-            f"The step runs where the axis '{AXIS}' is mapped, on one device too. Wrap it: "
+            f"The step must run where the axis '{AXIS}' is mapped, on one device too. Wrap it: "
             'step = byol_jax.pmap_step(byol_jax.make_train_step(...)), then '
             'step(byol_jax.replicate(state), byol_jax.shard_batch(batch, devices)).'
         ) from error
 
 
 def _may_donate() -> bool:
-    # Read back from JAX's compilation cache, a CPU program that takes its inputs' memory over can
-    # kill its process (jaxlib 0.10.2; seen with two devices, not with one).
+    # A CPU program with donated inputs that is read from JAX's compilation cache can kill the
+    # process (jaxlib 0.10.2; seen with two devices, not with one).
     return jax.default_backend() != 'cpu' or not jax.config.values['jax_compilation_cache_dir']
 
 
 def replicate(state: TrainState) -> TrainState:
-    """Copies a state to every device of this process, laid out as the mapped step returns it.
+    """Copies a state to every device of this process, sharded like the mapped step's result.
 
-    Without this the second step would compile anew, for the layout of the first one's result. The
-    given state stays usable after its copy has been donated.
+    Otherwise the second step would be compiled again, for the sharding of the first step's result.
+    The given state stays usable after the copy is donated.
     """
     return everywhere(jax.tree.map(np.array, state))
 
 
 def everywhere(tree: Any) -> Any:
-    """Copies a tree of NumPy arrays to every device of this process, as the mapped step has it."""
+    """Copies a tree of NumPy arrays to every device of this process, sharded as in `replicate`."""
     mesh = jax.sharding.Mesh(np.array(jax.local_devices()), (AXIS,))
     return jax.device_put(tree, jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec()))
 
 
 def shard_batch(batch: dict[str, Any], devices: int) -> dict[str, Any]:
-    """Gives a batch the device axis that pmap maps: [B, ...] -> [devices, B / devices, ...]."""
+    """Adds the device axis that pmap maps to a batch: [B, ...] -> [devices, B / devices, ...].
+
+    Args:
+      batch: arrays with the examples on the first axis.
+      devices: number of local devices; must divide B.
+    """
     return jax.tree.map(lambda x: x.reshape(devices, -1, *x.shape[1:]), batch)

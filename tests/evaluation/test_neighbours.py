@@ -55,7 +55,7 @@ def test_accuracy_of_plain_arrays(features):
     assert knn_accuracy(gallery, labels, queries, truth) == 1
     truth[:15] = CLASSES + 3
     assert knn_accuracy(gallery, labels, queries, truth) == pytest.approx(46 / 61)
-    with pytest.raises(ValueError, match='query labels: 61 whole numbers'):
+    with pytest.raises(ValueError, match='query labels: 61 integers'):
         knn_accuracy(gallery, labels, queries, truth[1:])
     with pytest.raises(ValueError, match='0 or more, got -1'):
         knn_accuracy(gallery, labels - 1, queries, truth)

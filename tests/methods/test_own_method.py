@@ -202,7 +202,7 @@ class TakesAName(Alike):
 def test_a_metric_may_not_hide_one_of_the_steps():
     """A name that is taken is refused when the step is traced."""
     given = {key: value for key, value in parts().items() if key in ('encoder', 'mean', 'std')}
-    with pytest.raises(UserError, match="metric 'tau' has the name of one of the step's"):
+    with pytest.raises(UserError, match="metric 'tau' has the name of one of the step's own"):
         steps(TakesAName(**given))
 
 

@@ -396,7 +396,7 @@ def test_what_cannot_be_built(name, kwargs, says):
 @pytest.mark.usefixtures('own')
 def test_a_factory_that_makes_something_else():
     """What is no optax transformation is refused before anything is compiled."""
-    with pytest.raises(UserError, match=re.escape('makes a NoneType, and not an optax.Gradient')):
+    with pytest.raises(UserError, match=re.escape('makes a NoneType, not an optax.Gradient')):
         build_optimizer(
             'own_optimizers:nothing',
             {},
