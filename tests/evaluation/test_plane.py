@@ -78,7 +78,7 @@ def test_umap_is_asked_for_cosine_and_one_seed(monkeypatch):
     np.testing.assert_array_equal(places, x[:, :2])
     assert places.dtype == np.float64
     assert asked == {'n_neighbors': 7, 'metric': 'cosine', 'random_state': 3, 'n_jobs': 1}
-    with pytest.raises(UserError, match='needs 4'):
+    with pytest.raises(UserError, match='needs at least 4'):
         umap(x[:3])
 
 

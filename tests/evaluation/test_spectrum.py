@@ -272,5 +272,5 @@ def test_wrong_shapes_are_refused():
         lidar(np.ones((4, 4)))
     with pytest.raises(ValueError, match='different shapes'):
         alignment(np.ones((4, 2)), np.ones((5, 2)))
-    with pytest.raises(ValueError, match='two of them'):
+    with pytest.raises(ValueError, match='at least two pictures'):
         uniformity(np.ones((1, 3)))

@@ -175,7 +175,7 @@ def test_loading_needs_no_training_libraries(folder, images, expected, tmp_path)
 )
 def test_wrong_images_are_refused(exported, given, says):
     """Images of another type or layout are refused, saying what was given and what is wanted."""
-    with pytest.raises(UserError, match=rf'uint8 images \[B, H, W, 3\].*given {says}'):
+    with pytest.raises(UserError, match=rf'uint8 images \[B, H, W, 3\].*given: {says}'):
         exported(given)
 
 

@@ -228,8 +228,8 @@ def test_a_method_gets_what_it_names():
     [
         ('bylo', {}, ["method.name='bylo' is not a known method", "Did you mean 'byol'?"]),
         ('test_own_method:Absolut', {}, ["has no 'Absolut'", "Did you mean 'Absolute'?"]),
-        ('test_own_method:Net', {}, ['no class derived from byol_jax.methods.base.Method']),
-        ('test_own_method:SIZE', {}, ['no class derived from byol_jax.methods.base.Method']),
+        ('test_own_method:Net', {}, ['not a subclass of byol_jax.methods.base.Method']),
+        ('test_own_method:SIZE', {}, ['not a subclass of byol_jax.methods.base.Method']),
         ('test_own_method:Absolute', {'wieght': 1}, ["no argument 'wieght'", "mean 'weight'?"]),
         ('byol', {'encoder': 1}, ["'byol' takes no argument 'encoder'", 'It takes: none']),
     ],
