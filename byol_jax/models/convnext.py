@@ -1,7 +1,7 @@
 """ConvNeXt (Liu et al. 2022, arXiv:2201.03545) as Linen modules.
 
-Numbers not in the paper are from facebookresearch/ConvNeXt, models/convnext.py. Every layer has a
-name of its own, so that any of them can be tapped: `stem`, `stem_norm`, `stage1` .. `stage4`,
+Numbers that are not in the paper are from facebookresearch/ConvNeXt, models/convnext.py. Every
+layer has its own name, so any of them can be tapped: `stem`, `stem_norm`, `stage1` .. `stage4`,
 inside a stage `downsample_norm` and `downsample_conv` (not in the first), `block1`, `block2`, ..,
 then `avgpool` and `norm`.
 """
@@ -16,13 +16,13 @@ import jax
 from byol_jax.models.layers import drop_path, drop_path_rates, layer_norm
 from byol_jax.models.resnet import AvgPool
 
-# "Truncated normal" of deviation 0.02 in the paper's code: cut off at +-2, which is at 100
-# deviations and so nowhere. Flax's would be cut off at 2 deviations and be narrower.
+# The paper's code truncates at +-2, which is 100 standard deviations of 0.02, so nothing is cut
+# off. Flax's truncated normal would be cut off at 2 deviations.
 _normal = nn.initializers.normal(0.02)
 
 
 def _patches(features: int, side: int, name: str) -> nn.Conv:
-    """A convolution of patches that do not overlap; what is left over at an edge is ignored."""
+    """A convolution of patches that do not overlap; incomplete patches at an edge are ignored."""
     window = (side, side)
     return nn.Conv(
         features, window, strides=window, padding='VALID', kernel_init=_normal, name=name
@@ -30,10 +30,10 @@ def _patches(features: int, side: int, name: str) -> nn.Conv:
 
 
 class ConvNeXtBlock(nn.Module):
-    """7x7 depthwise convolution, LayerNorm, 1x1 to four times the width, GELU, 1x1 back; residual.
+    """Residual: 7x7 depthwise convolution, LayerNorm, 1x1 to four times the width, GELU, 1x1 back.
 
     Attributes:
-      drop_path: probability of dropping the residual branch of an example in training.
+      drop_path: probability of dropping the residual branch of an example in training, in [0, 1).
       layer_scale: initial value of `gamma`, a factor for each channel of the branch; 0 for none.
     """
 
@@ -62,13 +62,13 @@ class ConvNeXtBlock(nn.Module):
 
 
 class ConvNeXtStage(nn.Module):
-    """Blocks of one width; all stages but the first halve height and width before them.
+    """Blocks of one width; every stage but the first begins by halving height and width.
 
     Attributes:
-      channels: width.
-      drop_path: one rate for each block.
+      channels: width of the stage.
+      drop_path: stochastic depth's rate for each block, in [0, 1).
       layer_scale: initial value of the blocks' `gamma`; 0 for none.
-      downsample: LayerNorm and a 2x2 convolution with stride 2 before the blocks.
+      downsample: whether LayerNorm and a 2x2 convolution with stride 2 precede the blocks.
     """
 
     channels: int
@@ -90,18 +90,18 @@ class ConvNeXtStage(nn.Module):
 class ConvNeXt(nn.Module):
     """A ConvNeXt; the default is ConvNeXt-T (arXiv:2201.03545, Section 3; its code, convnext_tiny).
 
-    All kernels start normal with a deviation of 0.02, all biases at 0.
+    All kernels start normal with a standard deviation of 0.02, all biases at 0.
 
     Attributes:
-      depths: blocks in each stage.
+      depths: number of blocks in each stage.
       channels: width of each stage.
-      drop_path: stochastic depth of the last block, rising linearly from 0 at the first of all
-        stages; 0.1 where the paper trains ConvNeXt-T with labels (TRAINING.md).
+      drop_path: stochastic depth's rate of the last block, rising linearly from 0 at the first
+        block of all, in [0, 1). ConvNeXt-T is trained with labels at 0.1 (the code's TRAINING.md).
       layer_scale: initial value of each block's `gamma`; 0 for none. 1e-6 in the paper's code.
-      num_classes: size of a linear `head` behind `norm`; 0 for none.
-      small_images: a stem of 2x2 patches instead of 4x4, for images of 32 to 64 pixels: the last
-        stage then sees a 16th of the image's side and not a 32nd, 2x2 places of a 32-pixel image.
-        Ours, unmeasured; the paper has no such images.
+      num_classes: size of a linear `head` after `norm`; 0 for none.
+      small_images: whether the stem has 2x2 patches instead of 4x4, for images of 32 to 64 pixels:
+        the last stage then has a 16th of the image's side instead of a 32nd, so 2x2 places of a
+        32-pixel image. This is ours, and unmeasured; the paper has no such images.
     """
 
     depths: Sequence[int] = (3, 3, 9, 3)
@@ -118,12 +118,12 @@ class ConvNeXt(nn.Module):
         In training, a `drop_path` above 0 draws from the 'dropout' stream of random numbers.
 
         Raises:
-          ValueError: `depths` and `channels` are of different length.
+          ValueError: `depths` and `channels` differ in length.
         """
         if len(self.depths) != len(self.channels):
             raise ValueError(
-                f'depths={tuple(self.depths)} and channels={tuple(self.channels)} must be of one '
-                'length, one number for each stage.'
+                f'depths={tuple(self.depths)} and channels={tuple(self.channels)} must have the '
+                'same length, one number for each stage.'
             )
         x = _patches(self.channels[0], 2 if self.small_images else 4, 'stem')(x)
         x = layer_norm('stem_norm')(x)

@@ -1,4 +1,4 @@
-"""Convolutions whose gradient is quick on the CPU."""
+"""A convolution whose weight gradient is fast on the CPU."""
 
 from __future__ import annotations
 
@@ -26,28 +26,28 @@ def quick_convolution(
     feature_group_count: int = 1,
     precision: Any = None,
 ) -> jax.Array:
-    """`lax.conv_general_dilated` of images as `nn.Conv` calls it, with another weight gradient.
+    """`lax.conv_general_dilated` of images, as `nn.Conv` calls it, with another weight gradient.
 
-    That is one matrix product for each tap of the kernel. Left to itself XLA takes a convolution
-    with a kernel of the picture's size, which on a CPU takes 0.9 to 14 times as long
-    (benchmarks/convolution.py). It has no forward-mode derivative of its own.
+    The weight gradient is one matrix product for each tap of the kernel. XLA's own is a convolution
+    with a kernel of the picture's size, which takes 0.9 to 14 times as long on a CPU
+    (benchmarks/convolution.py). There is no forward-mode derivative.
 
     Args:
       lhs: images, float [B, H, W, C].
       rhs: the kernel, float [h, w, C, D].
-      window_strides: of height and width.
-      padding: 'SAME', 'VALID' or (before, after) of height and width.
-      lhs_dilation: ones.
-      rhs_dilation: ones.
-      feature_group_count: 1.
-      dimension_numbers: of the layouts above.
-      precision: of all products, as of `lax.conv_general_dilated`.
+      window_strides: strides of height and width.
+      padding: 'SAME', 'VALID', or (before, after) for height and for width.
+      lhs_dilation: must be ones.
+      rhs_dilation: must be ones.
+      feature_group_count: must be 1.
+      dimension_numbers: must mean the layouts above.
+      precision: precision of all products, as in `lax.conv_general_dilated`.
 
     Returns:
       float [B, H', W', D].
 
     Raises:
-      ValueError: it is dilated, in groups or of another layout.
+      ValueError: the convolution has dilation, groups or another layout.
     """
     layout = lax.conv_dimension_numbers(lhs.shape, rhs.shape, dimension_numbers or _LAYOUT)
     plain = layout == lax.conv_dimension_numbers(lhs.shape, rhs.shape, _LAYOUT)
@@ -61,7 +61,7 @@ def quick_convolution(
         padding = lax.padtype_to_pads(lhs.shape[1:3], rhs.shape[:2], strides, padding)
     top, side = ((int(before), int(after)) for before, after in padding)
     if (*rhs.shape[:2], *top, *side) == (1, 1, 0, 0, 0, 0):
-        # XLA would put zeros between the gradient's pixels, and convolve those too.
+        # With a stride, XLA would put zeros between the gradient's pixels and convolve them too.
         lhs, strides = lhs[:, :: strides[0], :: strides[1]], (1, 1)
     return _convolution(lhs, rhs, strides, (top, side), precision)
 
@@ -116,7 +116,7 @@ def _backward(
 
 
 def _product(seen: jax.Array, gradient: jax.Array, precision: Any) -> jax.Array:
-    """What a tap saw, float [B, H', W', C], times its gradient [B, H', W', D]: [C, D]."""
+    """A tap's inputs, float [B, H', W', C], times the gradient [B, H', W', D]: float [C, D]."""
     seen, gradient = (x.reshape(-1, x.shape[-1]) for x in (seen, gradient))
     return lax.dot_general(
         seen,

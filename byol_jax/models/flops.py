@@ -1,14 +1,15 @@
 """Counts the floating-point operations of a traced computation, layer by layer.
 
-Nothing is compiled or run: the count is read off a jaxpr. It is made of
+Nothing is compiled or run: the count is read from a jaxpr. It adds
 
 - 2 for every multiply-add of a matrix product or convolution. Taps of a convolution that fall on
   its padding, or between dilated input values, do no work and are not counted;
-- 1 for every value that an arithmetic function gives, be it a sum or a hyperbolic tangent;
-- 1 for every value that goes into a reduction, or into a window of a pooling layer.
+- 1 for every result of an arithmetic function, be it a sum or a hyperbolic tangent;
+- 1 for every value that enters a reduction or a window of a pooling layer.
 
-Comparing, selecting, casting, moving and drawing values costs nothing, nor does what is not
-floating point. FFTs, sorts, matrix decompositions and complex numbers are not counted either.
+Comparing, selecting, casting, moving and drawing values are not counted, nor are operations on
+other types than floats. FFTs, sorts, matrix decompositions and complex numbers are not counted
+either.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ import jax.extend.core
 import jax.numpy as jnp
 import numpy as np
 
-# One operation for every value that comes out.
+# One operation for every output value.
 ELEMENTWISE = frozenset({
     'add', 'add_any', 'sub', 'mul', 'div', 'rem', 'neg', 'abs', 'sign', 'max', 'min', 'clamp',
     'floor', 'ceil', 'round', 'square', 'sqrt', 'rsqrt', 'cbrt', 'pow', 'integer_pow', 'exp',
@@ -32,35 +33,35 @@ ELEMENTWISE = frozenset({
     'asinh', 'acosh', 'atanh', 'one_minus_square',
 })  # fmt: skip
 
-# One operation for every value that goes in.
+# One operation for every input value.
 REDUCTIONS = frozenset({
     'reduce', 'reduce_sum', 'reduce_max', 'reduce_min', 'reduce_prod', 'argmax', 'argmin',
     'cumsum', 'cumprod', 'cummax', 'cummin', 'cumlogsumexp',
 })  # fmt: skip
 
-# One operation for every value in the window of every value that comes out.
+# One operation for every value in the window of every output value.
 WINDOWS = frozenset({
     'reduce_window', 'reduce_window_sum', 'reduce_window_max', 'reduce_window_min',
 })  # fmt: skip
 
-# Scopes of Flax, JAX and the network itself stand around and between those of layers; a
-# transformation wraps them: 'transpose(jvp(N/layer<a%2Fb>))'.
+# Finds the scopes of layers among those of Flax, JAX and the network itself. A transformation wraps
+# them: 'transpose(jvp(N/layer<a%2Fb>))'.
 _LAYER_SCOPE = re.compile(r'layer<([\w.~%-]*)>', re.ASCII)
 
 
 def layer_scope(path: str) -> str:
-    """Name of the `jax.named_scope` under which the layer at `path` must be called to be counted.
+    """The name of the `jax.named_scope` in which the layer at `path` must be called to be counted.
 
-    Any string is a path, with one exception: '' is the whole computation, scope or no scope.
+    Any string is a path except '', which is the whole computation with or without a scope.
     """
     return f'layer<{urllib.parse.quote(path, safe="")}>'
 
 
 def layer_paths(scopes: str) -> list[str]:
-    """Paths of the layers that are open in a name stack, outermost first.
+    """The paths of the layers that are open in a name stack, outermost first.
 
     Args:
-      scopes: names of nested scopes, as text; those not made by `layer_scope` are passed over.
+      scopes: the name stack as text; scopes that `layer_scope` did not make are skipped.
     """
     return [urllib.parse.unquote(name) for name in _LAYER_SCOPE.findall(scopes)]
 
@@ -71,22 +72,21 @@ def count_flops(
     """Counts floating-point operations (a multiply-add is two) by layer.
 
     Args:
-      jaxpr: from `jax.make_jaxpr` of a function that calls each of its layers under
+      jaxpr: the result of `jax.make_jaxpr` for a function that calls each of its layers in
         `jax.named_scope(layer_scope(path))`.
-      every_tap: count all taps of a convolution, as most published figures for networks do; for a
-        ResNet at 224 pixels that is 3 % more.
+      every_tap: whether to count all taps of a convolution, as most published figures do; for a
+        ResNet at 224 pixels this gives 3 % more.
 
     Returns:
-      Operations by path of the layer, over all of its calls and including the layers called inside
-      it; '' is the whole computation. A layer without any equation of its own or inside is missing.
-      A loop of unknown length counts as one round of it, a choice as its most expensive branch.
-      Functions that JAX traces once and uses for several layers (`flax.linen.jit`) count for the
-      layer they were traced for.
+      Operations by path of the layer, over all its calls and including the layers inside it; '' is
+      the whole computation. A layer without any equation is missing. A loop of unknown length
+      counts as one round, and a choice as its most expensive branch. A function that JAX traces
+      once for several layers (`flax.linen.jit`) counts for the layer for which it was traced.
     """
     flops = Counter({'': 0})
     for equation in getattr(jaxpr, 'jaxpr', jaxpr).eqns:
         inside = _equation_flops(equation, every_tap)
-        # Stacks inside a called function start anew, so this equation's stand around all of them.
+        # Name stacks begin again inside a called function: this equation's scopes enclose them all.
         around = {'', *layer_paths(str(equation.source_info.name_stack))}
         for path in around:
             flops[path] += inside['']
@@ -96,7 +96,7 @@ def count_flops(
 
 
 def _equation_flops(equation: Any, every_tap: bool) -> Counter[str]:
-    """Operations of an equation: '' is all of it, the rest are the layers opened inside it."""
+    """Operations of an equation: '' for all of it, and one entry for each layer inside it."""
     name, params = equation.primitive.name, equation.params
     result = equation.outvars[0].aval if equation.outvars else None
     if name == 'dot_general':
@@ -127,15 +127,15 @@ def _total(aval: Any, each: int) -> Counter[str]:
 
 
 def _is_float(aval: Any) -> bool:
-    # References and tokens are values without a dtype.
+    # References and tokens have no dtype.
     return hasattr(aval, 'dtype') and jnp.issubdtype(aval.dtype, jnp.floating)
 
 
 def _convolution(equation: Any, result: Any, every_tap: bool) -> int:
     """Operations of a convolution, counting every tap or only those that meet an input value.
 
-    Whether a tap does is decided in each spatial dimension for itself, so the taps of all outputs
-    are a product over the dimensions.
+    Each spatial dimension decides separately whether a tap meets one, so the number of taps of all
+    outputs is a product over the dimensions.
     """
     params = equation.params
     images, kernel = (operand.aval.shape for operand in equation.invars)
@@ -156,5 +156,5 @@ def _convolution(equation: Any, result: Any, every_tap: bool) -> int:
         meets = (places >= 0) & (places < size) & (places % image_dilation == 0)
         taps *= meets.size if every_tap else int(meets.sum())
     batch, features = (result.shape[axis] for axis in result_axes[:2])
-    # The kernel's input features are those of one group.
+    # The kernel's shape has the input features of one group.
     return 2 * batch * features * kernel[kernel_axes[1]] * taps

@@ -9,11 +9,11 @@ from byol_jax.models.layers import batch_norm
 
 
 class MLP(nn.Module):
-    """Linear (bias) -> BatchNorm -> ReLU -> Linear (no bias); one class serves g and q.
+    """Linear (bias) -> BatchNorm -> ReLU -> Linear (no bias), for the projector and the predictor.
 
     Attributes:
       hidden_size: width of the hidden layer; 4096 in the paper, Appendix F.
-      output_size: size of the output; 256 in the paper, Appendix F.
+      output_size: width of the output; 256 in the paper, Appendix F.
       axis_name: mapped axis over which batch statistics are averaged; None for one device.
     """
 

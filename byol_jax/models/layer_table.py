@@ -1,4 +1,4 @@
-"""The table of an encoder's layers, from which a user chooses the one to tap."""
+"""The table of an encoder's layers, from which a user chooses the layer to tap."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ TAPPED = '<- tapped: the representation'
 
 
 def layer_table(encoder: TappedEncoder, image_size: int) -> str:
-    """A line a layer: path, class, output shape, parameters, FLOPs; then the sums.
+    """One line for each layer (path, class, output shape, parameters, FLOPs), then the sums.
 
     Args:
-      encoder: tapped, its `behind` and `frozen` found.
+      encoder: a tapped encoder with its `behind` and `frozen`, as `tap` returns it.
       image_size: side of the square pictures, pixels.
     """
     shape = (1, image_size, image_size, 3)
@@ -53,14 +53,13 @@ def _remark(
     order = [other.path for other in layers]
     own = next((p for p in (layer.path, *_shorter(layer.path)) if _inside(p, params)), layer.path)
     inside = _inside(own, params)
-    # What starts after the tapped layer has ended cannot have a part in it; what encloses it ends
-    # after it too.
+    # A layer that ends after the tapped layer is behind it, unless it encloses the tapped layer.
     encloses = any(
         name == OUTPUT or f'{encoder.hidden_layer}/'.startswith(f'{name}/')
         for name in (layer.path, *_shorter(layer.path))
     )
     later = order.index(layer.path) > order.index(encoder.hidden_layer) and not encloses
-    # A layer may be called again behind the tap: its parameters say whether it is trained.
+    # Parameters tell whether a layer is trained; it may be called before and behind the tap.
     if inside <= encoder.behind if inside else later:
         return '(behind the tap: not trained)'
     if inside and inside <= encoder.behind | encoder.frozen:
@@ -74,12 +73,13 @@ def _remark(
 
 
 def _shorter(path: str) -> list[str]:
-    """What is left of a path without the element it names of an output: 'a.b.0' -> 'a.b', 'a'."""
+    """The paths that remain without the elements of outputs at its end: 'a.b.0' -> 'a.b', 'a'."""
     parts = path.split('.')
     return ['.'.join(parts[:count]) for count in range(len(parts) - 1, 0, -1)]
 
 
 def _inside(layer: str, params: Collection[str]) -> set[str]:
+    """The paths in `params` of the layer's parameters, inner layers included."""
     return {path for path in params if path.startswith(f'params/{layer}/')}
 
 

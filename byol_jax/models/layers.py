@@ -1,4 +1,4 @@
-"""What several networks share: their norms, dropout and stochastic depth."""
+"""Layers that several networks share: norms, dropout and stochastic depth."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ def batch_norm(axis_name: str | None, name: str, zero_scale: bool = False) -> nn
 def layer_norm(name: str) -> nn.LayerNorm:
     """LayerNorm over channels with epsilon 1e-6 (MoCo v3 vits.py; ConvNeXt models/convnext.py).
 
-    The variance is the mean of squared deviations: Flax's faster E[x^2] - E[x]^2 cancels where the
-    mean is far from 0, as it is in residual streams.
+    The variance is the mean of squared deviations. Flax's faster E[x^2] - E[x]^2 loses precision if
+    the mean is far from 0, as it is in residual streams.
     """
     return nn.LayerNorm(epsilon=1e-6, use_fast_variance=False, name=name)
 
@@ -32,8 +32,12 @@ def layer_norm(name: str) -> nn.LayerNorm:
 def drop_path_rates(last: float, depth: int) -> tuple[float, ...]:
     """Stochastic depth's rate of each block: linear from 0 at the first to `last` at the last.
 
-    The linear rule is that of arXiv:1603.09382, Section 3; that the first block's rate is 0, that
-    of timm, DeiT and ConvNeXt (models/convnext.py, dp_rates).
+    The linear rule is from arXiv:1603.09382, Section 3. The rate of 0 at the first block is from
+    timm, DeiT and ConvNeXt (models/convnext.py, dp_rates).
+
+    Args:
+      last: the last block's rate, in [0, 1).
+      depth: number of blocks.
 
     Raises:
       ValueError: `last` is not in [0, 1).
@@ -44,22 +48,22 @@ def drop_path_rates(last: float, depth: int) -> tuple[float, ...]:
 
 
 def drop_path(branch: jax.Array, rate: float, train: bool, name: str) -> jax.Array:
-    """Stochastic depth: `dropout` of a whole residual branch [B, ..., D], example by example."""
+    """Stochastic depth: drops the whole residual branch, [B, ..., D], of some examples."""
     return dropout(branch, rate, train, name, broadcast_dims=range(1, branch.ndim))
 
 
 def dropout(
     x: jax.Array, rate: float, train: bool, name: str, broadcast_dims: Sequence[int] = ()
 ) -> jax.Array:
-    """Dropout, to be called in a compact method; with rate 0 there is not even a layer.
+    """Dropout, for use in a compact method; a rate of 0 adds no layer.
 
     Args:
       x: float [B, ..., D].
-      rate: in training a value becomes 0 with this probability and is divided by 1 - rate
-        otherwise, by the 'dropout' stream of random numbers.
-      train: False leaves `x` alone.
-      name: of the layer.
-      broadcast_dims: axes along which all values share one fate.
+      rate: probability with which a value becomes 0 in training; other values are divided by
+        1 - rate. Draws from the 'dropout' stream of random numbers.
+      train: whether to drop values; False returns `x`.
+      name: name of the layer.
+      broadcast_dims: axes along which values are dropped together.
     """
     if not rate:
         return x

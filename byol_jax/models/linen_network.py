@@ -22,10 +22,10 @@ from byol_jax.models.network import (
 
 @dataclasses.dataclass(frozen=True)
 class LinenNetwork(Network):
-    """A Linen module, called with images and, if it has such an argument, told whether it trains.
+    """A Linen module, called with images and, if it takes one, an argument that turns training on.
 
     Attributes:
-      module: not bound to any variables.
+      module: the module, not bound to any variables.
     """
 
     module: nn.Module
@@ -40,7 +40,7 @@ class LinenNetwork(Network):
     def init(self, rng: jax.Array, images: jax.Array) -> dict[str, Any]:
         module, keywords = self._mode(train=False)
         variables = nn.meta.unbox(module.init(rng, images, **keywords))
-        # What is sown grows with every call: it is a report, no state.
+        # Sown values are reports that grow with every call, not state.
         return {name: tree for name, tree in variables.items() if not _is_sown(tree)}
 
     def run(
@@ -64,7 +64,7 @@ class LinenNetwork(Network):
                 and isinstance(layer, nn.BatchNorm)
                 and layer.axis_name is None
             )
-            # Linen modules are frozen for their users; this one is put back as it was.
+            # Linen modules are frozen, so the attribute is set around Flax, and reset afterwards.
             if synchronise:
                 object.__setattr__(layer, 'axis_name', axis_name)
             try:
@@ -79,7 +79,7 @@ class LinenNetwork(Network):
         state = [name for name in variables if name != 'params']
         module, keywords = self._mode(train)
         with nn.intercept_methods(around):
-            # Flax hands the outputs out, not `around`: they may come from within nn.remat.
+            # Flax captures the outputs, since `around` could not pass them out of nn.remat.
             _, changed = module.apply(
                 variables,
                 images,
@@ -97,23 +97,23 @@ class LinenNetwork(Network):
         return {name: changed.get(name, variables[name]) for name in state}
 
     def _mode(self, train: bool) -> tuple[nn.Module, dict[str, Any]]:
-        """The module and the keywords of its call in this mode."""
+        """The module and the keywords of its call, for training or evaluation."""
         keywords = train_keywords(self.call(), train)
         fields = {field.name: None for field in dataclasses.fields(self.module)}
-        # An argument of the same name comes before an attribute (nn.merge_param takes one only).
+        # Set either the argument or the attribute of a name: nn.merge_param refuses both.
         known = train_fields(fields, train)
         attributes: dict[str, Any] = {k: v for k, v in known.items() if k not in keywords}
         return self.module.clone(**attributes) if attributes else self.module, keywords
 
 
 def _streams(rng: jax.Array | None) -> dict[str, jax.Array]:
-    """Flax falls back on 'params' for streams of any other name."""
+    """Keys for the module's random streams; streams of other names use that of 'params'."""
     if rng is None:
         return {}
     return {'params': jax.random.fold_in(rng, 0), 'dropout': jax.random.fold_in(rng, 1)}
 
 
 def _is_sown(tree: Any) -> bool:
-    """Whether a collection is made by `sow`, which puts values into tuples."""
+    """Whether a collection was made by `sow`, which puts values into tuples."""
     nodes = jax.tree.leaves(tree, is_leaf=lambda node: isinstance(node, tuple))
     return any(isinstance(node, tuple) for node in nodes)

@@ -1,6 +1,6 @@
-"""A network as pure functions, whichever Flax API it is written in.
+"""The interface of a network as pure functions, for both Flax APIs.
 
-`linen_network.py` and `nnx_network.py` say how; `tap.py` builds on what stands here.
+`linen_network.py` and `nnx_network.py` implement it, and `tap.py` uses it.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ Variables = Mapping[str, Any]
 # The path under which a network's own output can be tapped.
 OUTPUT = 'output'
 
-# How networks spell "training": value passed for train=True.
+# The arguments by which networks are told that they train, and the value that means training.
 TRAIN_ARGUMENTS = {
     'train': True,
     'training': True,
@@ -29,17 +29,18 @@ TRAIN_ARGUMENTS = {
 }
 
 
-# What other words for it are made of.
+# Finds arguments that may have the same meaning under another name.
 _ABOUT_TRAINING = re.compile('train|eval|infer|test|determin|running')
 
 
 class Calls:
-    """The outputs of layers during one pass, by path, in the order the layers finish.
+    """The outputs of layers in one pass, by path, in the order in which the layers finish.
 
     Attributes:
-      wanted: whether the output of the layer at a path is kept.
-      outputs: kept outputs; of several calls of one layer, the last. '' is the whole network.
-      kinds: class names of all layers called.
+      wanted: tells for a path whether that layer's output is kept.
+      outputs: the kept outputs; the last one of a layer that is called several times. '' is the
+        whole network.
+      kinds: class names of all layers that were called, by path.
     """
 
     def __init__(self, wanted: Callable[[str], bool]):
@@ -48,37 +49,37 @@ class Calls:
         self.kinds: dict[str, str] = {}
 
     def elements(self) -> dict[str, jax.Array]:
-        """Arrays by tappable path: an output of several arrays has one path for each.
+        """The kept arrays by tappable path; an output of several arrays has a path for each.
 
-        The second of a tuple put out by 'block' is 'block.1', the entry 'features' of a dict
-        'block.features'; the network's own output is 'output'.
+        If 'block' returns a tuple, its second array is 'block.1'; if it returns a dict, the entry
+        'features' is 'block.features'. The network's own output is 'output'.
         """
         found: dict[str, jax.Array] = {}
         for path, value in self.outputs.items():
             name = path or OUTPUT
             for keys, leaf in jax.tree.leaves_with_path(value):
                 if hasattr(leaf, 'shape'):
-                    # A layer called 'output' comes before the network's own.
+                    # A layer named 'output' takes precedence over the network's own output.
                     found.setdefault('.'.join([name, *map(_key_name, keys)]), leaf)
         return found
 
 
 class Network(abc.ABC):
-    """What training needs of a network; all of it pure, so that it can be jitted and mapped."""
+    """What training needs from a network: pure functions, which can be jitted and mapped."""
 
     @property
     @abc.abstractmethod
     def name(self) -> str:
-        """The name of its class, for messages."""
+        """The name of the network's class, for messages."""
 
     @abc.abstractmethod
     def call(self) -> Callable[..., Any]:
-        """Its `__call__`, of which the arguments are looked at."""
+        """The network's `__call__`, whose signature is inspected."""
 
     def unknown_switches(self) -> list[str]:
-        """Arguments of its call that are true or false and seem to say that it trains, or not.
+        """Boolean arguments of the call whose names suggest a training mode, but are not known.
 
-        Empty if one of TRAIN_ARGUMENTS is among them.
+        Empty if the call has one of TRAIN_ARGUMENTS.
         """
         arguments = inspect.signature(self.call()).parameters
         if any(name in TRAIN_ARGUMENTS for name in arguments):
@@ -91,11 +92,14 @@ class Network(abc.ABC):
 
     @abc.abstractmethod
     def init(self, rng: jax.Array, images: jax.Array) -> dict[str, Any]:
-        """Variables by collection ('params', 'batch_stats', ..), nested dicts of arrays.
+        """Initialises the variables.
 
         Args:
-          rng: a key.
+          rng: a JAX random key.
           images: normalised float32 [B, H, W, 3].
+
+        Returns:
+          Nested dicts of arrays by collection ('params', 'batch_stats', ..).
         """
 
     @abc.abstractmethod
@@ -109,24 +113,24 @@ class Network(abc.ABC):
         rng: jax.Array | None,
         axis_name: str | None,
     ) -> dict[str, Any]:
-        """Runs the network, noting its layers' outputs in `calls`.
+        """Runs the network and keeps its layers' outputs in `calls`.
 
         Args:
-          variables: as made by `init`.
+          variables: variables as `init` makes them.
           images: normalised float [B, H, W, 3].
-          calls: gets the outputs.
-          train: training mode.
-          rng: for whatever the network draws; None if it may not draw.
-          axis_name: mapped axis over which every batch normalisation averages in training, unless
-            the network has given it an axis itself.
+          calls: receives the outputs.
+          train: whether the network trains.
+          rng: JAX random key for dropout and the like; None if the network may not draw.
+          axis_name: mapped axis over which every BatchNorm averages in training, unless the network
+            has set its axis itself.
 
         Returns:
-          The collections other than 'params', as they are afterwards.
+          The collections other than 'params', as the pass leaves them.
         """
 
 
 def train_keywords(call: Callable[..., Any], train: bool) -> dict[str, bool]:
-    """The keywords with which a network's `__call__` is told whether it trains; may be none."""
+    """The keywords that tell a network's `__call__` whether it trains; may be empty."""
     return {name: TRAIN_ARGUMENTS[name] is train for name in _train_names(call)}
 
 
@@ -136,14 +140,14 @@ def _train_names(call: Callable[..., Any]) -> tuple[str, ...]:
 
 
 def train_fields(fields: Mapping[str, Any], train: bool) -> dict[str, bool]:
-    """The same for networks that are told by attributes: those of `fields` that say so."""
+    """Like `train_keywords`, for networks that are told by attributes: values for `fields`."""
     return {name: on is train for name, on in TRAIN_ARGUMENTS.items() if name in fields}
 
 
 def constructor_parameters(constructor: Any) -> dict[str, inspect.Parameter]:
-    """The arguments of a module class, or of a functools.partial of one, that are still free.
+    """The free arguments of a module class, or of a functools.partial of one.
 
-    NNX's metaclass hides them from `inspect.signature` of the class.
+    `inspect.signature` of an NNX class does not show them, because of its metaclass.
     """
     bound = 1  # self
     if isinstance(constructor, functools.partial):
@@ -153,7 +157,7 @@ def constructor_parameters(constructor: Any) -> dict[str, inspect.Parameter]:
 
 
 def path_name(keys: Any) -> str:
-    """A JAX key path as 'stage1/block1/conv1/kernel'."""
+    """A JAX key path as text, such as 'stage1/block1/conv1/kernel'."""
     return '/'.join(str(getattr(key, 'key', getattr(key, 'name', key))) for key in keys)
 
 
@@ -162,7 +166,7 @@ def _key_name(key: Any) -> str:
 
 
 def subtree(tree: Any, path: str) -> Any:
-    """What lies at a path in nested dicts; {} if there is nothing."""
+    """The value at a path in nested dicts; {} if there is none."""
     for name in path.split('/') if path else ():
         tree = tree.get(name, {}) if isinstance(tree, Mapping) else {}
     return tree

@@ -28,10 +28,10 @@ from byol_jax.models.network import (
 
 @dataclasses.dataclass(frozen=True)
 class NnxNetwork(Network):
-    """An NNX module class with its arguments: what a Linen module is before it has variables.
+    """An NNX module class with its arguments, but without variables, like a Linen module.
 
-    NNX modules are made with their variables inside. Here one is made anew within every pure
-    function, from a template and the variables given, and thrown away.
+    NNX modules hold their variables. So every pure function here makes a module from a template and
+    the given variables, and drops it afterwards.
 
     Attributes:
       constructor: the class, or a functools.partial of one.
@@ -52,7 +52,7 @@ class NnxNetwork(Network):
         return _by_collection(nnx.to_flat_state(nnx.state(self._make(rng))))
 
     def build(self, variables: Variables) -> nnx.Module:
-        """A live module with these variables, in evaluation mode; its own to change."""
+        """A new module with these variables, in evaluation mode; the caller may change it."""
         model = self._merge(jax.tree.map(jnp.asarray, dict(variables)), None)
         model.eval()
         return model
@@ -69,7 +69,7 @@ class NnxNetwork(Network):
     ) -> dict[str, Any]:
         if train and rng is None and self._draws:
             raise UserError(
-                f'{self.name} holds random streams (dropout and the like): training needs a key, '
+                f'{self.name} has random streams (dropout and the like): training needs a key, '
                 'rng=jax.random.key(..), a new one for each step.'
             )
         model: Any = self._merge(variables, rng)
@@ -110,7 +110,7 @@ class NnxNetwork(Network):
     def _make(self, rng: jax.Array) -> nnx.Module:
         kwargs = dict(self.kwargs)
         takes = constructor_parameters(self.constructor)
-        # `**kwargs` hands it on to the class above.
+        # `**kwargs` passes it on to the base class.
         if 'rngs' in takes or any(p.kind is p.VAR_KEYWORD for p in takes.values()):
             kwargs['rngs'] = nnx.Rngs(rng)
         model = self.constructor(**kwargs)
@@ -121,7 +121,7 @@ class NnxNetwork(Network):
         return model
 
     def _merge(self, variables: Variables, rng: jax.Array | None) -> nnx.Module:
-        """A module with these variables, whose random streams start from `rng`."""
+        """Makes a module with these variables, whose random streams begin from `rng`."""
         graph, template = self._template
         filled = []
         for number, (keys, variable) in enumerate(template):
@@ -140,9 +140,9 @@ class NnxNetwork(Network):
 
 
 def _by_collection(flat: Any, like: Variables | None = None) -> dict[str, Any]:
-    """Variables as nested dicts of arrays under their collections' names.
+    """Variables as nested dicts of arrays by collection.
 
-    With `like`, only those that are there too: modules may make reports as they run.
+    `like` leaves out variables that it lacks: a module may create some, as reports, when it runs.
     """
     result: dict[str, Any] = {'params': {}}
     for keys, variable in flat:
@@ -162,16 +162,16 @@ def _by_collection(flat: Any, like: Variables | None = None) -> dict[str, Any]:
 
 
 def _plain_array(keys: Any) -> str:
-    """What a user is told about an array that would get lost between traces."""
+    """The message about an array that would be lost between traces."""
     path = '.'.join(map(str, keys))
     return (
         f"The NNX module keeps a plain array as its attribute '{path}'. Wrap it: "
-        'nnx.Variable(array) is carried along and never trained, nnx.Param(array) is.'
+        'nnx.Variable(array) is kept and never trained, nnx.Param(array) is trained.'
     )
 
 
 def _collection(variable: Any) -> str | None:
-    """Linen's word for the kind of a variable; None for random streams and reports."""
+    """The Linen collection for the kind of a variable; None for random streams and reports."""
     kind = type(variable)
     if issubclass(kind, (nnx.RngState, nnx.Intermediate)):
         return None
@@ -182,7 +182,7 @@ def _collection(variable: Any) -> str | None:
     return re.sub(r'(?<=[a-z0-9])(?=[A-Z])', '_', kind.__name__).lower()
 
 
-# Paths and kinds of the modules of the pass under way, by identity, and where outputs are noted.
+# The pass under way: (path, class name) of each module by its id(), and the `Calls` to fill.
 _under_way: contextvars.ContextVar[tuple[dict[int, tuple[str, str]], Calls] | None] = (
     contextvars.ContextVar('under_way', default=None)
 )
@@ -190,11 +190,11 @@ _under_way: contextvars.ContextVar[tuple[dict[int, tuple[str, str]], Calls] | No
 
 @functools.cache
 def _noting(kind: type) -> Any:
-    """A subclass of a module class whose calls note their output."""
+    """A subclass of a module class whose calls keep their output in the `Calls` under way."""
 
     def __call__(self: Any, *args: Any, **kwargs: Any) -> Any:
         under_way = _under_way.get()
-        # Copies that NNX makes inside of its transformations are not layers of the pass.
+        # NNX's transformations call copies of modules, which are not layers of the pass.
         if under_way is None or id(self) not in under_way[0]:
             return kind.__call__(self, *args, **kwargs)
         (path, name), calls = under_way[0][id(self)], under_way[1]

@@ -1,4 +1,4 @@
-"""Encoder names -> networks."""
+"""Builds networks from encoder names."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from byol_jax.models.resnet import ResNet
 from byol_jax.models.vit import ViT
 from byol_jax.names import Registry
 
-# Stage sizes: He et al. 2015, Table 1; ResNet-200: He et al. 2016 (arXiv:1603.05027).
+# Stage sizes are from He et al. 2015, Table 1; ResNet-200's from He et al. 2016 (arXiv:1603.05027).
 _NAMED = {
     'resnet': ResNet,
     'resnet18': functools.partial(ResNet, (2, 2, 2, 2)),
@@ -50,22 +50,24 @@ def build_encoder(
     Args:
       name: one of ENCODERS, or 'package.module:Class' for any importable Linen or NNX module
         class, or functools.partial of one.
-      kwargs: arguments of its constructor.
-      axis_name: passed on to constructors that have an `axis_name` argument.
+      kwargs: arguments of the class.
+      axis_name: mapped axis for batch statistics, passed to classes that have such an argument.
 
     Returns:
-      A Linen module, or the recipe of an NNX one.
+      A Linen module, or an `NnxNetwork` of an NNX class.
 
     Raises:
-      UserError: the name does not exist or the arguments do not fit, saying which do.
+      UserError: the name does not exist, or the class does not take the arguments; the message
+        lists those it takes.
     """
     constructor = ENCODERS.find(name)
-    # Checked before it is called: the name may come from an encoder.json made by somebody else.
+    # Check before calling it: the name may come from somebody else's encoder.json.
     if not _is_a(constructor, nn.Module, nnx.Module):
         raise UserError(
-            f"encoder.name='{name}' is no class derived from flax.linen.Module or flax.nnx.Module."
+            f"encoder.name='{name}' is not a class derived from flax.linen.Module or "
+            'flax.nnx.Module.'
         )
-    # NNX's metaclass hides them from `inspect.signature`, so the registry cannot look itself.
+    # `Registry.check_kwargs` cannot see the arguments of NNX classes (`constructor_parameters`).
     known = constructor_parameters(constructor)
     given = {key: _hashable(value) for key, value in kwargs.items()}
     if not any(p.kind is p.VAR_KEYWORD for p in known.values()):
@@ -76,7 +78,7 @@ def build_encoder(
     try:
         if _is_a(constructor, nnx.Module):
             network = NnxNetwork(constructor, tuple(sorted(given.items())))
-            # Its constructor runs here once for nothing but its errors.
+            # Runs the constructor once to find its errors.
             jax.eval_shape(network.init, jax.random.key(0), None)
             return network
         return constructor(**given)
@@ -92,7 +94,10 @@ def _is_a(constructor: Any, *kinds: type) -> bool:
 
 
 def _hashable(value: Any) -> Any:
-    """Lists and dicts (from JSON or a config) as tuples and FrozenDicts: arguments are hashed."""
+    """Converts lists and dicts (from JSON or a config) to tuples and FrozenDicts.
+
+    Modules hash their arguments.
+    """
     if isinstance(value, Mapping):
         return FrozenDict({key: _hashable(inner) for key, inner in value.items()})
     return tuple(_hashable(v) for v in value) if isinstance(value, list | tuple) else value

@@ -1,7 +1,7 @@
 """ResNets (He et al. 2015, v1 with the stride in the 3x3 convolution) as Linen modules.
 
-Every layer has a name of its own, so that any of them can be tapped: `conv1`, `bn1`, `maxpool`,
-`stage1` .. `stage4`, inside a stage `block1`, `block2`, .., and `avgpool`.
+Every layer has its own name, so any of them can be tapped: `conv1`, `bn1`, `maxpool`, `stage1` ..
+`stage4`, inside a stage `block1`, `block2`, .., and `avgpool`.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ def _conv(
     features: int, kernel: int, stride: int, name: str, train: bool, same: bool = False
 ) -> nn.Conv:
     pad = (kernel - 1) // 2
-    # Only in training, so that frozen features keep derivatives of both modes.
+    # Only in training: features of a frozen encoder keep forward- and reverse-mode derivatives.
     quick = train and jax.default_backend() == 'cpu'
     return nn.Conv(
         features,
@@ -37,7 +37,7 @@ def _conv(
 
 
 class MaxPool(nn.Module):
-    """3x3 max pooling with stride 2, a module so that it can be tapped."""
+    """3x3 max pooling with stride 2; a module, so it can be tapped."""
 
     same_padding: bool = False
 
@@ -49,7 +49,7 @@ class MaxPool(nn.Module):
 
 
 class AvgPool(nn.Module):
-    """Mean over height and width, a module so that it can be tapped."""
+    """Mean over height and width; a module, so it can be tapped."""
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -146,25 +146,29 @@ class Stage(nn.Module):
 
 
 class ResNet(nn.Module):
-    """A ResNet; with the defaults of `byol_jax.models.registry`, those of the paper.
+    """A ResNet; the names in `byol_jax.models.registry` have the paper's sizes.
 
     Attributes:
-      stage_sizes: blocks in each stage.
-      bottleneck: three-convolution blocks (ResNet-50 and deeper) instead of two.
-      channels: base width of each stage, before `width` and the bottleneck's factor 4.
+      stage_sizes: number of blocks in each stage.
+      bottleneck: whether blocks have three convolutions (ResNet-50 and deeper) instead of two.
+      channels: base width of each stage, before `width` and the bottleneck's factor of 4.
       strides: stride of each stage's first block.
       stem_channels: width of the first convolution, before `width`.
-      width: multiplies every number of channels (paper: 1x, 2x, 4x); may be a fraction.
-      small_images: stem of a 3x3 convolution with stride 1 and no pooling, for CIFAR-size images
-        (SimCLR, arXiv:2002.05709, Appendix B.9), instead of 7x7 with stride 2 and max pooling.
-      zero_init_residual: start the last BatchNorm scale of each block at 0, so that a block starts
-        as the identity. DeepMind's code does; the paper's own results were made without it, and
-        very large networks are slightly better so (its byol/README.md, on batch normalization).
-      same_padding: pad strided convolutions and the pooling as TensorFlow and Haiku do ('SAME': the
-        odd pixel right and below) instead of equally on both sides; DeepMind's networks do.
-      project_every_stage: a convolution in the shortcut of every stage's first block, even where
-        shapes agree, as in DeepMind's ResNet-18 and -34 (byol/utils/networks.py, use_projection).
-      num_classes: size of a linear `head` behind `avgpool`; 0 for none.
+      width: factor of every number of channels (1, 2 and 4 in the paper); may be a fraction.
+      small_images: whether the stem is a 3x3 convolution with stride 1 and no pooling, for images
+        of CIFAR's size (SimCLR, arXiv:2002.05709, Appendix B.9), instead of 7x7 with stride 2 and
+        max pooling.
+      zero_init_residual: whether the last BatchNorm scale of each block starts at 0, so that the
+        block starts as the identity. DeepMind's code does this; the paper's own results were made
+        without it, which is slightly better for very large networks (its byol/README.md, on batch
+        normalization).
+      same_padding: whether strided convolutions and the pooling are padded as in TensorFlow and
+        Haiku ('SAME': the odd pixel goes right and below) instead of equally on both sides;
+        DeepMind's networks do this.
+      project_every_stage: whether the shortcut of every stage's first block has a convolution, even
+        if shapes agree, as in DeepMind's ResNet-18 and -34 (byol/utils/networks.py,
+        use_projection).
+      num_classes: size of a linear `head` after `avgpool`; 0 for none.
       axis_name: mapped axis over which batch statistics are averaged; None for one device.
     """
 

@@ -1,4 +1,4 @@
-"""Taps a hidden layer of a network, checks that it can be trained, and says what lies behind it."""
+"""Taps a hidden layer of a network, checks the result, and finds the variables behind the tap."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def tap(
     axis_name: str | None = None,
     frozen: Sequence[str] = (),
 ) -> TappedEncoder:
-    """Taps a network, checks that it can be trained, and finds what is not.
+    """Taps a network, checks that it can be trained, and finds the variables that are not.
 
     Args:
       network: a Linen module, or an `NnxNetwork`.
@@ -46,10 +46,14 @@ def tap(
       image_size: side of the views, pixels.
       pool: as in `TappedEncoder`.
       axis_name: as in `TappedEncoder`.
-      frozen: paths of layers whose parameters stay as they start.
+      frozen: paths of layers whose parameters are not trained.
+
+    Returns:
+      The encoder, with its `behind` and `frozen`.
 
     Raises:
-      UserError: the network does not fit its tap or the size of the views; says what there is.
+      UserError: the layer does not exist or cannot be tapped, or the network cannot be trained at
+        this image size.
     """
     shape = (2, image_size, image_size, 3)
     encoder = TappedEncoder(network, str(hidden_layer), pool, axis_name)
@@ -70,13 +74,13 @@ def layer_at(layer: str | int, paths: Sequence[str]) -> str:
     """The path that `encoder.hidden_layer` means.
 
     Args:
-      layer: a path, or an index as of a list: -1 is the network's own output, -2 the layer that
-        finishes before it. An index may be text, as a command line has it, unless a layer is
-        called so.
-      paths: of all layers, in the order they finish.
+      layer: a path, or a list index: -1 is the network's own output, -2 the layer that finishes
+        before it. Text such as '-2', as a command line gives it, is an index too, unless it is the
+        path of a layer.
+      paths: paths of all layers, in the order in which they finish.
 
     Raises:
-      UserError: there are fewer layers than that.
+      UserError: the index is out of range.
     """
     text = str(layer)
     if text in paths or not _is_index(text):
@@ -99,15 +103,14 @@ class TappedEncoder:
     """A network seen as a function from images to the output of one hidden layer.
 
     Attributes:
-      module: the network: a Linen module, or the `NnxNetwork` of an NNX class.
+      module: a Linen module, or the `NnxNetwork` of an NNX class.
       hidden_layer: path of the tapped layer, such as 'avgpool', 'stage4/block2' or 'output'.
-      pool: one of POOLS, how a [B, tokens, D] output becomes features: 'mean' of the tokens, 'cls'
-        for the first one, 'flatten' for all of them. Feature maps [B, H, W, D] are averaged.
-      axis_name: mapped axis over which batch normalisations average in training; None for one
-        device.
-      behind: paths of the variables behind the tap ('params/head/kernel'), from `find_behind`;
-        they never change and cost no compute.
-      frozen: paths of further parameters that never change, from `find_frozen`.
+      pool: how an output [B, tokens, D] becomes features, one of POOLS: 'mean' averages the tokens,
+        'cls' takes the first, 'flatten' takes all. Feature maps [B, H, W, D] are averaged.
+      axis_name: mapped axis over which BatchNorms average in training; None for one device.
+      behind: paths of the variables behind the tap, such as 'params/head/kernel', from
+        `find_behind`; they never change and cost no computation.
+      frozen: paths of other parameters that never change, from `find_frozen`.
     """
 
     module: nn.Module | NnxNetwork
@@ -123,7 +126,15 @@ class TappedEncoder:
         return self.module if isinstance(self.module, NnxNetwork) else LinenNetwork(self.module)
 
     def init(self, rng: jax.Array, images: jax.Array) -> Variables:
-        """Initialises all variables for normalised float32 images [B, H, W, 3]."""
+        """Initialises all variables.
+
+        Args:
+          rng: a JAX random key.
+          images: normalised float32 [B, H, W, 3].
+
+        Returns:
+          Nested dicts of arrays by collection ('params', 'batch_stats', ..).
+        """
         return self.network.init(rng, images)
 
     def apply(
@@ -136,14 +147,14 @@ class TappedEncoder:
         """Runs the network up to the tap.
 
         Args:
-          variables: as made by `init`.
+          variables: variables as `init` makes them.
           images: normalised float [B, H, W, 3].
-          train: use and update batch statistics instead of the running ones, drop what is to be
-            dropped.
-          rng: a key for dropout and the like; needed by networks that draw in training.
+          train: whether the network trains: it then normalises with the batch's statistics, updates
+            the running ones, and applies dropout.
+          rng: a JAX random key; networks that draw in training need one.
 
         Returns:
-          Features, float [B, D], and the collections other than 'params', updated when `train`.
+          The features, float [B, D], and the collections other than 'params', updated if `train`.
         """
         calls = Calls(lambda path: may_hold(path, self.hidden_layer))
         changed = self.network.run(
@@ -170,7 +181,7 @@ class TappedEncoder:
         return features, state
 
     def _hold(self, variables: Variables) -> Variables:
-        """The variables, with no gradient for the frozen ones."""
+        """The variables, with gradients stopped at the frozen ones."""
         if not self.frozen:
             return variables
         return jax.tree_util.tree_map_with_path(
@@ -181,24 +192,24 @@ class TappedEncoder:
         )
 
     def feature_shape(self, variables: Variables, images: Any) -> tuple[int, ...]:
-        """(B, D) of the features of images; computes nothing."""
+        """The shape (B, D) of the features, found without computing them."""
         features = jax.eval_shape(
             lambda v, x: self.apply(v, x, train=False)[0], dict(variables), images
         )
         return tuple(features.shape)
 
     def find_behind(self, variables: Variables, images: Any) -> frozenset[str]:
-        """Paths of the variables that the tapped output never depends on.
+        """The paths of the variables on which the features never depend.
 
-        Neither in evaluation, nor in training, nor by way of statistics that training keeps for a
-        later step. Decided on the traced computation, so that no layer behind the tap is ever taken
-        for a trained one, whatever it is called.
+        They depend on them neither in evaluation nor in training, nor through statistics that
+        training keeps for a later step. This is read from the traced computation, so the names of
+        layers do not matter.
         """
         paths = [path_name(path) for path, _ in jax.tree.leaves_with_path(dict(variables))]
         needed = _used(self._trace(variables, images), paths, [True])
         training, kept = self.trace_training(variables, images)
         while True:
-            # A statistic is needed if the features are made of it, now or later.
+            # A statistic is needed if features depend on it, in this step or a later one.
             outputs = [True, *(name in needed for name in kept)]
             found = needed | _used(training, paths, outputs)
             if found == needed:
@@ -206,7 +217,7 @@ class TappedEncoder:
             needed = found
 
     def flops(self, image_shape: tuple[int, ...]) -> int:
-        """Floating-point operations of the features of images [B, H, W, 3] (`flops.py`)."""
+        """Number of floating-point operations up to the tap for images [B, H, W, 3] (`flops`)."""
         images = jax.ShapeDtypeStruct(image_shape, jnp.float32)
         variables = jax.eval_shape(self.init, jax.random.key(0), images)
         return count_flops(partial_eval.dce_jaxpr(self._trace(variables, images), [True])[0])['']
@@ -220,8 +231,8 @@ class TappedEncoder:
     def trace_training(self, variables: Variables, images: Any) -> tuple[Any, list[str]]:
         """The computation in training, and the names of its outputs after the features.
 
-        Its inputs are the variables, the images and a key. It runs under the axis that batch
-        statistics are averaged over, of which outputs have one more.
+        Its inputs are the variables, the images and a key. It is mapped over the axis of batch
+        statistics, so its outputs have one more axis.
         """
         kept: list[str] = []
 
@@ -236,10 +247,14 @@ class TappedEncoder:
         return jax.make_jaxpr(mapped)(dict(variables), one, jax.random.key(0)).jaxpr, kept
 
     def find_frozen(self, layers: Sequence[str], variables: Variables) -> frozenset[str]:
-        """Paths of the parameters of the layers named, such as 'params/patch_embed/kernel'.
+        """The paths of the parameters of some layers, such as 'params/patch_embed/kernel'.
+
+        Args:
+          layers: paths of the layers.
+          variables: variables as `init` makes them.
 
         Raises:
-          UserError: a layer has no parameters or is none.
+          UserError: a layer does not exist or has no parameters.
         """
         paths = [path_name(path) for path, _ in jax.tree.leaves_with_path(variables)]
         params = [path for path in paths if path.startswith('params/')]
@@ -249,27 +264,27 @@ class TappedEncoder:
             if not inside:
                 known = sorted({p.removeprefix('params/').rpartition('/')[0] for p in params})
                 raise UserError(
-                    f"encoder.frozen: '{layer}' is no layer with parameters."
+                    f"encoder.frozen: '{layer}' is not a layer with parameters."
                     f'{did_you_mean(layer, known)} --mode=summary lists them.'
                 )
             found.update(inside)
         return frozenset(found)
 
     def layers(self, image_shape: tuple[int, ...]) -> list[Layer]:
-        """All layers that could be tapped, for images [B, H, W, 3] (`tappable.py`)."""
+        """All layers that can be tapped, for images [B, H, W, 3]; see `tappable_layers`."""
         return tappable_layers(self.network, image_shape)
 
     def check(self, image_shape: tuple[int, ...]) -> Layer:
         """Checks that the network can be trained at its tap, before anything is compiled.
 
         Args:
-          image_shape: (B, H, W, 3) of the images it is traced on.
+          image_shape: shape (B, H, W, 3) of the images for the trace.
 
         Returns:
           The tapped layer.
 
         Raises:
-          UserError: it cannot; names the layers there are.
+          UserError: it cannot be trained, or the layer does not exist; the message lists them all.
         """
         layers = {layer.path: layer for layer in self.layers(image_shape)}
         layer = _find(self.hidden_layer, layers)
@@ -281,20 +296,23 @@ class TappedEncoder:
 
 
 def _used(jaxpr: Any, names: list[str], outputs: list[bool]) -> set[str]:
-    """The names of those of the first inputs of a computation that some outputs depend on."""
+    """The names of the inputs on which the marked outputs depend; `names` are the first inputs'."""
     used = partial_eval.dce_jaxpr(jaxpr, outputs)[1]
     return {name for name, flag in zip(names, used, strict=False) if flag}
 
 
 def pooled(output: jax.Array, pool: str = 'mean') -> jax.Array:
-    """A layer's output as features.
+    """Turns a layer's output into features.
 
     Args:
       output: [B, D], [B, tokens, D] or [B, H, W, D].
       pool: one of POOLS, for tokens; maps are averaged.
 
     Returns:
-      [B, D], or [B, tokens x D] of 'flatten'.
+      [B, D], or [B, tokens x D] for 'flatten'.
+
+    Raises:
+      ValueError: `pool` is not one of POOLS.
     """
     if pool not in POOLS:
         raise ValueError(f"pool='{pool}' is not one of {', '.join(POOLS)}")
@@ -316,7 +334,7 @@ def _find(name: str, layers: Mapping[str, Layer]) -> Layer:
     layer = layers[name]
     if not 2 <= len(layer.shape) <= 4:
         raise UserError(
-            f"encoder.hidden_layer='{layer.path}' puts out {list(layer.shape)}; a tap needs "
+            f"encoder.hidden_layer='{layer.path}' returns {list(layer.shape)}; a tap needs "
             '[B, D], [B, tokens, D] or [B, H, W, D].'
         )
     return layer
@@ -331,8 +349,8 @@ def _check_pool(encoder: TappedEncoder, layer: Layer) -> None:
     if encoder.pool != 'mean' and len(layer.shape) != 3:
         what = 'averaged' if len(layer.shape) == 4 else 'taken as it is'
         raise UserError(
-            f"encoder.pool='{encoder.pool}' is for layers that put out tokens, [B, tokens, D]; "
-            f"'{layer.path}' puts out {list(layer.shape)}, which is {what}. Leave "
+            f"encoder.pool='{encoder.pool}' is for layers that return tokens, [B, tokens, D]; "
+            f"'{layer.path}' returns {list(layer.shape)}, which is {what}. Leave "
             "encoder.pool at 'mean', or tap a layer of tokens (--mode=summary lists them)."
         )
 
@@ -352,14 +370,14 @@ def _check_batch(encoder: TappedEncoder, layer: Layer, image_shape: tuple[int, .
             raise UserError(fails(encoder.network, shape, where, error)) from error
         if features.shape[0] != batch or not jnp.issubdtype(features.dtype, jnp.floating):
             raise UserError(
-                f"encoder.hidden_layer='{layer.path}' puts out {features.dtype} "
+                f"encoder.hidden_layer='{layer.path}' returns {features.dtype} "
                 f'{list(features.shape)}, pooled, for {batch} images: a tap needs floats, and '
                 'one row for each image. Tap a layer that keeps the batch as its first axis.'
             )
 
 
 def _check_modes(encoder: TappedEncoder, image_shape: tuple[int, ...]) -> None:
-    """Raises UserError if the network cannot train, or draws when it does not."""
+    """Raises UserError if the network cannot train, or draws random numbers in evaluation."""
     images = jax.ShapeDtypeStruct(image_shape, jnp.float32)
     variables = jax.eval_shape(encoder.init, jax.random.key(0), images)
 
@@ -380,13 +398,13 @@ def _check_modes(encoder: TappedEncoder, image_shape: tuple[int, ...]) -> None:
             raise UserError(
                 f"The encoder {encoder.network.name} changes its variable '{name}' in training, "
                 f'from {leaf.dtype} {list(leaf.shape)} to {after.dtype} '
-                f'{list(after.shape[1:])}: shape and type must stay.'
+                f'{list(after.shape[1:])}: shape and type must stay the same.'
             )
     _check_told(encoder, training, kept)
 
 
 def _check_told(encoder: TappedEncoder, training: Any, kept: list[str]) -> None:
-    """Raises UserError if training looks like evaluation because its word is not known."""
+    """Raises UserError if an unknown argument seems to turn training on, and so it stays off."""
     switches = encoder.network.unknown_switches()
     statistics = [i for i, name in enumerate(kept) if name.startswith('batch_stats/')]
     if not switches:
@@ -401,9 +419,9 @@ def _check_told(encoder: TappedEncoder, training: Any, kept: list[str]) -> None:
     moves = any(depends([j == i + 1 for j in range(len(training.outvars))])[0] for i in statistics)
     if not draws and not moves:
         raise UserError(
-            f'The encoder {encoder.network.name} does the same in training as outside of it, and '
-            f'its __call__ takes {", ".join(switches)}, which is not known here. Call the '
-            f'argument that says whether it trains one of {", ".join(TRAIN_ARGUMENTS)}.'
+            f'The encoder {encoder.network.name} does the same in training and in evaluation, and '
+            f'its __call__ takes {", ".join(switches)}, which is not a known argument. Rename the '
+            f'argument that turns training on to one of {", ".join(TRAIN_ARGUMENTS)}.'
         )
 
 
@@ -419,7 +437,7 @@ def _check_stride(
     try:
         wide = encoder.layers((1, probe, probe, image_shape[3]))
     except UserError:
-        return  # Networks of one fixed size have no stride to speak of.
+        return  # A network for one fixed image size cannot be tried at another.
     height = next(layer.shape[1] for layer in wide if layer.path == maps[-1].path)
     stride = probe // height
     if height > 1 and stride > image_shape[1]:

@@ -1,4 +1,4 @@
-"""The layers of a network that can be tapped, found without compiling or computing anything."""
+"""Finds the layers of a network that can be tapped, without compiling or running it."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from byol_jax.errors import UserError
 from byol_jax.models.flops import count_flops
 from byol_jax.models.network import OUTPUT, Calls, Network, Variables, subtree
 
-# What a network raises for arguments or image sizes it cannot work with.
+# The errors that a network may raise for arguments or image sizes that do not fit it.
 NETWORK_ERRORS = (
     TypeError,
     ValueError,
@@ -23,7 +23,7 @@ NETWORK_ERRORS = (
     AttributeError,
     AssertionError,
     ZeroDivisionError,
-    NameError,  # of an axis that is not there
+    NameError,  # an unknown mapped axis
     NotImplementedError,
     flax.errors.FlaxError,
 )
@@ -34,12 +34,12 @@ class Layer:
     """One tappable layer.
 
     Attributes:
-      path: such as 'stage1/block1'; 'output' for the network's own output, and 'block1.0' or
-        'block1.features' for one array of an output of several.
-      kind: the name of its class.
-      shape: of its output, batch included.
-      parameters: how many it holds, its inner layers' included.
-      flops: floating-point operations of its call for the whole batch, a multiply-add counting 2.
+      path: the layer's path, such as 'stage1/block1'; 'output' for the network's own output, and
+        'block1.0' or 'block1.features' for one array of several.
+      kind: name of the layer's class.
+      shape: shape of the output, with the batch.
+      parameters: number of parameters, those of inner layers included.
+      flops: floating-point operations of a call on the whole batch; a multiply-add counts as 2.
     """
 
     path: str
@@ -50,14 +50,14 @@ class Layer:
 
 
 def tappable_layers(network: Network, image_shape: tuple[int, ...]) -> list[Layer]:
-    """All tappable layers, in the order they finish.
+    """All tappable layers, in the order in which they finish.
 
     Args:
-      network: any.
-      image_shape: (B, H, W, 3) of the images it is traced on.
+      network: the network.
+      image_shape: shape (B, H, W, 3) of the images for the trace.
 
     Raises:
-      UserError: the network cannot take images of this size.
+      UserError: the network fails on images of this size.
     """
     images = jax.ShapeDtypeStruct(image_shape, jnp.float32)
     calls = Calls(lambda path: True)
@@ -96,13 +96,13 @@ def tappable_layers(network: Network, image_shape: tuple[int, ...]) -> list[Laye
 
 
 def may_hold(layer: str, tap: str) -> bool:
-    """Whether a tappable path may name the output of the layer at a path, or an array of it."""
+    """Whether the tappable path `tap` may name the output of `layer`, or one array of it."""
     name = layer or OUTPUT
     return tap == name or tap.startswith(f'{name}.')
 
 
 def draws_in_evaluation(network: Network) -> str:
-    """What a user is told about a network that is not deterministic outside of training."""
+    """The message about a network that draws random numbers in evaluation."""
     return (
         f'The encoder {network.name} draws random numbers outside of training too, so its '
         'features would differ from call to call. Give its __call__ a `train` or `deterministic` '
@@ -111,7 +111,7 @@ def draws_in_evaluation(network: Network) -> str:
 
 
 def fails(network: Network, image_shape: tuple[int, ...], where: str, error: BaseException) -> str:
-    """What a user is told about a network that raises an error."""
+    """The message about a network that raises an error; it names the user's own line."""
     reason = (str(error).splitlines() or [''])[0]
     own = [
         frame
@@ -126,7 +126,7 @@ def fails(network: Network, image_shape: tuple[int, ...], where: str, error: Bas
 
 
 def too_small(image_shape: tuple[int, ...], reason: str) -> str:
-    """What a user is told about views that a network shrinks to nothing."""
+    """The message about views that are too small for a network."""
     return (
         f'views.image_size={image_shape[1]} is too small for the encoder: {reason}, or take a '
         'stem for small images (--config.encoder.kwargs.small_images=True for ResNets).'

@@ -1,8 +1,8 @@
 """Vision transformers (arXiv:2010.11929) with the positions and initial values of MoCo v3.
 
-MoCo v3 is arXiv:2104.02057 and facebookresearch/moco-v3, vits.py. Every layer has a name of its
-own, so that any of them can be tapped: `patch_embed`, `block1`, `block2`, .., inside a block
-`norm1`, `attention`, `norm2` and `mlp`, and `norm`, whose output is all tokens.
+MoCo v3 is arXiv:2104.02057 and facebookresearch/moco-v3, vits.py. Every layer has its own name, so
+any of them can be tapped: `patch_embed`, `block1`, `block2`, .., inside a block `norm1`,
+`attention`, `norm2` and `mlp`, and `norm`, whose output is all tokens.
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ import numpy as np
 
 from byol_jax.models.layers import drop_path, drop_path_rates, dropout, layer_norm
 
-# Longest wavelength of the fixed positions over 2 pi, in patches (vits.py).
+# The longest wavelength of the fixed positions is about 2 pi times this, in patches (vits.py).
 TEMPERATURE = 10_000.0
 
-# Uniform within sqrt(6 / (inputs + outputs)), where an output of the patch projection has all
-# values of a patch as inputs. Flax's xavier_uniform would count outputs once for each pixel.
+# Uniform within sqrt(6 / (inputs + outputs)), with all values of a patch as inputs. Flax's
+# xavier_uniform would multiply the outputs by the number of pixels.
 _patch_uniform = nn.initializers.variance_scaling(
     1.0, 'fan_avg', 'uniform', in_axis=(0, 1, 2), out_axis=3
 )
@@ -27,8 +27,13 @@ _patch_uniform = nn.initializers.variance_scaling(
 def sincos_position(rows: int, columns: int, width: int) -> np.ndarray:
     """Fixed 2-D positions of a grid of patches, in row-major order (vits.py, temperature 10000).
 
-    Quarters of the channels: sine and cosine of row x f, sine and cosine of column x f, with
-    frequencies f = 10000^(-k / (width / 4)) for k = 0 .. width / 4 - 1.
+    The four quarters of the channels are the sine and the cosine of row x f, and the sine and the
+    cosine of column x f, with frequencies f = 10000^(-k / (width / 4)) for k = 0 .. width / 4 - 1.
+
+    Args:
+      rows: number of rows of patches.
+      columns: number of columns of patches.
+      width: number of channels, divisible by 4.
 
     Returns:
       float64 [rows * columns, width] in [-1, 1].
@@ -52,8 +57,8 @@ class Attention(nn.Module):
     """Multi-head self-attention.
 
     Attributes:
-      heads: number of heads, of D / heads channels each.
-      dropout: probability of zeroing a value of the output in training.
+      heads: number of heads, with D / heads channels each.
+      dropout: probability of zeroing a value of the output in training, in [0, 1].
     """
 
     heads: int
@@ -70,7 +75,7 @@ class Attention(nn.Module):
         if width % self.heads:
             raise ValueError(f'width={width} is not divisible by heads={self.heads}.')
         split = (batch, tokens, self.heads, width // self.heads)
-        # One matrix each, not one for all three, so that each starts in its own range.
+        # Three matrices instead of one, since the initial range depends on a matrix's size.
         query, key, value = (_dense(width, n)(x).reshape(split) for n in ('query', 'key', 'value'))
         scores = jnp.einsum('bqhd,bkhd->bhqk', query * split[-1] ** -0.5, key)
         # At least float32: a bfloat16 sum over hundreds of tokens would lose the small weights.
@@ -81,11 +86,11 @@ class Attention(nn.Module):
 
 
 class FeedForward(nn.Module):
-    """Linear, GELU (the exact one) and Linear, for each token by itself.
+    """Linear, exact GELU and Linear, for each token separately.
 
     Attributes:
-      hidden_size: width between the two.
-      dropout: probability of zeroing a value after either of them in training.
+      hidden_size: width of the hidden layer.
+      dropout: probability of zeroing a value after either linear layer in training, in [0, 1].
     """
 
     hidden_size: int
@@ -104,9 +109,9 @@ class TransformerBlock(nn.Module):
     """x + attention(norm1(x)), then x + mlp(norm2(x)): pre-norm, as in arXiv:2010.11929, Figure 1.
 
     Attributes:
-      heads: of the attention.
-      hidden_size: of the feed-forward part.
-      dropout: in both parts.
+      heads: number of heads of the attention.
+      hidden_size: hidden width of the feed-forward part.
+      dropout: dropout's probability in both parts, in [0, 1].
       drop_path: probability of dropping either residual branch of an example in training.
     """
 
@@ -127,31 +132,31 @@ class TransformerBlock(nn.Module):
 
 
 class ViT(nn.Module):
-    """A vision transformer; the default is DeiT-S's size.
+    """A vision transformer; the default has DeiT-S's size.
 
-    Sizes: DeiT (arXiv:2012.12877), Table 1, with depth 12 and patches of 16: Ti is 192 wide with 3
-    heads, S 384 with 6, B 768 with 12. MoCo v3's ViT-S has 12 heads (vits.py, vit_small): heads=12.
+    DeiT's sizes (arXiv:2012.12877, Table 1), with depth 12 and patches of 16 pixels: Ti has width
+    192 and 3 heads, S 384 and 6, B 768 and 12. MoCo v3's ViT-S has 12 heads (vits.py, vit_small).
 
-    Initial values (vits.py): linear layers Xavier-uniform, query, key and value each by itself; the
-    patch projection uniform in the same way; biases 0; the class token normal with a deviation of
-    1e-6.
+    The initial values are those of vits.py: linear layers are Xavier-uniform, with query, key and
+    value as separate matrices; the patch projection is uniform in the same way; biases are 0; the
+    class token is normal with a standard deviation of 1e-6.
 
     Attributes:
       width: channels of a token, D; divisible by 4 unless the positions are learned.
       depth: number of blocks.
-      heads: heads of each block's attention; must divide `width`.
+      heads: number of heads of each block's attention; must divide `width`.
       patch_size: side of a patch, pixels; must divide the image's height and width.
-      mlp_ratio: hidden width of a block's feed-forward part, in units of `width`; 4 in all sources.
-      class_token: put a learned token before those of the patches. The network's output is this
-        token's; without it, the mean of all tokens.
+      mlp_ratio: hidden width of a block's feed-forward part over `width`; 4 in all sources.
+      class_token: whether a learned token precedes those of the patches. The network's output is
+        then this token; otherwise it is the mean of all tokens.
       num_classes: size of a linear `head` on that output; 0 for none.
-      dropout: probability of zeroing in training, after adding the positions and after every
-        linear layer but query, key and value (arXiv:2010.11929, Appendix B.1).
-      drop_path: stochastic depth of the last block, rising linearly from 0 at the first.
-      learned_position: learn the positions, of the class token too, as arXiv:2010.11929 and DeiT
-        do, instead of computing them: parameter `pos_embed` for the image size of `init`, which
-        no image with another number of patches fits. Normal with a deviation of 0.02 at first.
-        Otherwise they are `sincos_position` of any grid, and 0 for the class token.
+      dropout: probability of zeroing a value in training, after the positions are added and after
+        every linear layer but query, key and value (arXiv:2010.11929, Appendix B.1).
+      drop_path: stochastic depth's rate of the last block, rising linearly from 0 at the first.
+      learned_position: whether positions are learned, that of the class token too, as in
+        arXiv:2010.11929 and DeiT. The parameter `pos_embed` then has the image size of `init`, and
+        other numbers of patches are refused; it starts normal with a standard deviation of 0.02.
+        Otherwise positions are `sincos_position` of any grid, and 0 for the class token.
     """
 
     width: int = 384
@@ -172,8 +177,8 @@ class ViT(nn.Module):
         In training, rates above 0 draw from the 'dropout' stream of random numbers.
 
         Raises:
-          ValueError: the image size does not fit `patch_size` or the learned positions, or the
-            width its heads.
+          ValueError: the image size does not fit `patch_size` or the learned positions, or `heads`
+            does not divide `width`.
         """
         batch, height, width = x.shape[:3]
         if height % self.patch_size or width % self.patch_size:
@@ -209,7 +214,7 @@ class ViT(nn.Module):
         return _dense(self.num_classes, 'head')(x) if self.num_classes else x
 
     def _positions(self, rows: int, columns: int) -> jax.Array:
-        """What is added to the tokens, [1, N, D]; the class token's, if there is one, first."""
+        """The positions that are added to the tokens, [1, N, D]; that of the class token first."""
         extra = int(self.class_token)
         if not self.learned_position:
             table = sincos_position(rows, columns, self.width)

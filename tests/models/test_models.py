@@ -325,9 +325,9 @@ def test_own_encoder():
         ('no_such_module:Net', {}, ["module 'no_such_module'", 'PYTHONPATH']),
         ('own_broken:Net', {}, ["module 'no_such_dependency'", 'Install it']),
         ('own_encoders:Nett', {}, ["has no 'Nett'", "mean 'Net'?"]),
-        ('own_encoders:number', {}, ['no class derived from flax.linen.Module']),
-        ('own_encoders:build', {}, ['no class derived from flax.linen.Module']),
-        ('os:system', {'command': 'exit 1'}, ['no class derived from flax.linen.Module']),
+        ('own_encoders:number', {}, ['not a class derived from flax.linen.Module']),
+        ('own_encoders:build', {}, ['not a class derived from flax.linen.Module']),
+        ('os:system', {'command': 'exit 1'}, ['not a class derived from flax.linen.Module']),
     ],
 )
 def test_registry_errors(name, kwargs, says):

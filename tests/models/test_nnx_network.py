@@ -48,7 +48,7 @@ def outputs(model):
 def test_training_without_a_key_is_refused():
     """A network with random layers says that training it needs a key."""
     tapped, variables = NNX.tap('ConvNet', 'drop')
-    with pytest.raises(UserError, match='NnxConvNet holds random streams'):
+    with pytest.raises(UserError, match='NnxConvNet has random streams'):
         tapped.apply(variables, IMAGES, True)
 
 

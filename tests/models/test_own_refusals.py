@@ -117,7 +117,7 @@ def test_a_layer_to_freeze_that_is_none(api, wrong):
     """A name in encoder.frozen that is no layer with parameters is answered with the nearest."""
     name, near = wrong
     config = small_config(api.path('ConvNet'), 'drop', encoder__frozen=(name,))
-    with pytest.raises(UserError, match=f"encoder.frozen: '{name}' is no layer") as caught:
+    with pytest.raises(UserError, match=f"encoder.frozen: '{name}' is not a layer") as caught:
         make_method(config)
     if near is not None:
         assert f"Did you mean '{near}" in str(caught.value)

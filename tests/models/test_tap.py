@@ -161,7 +161,7 @@ def test_a_tapped_sequence_is_averaged_over_tokens():
 
 def test_a_tap_without_channels_is_refused():
     """A layer that puts out one number an image is no representation."""
-    with pytest.raises(UserError, match=r"'total' puts out \[2\]; a tap needs"):
+    with pytest.raises(UserError, match=r"'total' returns \[2\]; a tap needs"):
         TappedEncoder(Tokens(), 'total').check((2, 8, 8, 3))
 
 
