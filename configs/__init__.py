@@ -1,1 +1,1 @@
-"""Configs of byol_jax: each file has a `get_config([arg])` that returns a locked ConfigDict."""
+"""Configs of byol_jax: each file has a `get_config([arg])` that returns a ConfigDict."""

@@ -1,19 +1,20 @@
 """CIFAR-10: ResNet-18 with the stem for small images, 32 pixels, batch 512, no blur.
 
-configs/cifar10.py:200|800 chooses the number of epochs, 200 without an argument. Data: TFDS
-cifar10; class folders with --config.data.source=folder --config.data.path=DIR; or, all on the
-accelerator, an array with --config.data.source=array --config.data.path=FILE.npz
+configs/cifar10.py:200|800 chooses the number of epochs, 200 without an argument. The data is TFDS
+cifar10; or class folders, with --config.data.source=folder --config.data.path=DIR; or an array on
+the accelerator, with --config.data.source=array --config.data.path=FILE.npz
 --config.views.on=accelerator (docs/data.md). Learning rate and weight decay are those of DeepMind's
-small-scale set-up (configs/imagenette.py); tau goes with the length as in the paper, Appendix J.
+small-scale set-up (configs/imagenette.py); tau depends on the number of epochs as in the paper,
+Appendix J.
 
-configs/cifar10.py:cpu is for two CPU cores: a ResNet of three blocks, 20 epochs of batch 128, from
-arrays of 1,000 training and 200 test pictures a class, made of class folders by
+configs/cifar10.py:cpu is for two CPU cores: a ResNet of three blocks, 20 epochs of batch 128, with
+1,000 training and 200 test pictures of each class. Make their arrays from class folders with
 
     python examples/make_array.py --folder=DIR/train --output=train.npz --per_class=1000
     python examples/make_array.py --folder=DIR/test --output=test.npz --per_class=200
 
-and given by --config.data.path=train.npz --config.evaluate.data_path=test.npz. How its learning
-rate, tau and first weights were found: benchmarks/RESULTS.md.
+and give them as --config.data.path=train.npz --config.evaluate.data_path=test.npz.
+benchmarks/RESULTS.md tells how its learning rate, tau and first weights were found.
 """
 
 import ml_collections

@@ -1,12 +1,11 @@
 """DIV2K: a few hundred 2K photographs, many tiles from each.
 
-configs/div2k.py          TFDS div2k (downloads it), or the official folders:
-                          --config.data.path=DIR, where DIR holds DIV2K_train_HR, or div2k as TFDS
-                          prepares it;
-                          --config.data.cache=DIR keeps them decoded, on disk in place of memory
+configs/div2k.py          TFDS div2k, which is downloaded; or, with --config.data.path=DIR, the
+                          official folders (DIR holds DIV2K_train_HR) or div2k as prepared by TFDS;
+                          --config.data.cache=DIR keeps decoded pictures on disk, not in memory
 configs/div2k.py:lr_hr    view 1 from the low-resolution version of a picture, view 2 from the
-                          high-resolution one; the same data
-configs/div2k.py:sample   ten photographs that scikit-image and scikit-learn ship: no download,
+                          high-resolution version; the same data
+configs/div2k.py:sample   ten photographs that scikit-image and scikit-learn contain: no download,
                           minutes on a CPU
 """
 
@@ -40,7 +39,7 @@ def get_config(arg: str = '') -> ml_collections.ConfigDict:
     data.pair_keys = ('lr', 'hr') if arg == 'lr_hr' else ('hr', 'hr')
     data.tile_size = 512
     data.tile_stride = 256
-    data.tile_shift = True  # else a run of 1,000 epochs shows the same 17,000 tiles each time
+    data.tile_shift = True  # without it, all 1,000 epochs show the same 17,000 tiles
     data.held_out_fraction = 0.1
     data.cache_gib = 8.0  # all 800 pictures, decoded
     config.evaluate.crop_fraction = 1.0  # a tile is classified as a whole
@@ -50,7 +49,7 @@ def get_config(arg: str = '') -> ml_collections.ConfigDict:
 
 
 def _sample(config: ml_collections.ConfigDict) -> None:
-    """Small enough for 5 minutes on two CPU cores; benchmarks/RESULTS.md has its figures."""
+    """A run of 5 minutes on two CPU cores; benchmarks/RESULTS.md has its results."""
     config.data.source = 'sample'
     config.data.name = ''
     config.data.pair_keys = ('image', 'image')

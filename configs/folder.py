@@ -1,7 +1,7 @@
 """Your own folder of pictures: --config=configs/folder.py --config.data.path=DIR.
 
-ResNet-50 at 224 pixels for one GPU. For fewer than some ten thousand pictures keep the small batch
-and train for many epochs.
+ResNet-50 at 224 pixels for one GPU. With fewer than about ten thousand pictures, keep the small
+batch and train for many epochs.
 """
 
 import ml_collections

@@ -1,8 +1,8 @@
 """ImageNet as in the paper: ResNet-50, 224 pixels, batch 4096.
 
 configs/imagenet.py:40|100|300|1000 chooses the number of epochs, 1000 without an argument. Learning
-rate, weight decay and tau go with it (paper, Appendix J; DeepMind byol/configs/byol.py, the presets
-at its top). TFDS prepares imagenet2012 from archives that you must download yourself.
+rate, weight decay and tau depend on it (paper, Appendix J; DeepMind byol/configs/byol.py, the
+presets at its top). TFDS prepares imagenet2012 from archives that you must download yourself.
 """
 
 import ml_collections

@@ -3,17 +3,17 @@
 configs/imagenet_vit.py:ti|s|b chooses the size, s without an argument (DeiT, arXiv:2012.12877,
 Table 1; MoCo v3's ViT-S has more heads: --config.encoder.kwargs.heads=12).
 
-BYOL's own paper trains no transformers. The numbers set here are those of MoCo v3, which trains
-ViT-S and ViT-B with a target network and BYOL's views. They are from facebookresearch/moco-v3: the
-command in README.md under "ViT-Base with 8-node training, batch 4096", and, for what it leaves out,
-the defaults in main_moco.py. For stability its patch projection stays frozen at its random values
-(arXiv:2104.02057, Section 4).
+BYOL's own paper trains no transformers. The numbers are those of MoCo v3, which trains ViT-S and
+ViT-B with a target network and BYOL's views. They are from facebookresearch/moco-v3: the command in
+README.md under "ViT-Base with 8-node training, batch 4096", and the defaults in main_moco.py for
+options that the command leaves out. For stability, the patch projection stays frozen at its random
+initial values (arXiv:2104.02057, Section 4).
 
-The method stays BYOL, and nothing of this is measured. Further differences from MoCo v3: its loss
-is contrastive; its projector has three layers, and projector and predictor end in a batch
-normalisation (moco/builder.py); it decays biases and norms too (main_moco.py gives AdamW all
-parameters); it has no ViT-Ti. TFDS prepares imagenet2012 from archives that you must download
-yourself.
+The method is BYOL, and this recipe is unmeasured. It differs from MoCo v3, whose loss is
+contrastive, whose projector has three layers, whose projector and predictor end in a batch
+normalisation (moco/builder.py), which decays biases and norms too (main_moco.py gives AdamW all
+parameters), and which has no ViT-Ti. TFDS prepares imagenet2012 from archives that you must
+download yourself.
 """
 
 import ml_collections
@@ -45,7 +45,7 @@ def get_config(arg: str = 's') -> ml_collections.ConfigDict:
     config.optimizer.name = 'adamw'  # --optimizer=adamw, with PyTorch's betas and epsilon
     config.optimizer.base_learning_rate = 1.5e-4  # --lr=1.5e-4, for a batch of 256
     config.optimizer.weight_decay = 0.1  # --weight-decay=.1
-    config.target.tau_base = 0.99  # --moco-m, default; rises as here: --moco-m-cos
+    config.target.tau_base = 0.99  # --moco-m, default; rises to 1 as with --moco-m-cos
     for view in (config.views.view1, config.views.view2):
         view.crop_area = (0.08, 1.0)  # --crop-min, default
     return config.lock()

@@ -1,9 +1,9 @@
 """Your own clips: --config=configs/video.py --config.data.path=DIR.
 
-DIR holds video files, folders of numbered frames, or both; the two views of a pair come from two
-frames of a clip. ResNet-50 at 224 pixels for one GPU, trained for 100 epochs since the frames of a
-clip resemble each other; learning rate and tau are the paper's for 100 epochs (Appendix J). How
-far the two frames may be apart, half a second at 30 frames a second, is our own choice.
+DIR holds video files, folders of numbered frames, or both; the two views come from two frames of a
+clip. ResNet-50 at 224 pixels for one GPU, for 100 epochs, because the frames of a clip resemble
+each other; learning rate and tau are the paper's for 100 epochs (Appendix J). The largest distance
+of the two frames, half a second at 30 frames a second, is our own choice.
 """
 
 import ml_collections

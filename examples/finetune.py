@@ -2,15 +2,14 @@
 
     python examples/finetune.py --encoder=runs/div2k/encoder --train=DIR --test=DIR [--linear]
 
-Both folders hold one folder of pictures per class, by the same names. `finetune` is the part to
-copy; the rest feeds it. It keeps nothing on disk: its result is `params` and `state`. To keep the
-encoder, make one of them and give it to `byol_jax.interop.export.save_encoder`:
+Both folders hold one folder of pictures for each class, with the same names. `finetune` is the part
+to copy; the rest feeds it. It saves nothing: it returns `params` and `state`. To save the encoder:
 
     variables = {'params': params['encoder'], **state}
-    save_encoder(dataclasses.replace(encoder, variables=variables), 'finetuned')
+    byol_jax.save_encoder(dataclasses.replace(encoder, variables=variables), 'finetuned')
 
-`Encoder.apply` is the same for Linen and NNX networks. `encoder.module` of an NNX network is also
-a live `nnx.Module` for `nnx.Optimizer`; it takes pictures that are already normalised.
+`Encoder.apply` is the same for Linen and NNX networks. For an NNX network, `encoder.module` is also
+an `nnx.Module` with its variables, for `nnx.Optimizer`; it takes normalised pictures.
 """
 
 from __future__ import annotations
@@ -41,11 +40,11 @@ from byol_jax.views.colors import Flip
 from byol_jax.views.crop import Crop
 from byol_jax.views.view import View
 
-# Of the random crops: share of the picture's area, and width / height.
+# Ranges of the random crops' share of the picture's area, and of their width / height.
 CROP_AREA, CROP_RATIO = (0.35, 1.0), (3 / 4, 4 / 3)
-# Of the centre crop for the test: share of the shorter side, 224 / 256 as in the paper.
+# The centre crop's share of the shorter side, for the test; 224 / 256 as in the paper.
 CROP_FRACTION = 0.875
-# Memory for decoded pictures, for each of the two folders.
+# Memory for the decoded pictures of each of the two folders.
 CACHE_BYTES = 2**30
 
 
@@ -60,18 +59,20 @@ def finetune(
     linear: bool,
     seed: int,
 ) -> tuple[Any, Any]:
-    """Trains encoder and head, or with `linear` the head alone, and prints the accuracy.
+    """Trains encoder and head, or only the head if `linear`, and prints the test accuracy.
 
     Args:
-      encoder: pretrained; stays as it is.
-      train, test: labelled pictures of the same classes.
-      epochs: passes over `train`. batch: pictures a step.
+      encoder: the pretrained encoder, which is not changed.
+      train: labelled pictures to train on.
+      test: labelled pictures of the same classes to test on.
+      epochs: number of passes over `train`.
+      batch: number of pictures in a step.
       learning_rate: AdamW's peak; warmed up over a tenth of the steps, then a cosine to 0.
-      linear: the encoder's parameters and batch statistics stay as they were pretrained.
-      seed: of the order, the crops and flips, and dropout.
+      linear: whether the encoder's parameters and batch statistics stay as they were pretrained.
+      seed: seed of the order, the crops and flips, and dropout.
 
     Returns:
-      `params`, {'encoder': .., 'head': ..}, and `state`, the encoder's other collections.
+      (params, state): {'encoder': .., 'head': ..}, and the encoder's other collections.
     """
     features, classes = encoder.description['feature_size'], len(train.label_names)
     head = {'kernel': jnp.zeros((features, classes)), 'bias': jnp.zeros(classes)}
@@ -94,7 +95,7 @@ def finetune(
         return features @ params['head']['kernel'] + params['head']['bias'], state
 
     def loss_of(params: Any, state: Any, images: Any, labels: Any, rng: Any) -> Any:
-        # Training mode would move the batch statistics, also those of a frozen encoder.
+        # Training mode would change the batch statistics of a frozen encoder too.
         logits, state = classify(params, state, images, train=not linear, rng=rng)
         return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean(), state
 
@@ -121,7 +122,8 @@ def finetune(
         for images, labels in training_batches(train, size, batch, seed, epoch):
             key, rng = jax.random.split(key)
             params, state, moments, loss = train_step(params, state, moments, images, labels, rng)
-            losses.append(loss)  # Not a number yet: the next batch is read while this one trains.
+            # Keep the array: converting it to a number would wait for the step.
+            losses.append(loss)
         report(f'epoch {epoch + 1}/{epochs}  loss {np.mean(losses):.4f}')
     return params, state
 
@@ -129,9 +131,9 @@ def finetune(
 def training_batches(
     source: Source, size: int, batch: int, seed: int, epoch: int
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """One epoch in random order: uint8 [B, size, size, 3] and int [B]; a remainder is left out.
+    """Yields one epoch in random order: uint8 [B, size, size, 3] and int [B]; drops a remainder.
 
-    Every random choice is a function of seed, epoch and example, whichever thread makes it.
+    Every random choice is a function of (seed, epoch, example), whichever thread makes it.
     """
 
     view = View([Crop(size, CROP_AREA, CROP_RATIO), Flip()])
@@ -140,7 +142,7 @@ def training_batches(
         drawn = view.draw(seed, 1, np.array([epoch]), np.array([index]))
         return view.make(source.load(index, 'image'), view.steps(drawn)[0])
 
-    # No example has this number, so the order is drawn from a stream of its own.
+    # No example has the number len(source), so the order gets its own random numbers.
     order = np.random.default_rng([seed, epoch, len(source)]).permutation(len(source))
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         for start in range(0, len(order) - batch + 1, batch):
@@ -149,7 +151,7 @@ def training_batches(
 
 
 def accuracy(predict: Any, source: Source, size: int, batch: int) -> float:
-    """Share of the pictures of a source, in [0, 1], that `predict`, uint8 -> logits, gets right."""
+    """The share of a source's pictures, in [0, 1], whose largest logit is that of the label."""
     encoded = encode_source(
         predict,
         source,
@@ -159,16 +161,16 @@ def accuracy(predict: Any, source: Source, size: int, batch: int) -> float:
         batch_size=batch,
     )
     if encoded.bad:
-        # An accuracy on fewer pictures than were given would be another figure.
+        # An accuracy on only some of the given pictures would be misleading.
         raise UserError(f'{name_some(encoded.bad)}. Mend or remove the file(s).')
     return float(np.mean(encoded.features.argmax(axis=1) == source.labels))
 
 
 def open_folders(train: str, test: str) -> tuple[Source, Source]:
-    """The two folders as sources.
+    """Opens the two folders as sources.
 
     Raises:
-      UserError: one of them holds no pictures or no classes, or their classes differ.
+      UserError: a folder has no pictures or no class folders, or their classes differ.
     """
     folders = {}
     for flag, path in (('--train', train), ('--test', test)):
@@ -195,10 +197,12 @@ def main() -> None:
     parser.add_argument('--train', required=True, help='folder of class folders to learn from')
     parser.add_argument('--test', required=True, help='the same classes, other pictures')
     parser.add_argument('--epochs', type=int, default=5)
-    parser.add_argument('--batch', type=int, default=64, help='pictures a step')
+    parser.add_argument('--batch', type=int, default=64, help='pictures in a step')
     parser.add_argument('--learning_rate', type=float, default=1e-3, help="AdamW's peak")
     parser.add_argument(
-        '--linear', action='store_true', help='train the head alone; it takes a higher rate, 1e-2'
+        '--linear',
+        action='store_true',
+        help='train only the head; use a higher learning rate, such as 1e-2',
     )
     parser.add_argument('--seed', type=int, default=0)
     options = vars(parser.parse_args())

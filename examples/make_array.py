@@ -1,14 +1,14 @@
-"""Makes the .npz of data.source='array' from a folder of pictures, in class folders or not.
+"""Makes the .npz file of data.source='array' from a folder of pictures, in class folders or not.
 
     python examples/make_array.py --folder=DIR --output=FILE.npz [--size=S] [--per_class=N]
 
-Without --size the pictures must all have one size. With it the centre square of each is resized to
-S x S pixels, bicubic and antialiased; take about the size of the views, since random crops of a
-larger picture show more detail, and all pictures must fit into the accelerator's memory as they are
-(N x S x S x 3 bytes). --per_class keeps the first N pictures of each class, by name.
+Without --size, all pictures must have the same size. With it, the centre square of each is resized
+to S x S pixels (bicubic, antialiased). Choose about the size of the views: larger pictures give
+random crops more detail, but all must fit into the accelerator's memory (N x S x S x 3 bytes).
+--per_class keeps the first N pictures of each class, by name.
 
-The file holds 'images', uint8 [N, H, W, 3], 'names', the paths below the folder, and for class
-folders 'labels' and 'label_names'. It is not compressed: that would save little and load slowly.
+The file holds 'images', uint8 [N, H, W, 3]; 'names', the paths below the folder; and, for class
+folders, 'labels' and 'label_names'. It is not compressed: that would save little and load slowly.
 """
 
 from __future__ import annotations
@@ -32,13 +32,14 @@ from byol_jax.views.crop import center_view
 
 
 def make_array(source: Source, size: int | None) -> dict[str, np.ndarray]:
-    """The arrays of the file.
+    """Makes the arrays of the file.
 
     Args:
-      source: the pictures. size: S, or None to leave them as they are.
+      source: the pictures.
+      size: side of the stored pictures, pixels; None to keep their size.
 
     Raises:
-      UserError: pictures cannot be read, or without a size they differ in theirs.
+      UserError: pictures cannot be read, or they differ in size and `size` is None.
     """
     height, width = (size, size) if size else source.size(0, 'image')
     images = np.empty((len(source), height, width, 3), np.uint8)
@@ -62,9 +63,9 @@ def make_array(source: Source, size: int | None) -> dict[str, np.ndarray]:
         expected, advice = '', 'Mend or remove them'
         if of_other_size:
             expected = f'The first picture has {width}x{height} pixels. '
-            advice += ', or give --size=S for those of another size'
+            advice += ', or give --size=S to bring all to one size'
         raise UserError(
-            f'{expected}{len(bad):,} of {len(source):,} pictures cannot be taken: '
+            f'{expected}{len(bad):,} of {len(source):,} pictures cannot be used: '
             f'{name_some(bad)}. {advice}.'
         )
     arrays = {'images': images, 'names': np.array([source.name(i) for i in range(len(source))])}
@@ -74,22 +75,22 @@ def make_array(source: Source, size: int | None) -> dict[str, np.ndarray]:
 
 
 def first_of_each_class(source: Source, count: int) -> Source:
-    """The first `count` pictures of each class, in the source's order.
+    """Keeps the first `count` pictures of each class, in the source's order.
 
     Raises:
-      UserError: there are no classes.
+      UserError: the source has no labels.
     """
     if source.labels is None:
         raise UserError(
             f'--per_class={count} needs class folders: every picture in one of at least two '
-            'folders right below --folder.'
+            'folders directly below --folder.'
         )
     members = [np.flatnonzero(source.labels == label) for label in np.unique(source.labels)]
     return Subset(source, np.sort(np.concatenate([m[:count] for m in members])))
 
 
 def positive(text: str) -> int:
-    """A whole number of at least 1, for argparse."""
+    """Parses a whole number of at least 1, for argparse."""
     number = int(text)
     if number < 1:
         raise ValueError(text)
@@ -119,7 +120,7 @@ def main() -> None:
         sys.exit(f'error: {error}')
 
     def write(partial: Path) -> None:
-        # An open file, since NumPy would put another .npz behind the name.
+        # An open file, because NumPy would add .npz to a name.
         with partial.open('wb') as file:
             np.savez(file, **arrays)
 

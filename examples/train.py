@@ -1,4 +1,4 @@
-"""A whole run with the library, without the application: pictures in, encoder out.
+"""A whole training run with the library alone: pictures in, encoder out.
 
 python examples/train.py --folder=DIR --output=encoder [--steps=500]
 """
@@ -41,7 +41,7 @@ def train(folder: str, output: str, steps: int, size: int = 64, batch_size: int 
     )
     for number, batch in enumerate(batches, 1):
         state, metrics = step(state, byol_jax.shard_batch(batch, devices))
-        # Reading a value waits for the step; steps in between go on by themselves.
+        # Reading a value waits for its step, so read only some of them.
         if number % 10 == 0 or number == steps:
             loss, std = float(metrics['loss']), float(metrics['feature_std'])
             print(f'step {number}/{steps}  loss {loss:.4f}  feature std {std:.4f}', flush=True)

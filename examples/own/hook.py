@@ -1,4 +1,4 @@
-"""A hook: ends the run when RankMe of the representation has not risen for some epochs.
+"""A hook that ends the run if the representation's RankMe has not risen for some epochs.
 
 python main.py --config=div2k:sample --config.hooks="(('examples.own.hook:Patience',{'epochs':1}),)"
 """
@@ -16,15 +16,17 @@ class Patience(Hook):
     """Stops a run whose RankMe no longer rises."""
 
     def __init__(self, epochs: float = 10.0, metric: str = 'rankme_representation'):
-        """Args:
-        epochs: to wait for a new highest value.
-        metric: of metrics.jsonl.
+        """Reads nothing yet.
+
+        Args:
+          epochs: how many epochs to wait for a new highest value.
+          metric: name of a metric in metrics.jsonl.
         """
         self.epochs, self.metric = epochs, metric
         self.best, self.since = float('-inf'), 0.0
 
     def start(self, run: Run, state: TrainState) -> None:
-        # A run that goes on has records already.
+        # A resumed run has records already.
         for record in read_metrics(run.workdir):
             self._look(record)
 
@@ -34,7 +36,7 @@ class Patience(Hook):
             event.stop(f'{self.metric} has not risen above {self.best:.2f} for {waited:.1f} epochs')
 
     def _look(self, record: Mapping[str, float]) -> float:
-        """Takes a record in; the epochs since the highest value."""
+        """Takes a record into account, and returns the epochs since the highest value."""
         value, epoch = record[self.metric], record['epoch']
         if value > self.best:
             self.best, self.since = value, epoch

@@ -1,4 +1,4 @@
-"""An optimizer: SGD with Nesterov momentum, and gradients clipped at a length.
+"""An optimizer: SGD with Nesterov momentum and clipped gradients.
 
 python main.py --config=div2k:sample --config.optimizer.name=examples.own.optimizer:clipped_sgd \
     --config.optimizer.base_learning_rate=0.2 --config.optimizer.kwargs.clip=1.0
@@ -18,14 +18,14 @@ def clipped_sgd(
     momentum: float = 0.9,
     clip: float = 1.0,
 ) -> optax.GradientTransformation:
-    """SGD as a chain of optax's parts.
+    """Builds SGD from optax's transformations.
 
     Args:
-      learning_rate: by optimizer step.
-      weight_decay: added to the gradient, times the parameter.
-      mask: tree of bools like the parameters: which decay.
-      momentum: Nesterov's.
-      clip: gradients longer than this, all together, are shortened to it.
+      learning_rate: learning rate by optimizer step.
+      weight_decay: this times the parameter is added to the gradient.
+      mask: tree of bools like the parameters, True for those with weight decay.
+      momentum: Nesterov momentum, in [0, 1).
+      clip: largest norm of the whole gradient, which is scaled down to it.
     """
     return optax.chain(
         optax.clip_by_global_norm(clip),

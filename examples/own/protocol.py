@@ -1,4 +1,4 @@
-"""A protocol: does the nearest class mean have a picture's label?
+"""A protocol: how often is the nearest class mean that of a picture's label?
 
 python main.py --mode=evaluate --config=div2k:sample \
     --config.evaluate.protocols="('knn',('examples.own.protocol:ClassMeans',{'cosine':True}))"
@@ -16,10 +16,10 @@ from byol_jax.evaluation import Found, Metric, Protocol, Subject, Unmeasured
 
 @dataclasses.dataclass(frozen=True)
 class ClassMeans(Protocol):
-    """Accuracy of the nearest mean of the training features of each label.
+    """Accuracy of the nearest class mean, the mean of a label's training features.
 
     Attributes:
-      cosine: compare features at unit length.
+      cosine: whether features are scaled to unit length first.
     """
 
     cosine: bool = False
@@ -34,7 +34,7 @@ class ClassMeans(Protocol):
             raise Unmeasured('there are fewer than two training pictures a label')
         labels = np.unique(train.labels)
         means = np.stack([self._scaled(train.features)[train.labels == i].mean(0) for i in labels])
-        # The nearest mean m of a feature x: |x - m|^2 without |x|^2, which is the same for all.
+        # |x - m|^2 for features x and means m, without |x|^2, which is the same for all means.
         distances = np.sum(means**2, axis=1) - 2 * self._scaled(test.features) @ means.T
         accuracy = float(np.mean(labels[distances.argmin(axis=1)] == test.labels))
         explained = f'accuracy, nearest of {len(labels)} class means'

@@ -17,20 +17,20 @@ from byol_jax.sources.decode import decode
 
 
 class SqliteSource(Source):
-    """Pictures of a SQLite file, `image` being the bytes of a JPEG, PNG, WebP or BMP file."""
+    """Pictures in a SQLite file; `image` has the bytes of a JPEG, PNG, WebP or BMP file."""
 
     def __init__(self, path: str, table: str = 'pictures', max_megapixels: float = 200.0):
-        """Reads names and labels; no picture.
+        """Reads names and labels, but no picture.
 
         Args:
-          path: the file.
-          table: with the columns above; `label` is a text, and null where there is none.
+          path: path of the SQLite file.
+          table: a table with the columns above; `label` is text, or null for no label.
           max_megapixels: larger pictures count as bad.
 
         Raises:
-          UserError: the file has no such table.
+          UserError: the file does not exist or has no such table.
         """
-        # Read only: else a wrong path would make an empty file.
+        # Read-only mode, because a wrong path would otherwise create an empty file.
         self._uri = f'file:{path}?mode=ro'
         self._table, self._max_megapixels = table, max_megapixels
         self._local = threading.local()
@@ -58,7 +58,7 @@ class SqliteSource(Source):
 
     @property
     def _connection(self) -> sqlite3.Connection:
-        """One for each thread: pictures are loaded by many at once."""
+        """This thread's connection: many threads load pictures, and cannot share one."""
         if not hasattr(self._local, 'connection'):
             self._local.connection = sqlite3.connect(self._uri, uri=True)
         return self._local.connection

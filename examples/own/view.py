@@ -1,4 +1,4 @@
-"""A view operation: rotation by quarter turns, for pictures without an upright side.
+"""A view operation: rotation by quarter turns, for pictures that have no top.
 
 python main.py --config=div2k:sample \
     --config.views.view1.operations="('crop','flip','examples.own.view:QuarterTurns','jitter')"
@@ -18,13 +18,13 @@ from byol_jax.views import Operation
 
 @dataclasses.dataclass(frozen=True)
 class QuarterTurns(Operation):
-    """Turns a square view by 0, 90, 180 or 270 degrees, all equally often."""
+    """Rotates a square view by 0, 90, 180 or 270 degrees, each with the same probability."""
 
     probability: float = 1.0
 
     variates: ClassVar[int] = 1
     dtype: ClassVar[Literal['float32', 'uint8', 'any']] = 'any'
-    # What a turned view shows is no longer a box and a mirror.
+    # A box and a mirror flag cannot describe a rotated view.
     geometry: ClassVar[Literal['same', 'mirror', 'other']] = 'other'
 
     def parameters(self, u: np.ndarray, height: np.ndarray, width: np.ndarray) -> np.ndarray:

@@ -99,7 +99,7 @@ def test_what_cannot_be_taken_is_named(folder, tmp_path, refused):
     assert '--size=S' in said
     (folder / 'sea' / '2.png').write_bytes(b'')
     said = refused(f'--folder={folder}', output)
-    assert 'error: 1 of 8 pictures cannot be taken' in said
+    assert 'error: 1 of 8 pictures cannot be used' in said
     assert '--size=S' not in said
     assert 'sea/2.png is empty' in refused(f'--folder={folder}', output, '--size=8')
     for arguments, words in (
