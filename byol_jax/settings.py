@@ -8,15 +8,23 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import json
-import math
 import types
 import typing
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from byol_jax.errors import UserError, did_you_mean
 from byol_jax.names import Named, named
+from byol_jax.values import (
+    checked,
+    different,
+    number,
+    one_of,
+    plain_value,
+    positive,
+    probability,
+    range_above_0,
+)
 
 # Old keys, which still work, and their new names.
 RENAMED = {
@@ -48,77 +56,48 @@ PRECISIONS = ('float32', 'bfloat16')
 # Where views are made.
 PLACES = ('cpu', 'accelerator')
 
-# Returns what is wrong with a value, in words that follow 'key=value ', or '' for a right value.
-Check = Callable[[Any], str]
+# Steps and seeds are 32 bits wide on the device.
+_LARGEST = 2**31 - 1
+
+# The keys that are arguments of built-in operations and protocols, by what those call them. A value
+# beside the name, ('blur', {'sigma': (1, 2)}), goes before that of its key and has the same range.
+OPERATION_KEYS: Mapping[str, Mapping[str, str]] = {
+    'crop': {'area': 'crop_area', 'ratio': 'crop_ratio'},
+    'flip': {'probability': 'flip'},
+    'jitter': {
+        'probability': 'jitter',
+        'brightness': 'brightness',
+        'contrast': 'contrast',
+        'saturation': 'saturation',
+        'hue': 'hue',
+    },
+    'gray': {'probability': 'gray'},
+    'blur': {'probability': 'blur', 'sigma': 'blur_sigma'},
+    'solarize': {'probability': 'solarize', 'threshold': 'solarize_threshold'},
+}
+PROTOCOL_KEYS: Mapping[str, Mapping[str, str]] = {
+    'knn': {'k': 'knn_k', 'temperature': 'knn_temperature'},
+    'linear': {
+        'learning_rates': 'linear_learning_rates',
+        'epochs': 'linear_epochs',
+        'batch_size': 'linear_batch_size',
+    },
+    'retrieval': {'pool': 'retrieval_pool'},
+}
+# Factors of what an optimizer remembers, and numbers that it divides by, as optax calls them.
+_FACTORS = ('momentum', 'b1', 'b2', 'b3', 'decay')
+_ABOVE_0 = ('trust_coefficient', 'eps', 'epsilon')
 
 
-def _checked(check: Check) -> Any:
-    return dataclasses.field(metadata={'check': check})
-
-
-def _number(low: float = -math.inf, high: float = math.inf) -> Any:
-    """A field whose number, or each of whose numbers, lies in [low, high]; None passes."""
-
-    def check(value: Any) -> str:
-        values = value if isinstance(value, tuple) else (value,)
-        if all(each is None or low <= each <= high for each in values):
-            return ''
-        return (
-            f'must be at least {low:g}.' if high == math.inf else f'must be in [{low:g}, {high:g}].'
-        )
-
-    return _checked(check)
-
-
-def _positive() -> Any:
-    """A field whose number, or each of whose numbers, is above 0."""
-
-    def check(value: Any) -> str:
-        values = value if isinstance(value, tuple) else (value,)
-        return '' if min(values, default=0) > 0 else 'must be above 0.'
-
-    return _checked(check)
-
-
-def _different() -> Any:
-    """A field of one or more numbers above 0, no two of them equal."""
-
-    def check(value: tuple[float, ...]) -> str:
-        usable = value and min(value) > 0 and len(set(value)) == len(value)
-        return '' if usable else 'must be different numbers above 0.'
-
-    return _checked(check)
-
-
-def _range(high: float = math.inf) -> Any:
-    """A field of a range (low, high) with 0 < low <= high, and at most the argument `high`."""
-
-    def check(value: tuple[float, float]) -> str:
-        if not 0 < value[0] <= value[1]:
-            return 'must be a range (low, high) above 0.'
-        return '' if value[1] <= high else f'must not exceed {high:g}.'
-
-    return _checked(check)
-
-
-def _one_of(*known: str) -> Any:
-    """A field whose text is one of `known`."""
-
-    def check(value: str) -> str:
-        if value in known:
-            return ''
-        return f'is not one of {", ".join(known)}.{did_you_mean(value, known)}'
-
-    return _checked(check)
-
-
-def _probability() -> Any:
-    return _checked(
-        lambda value: '' if 0 <= value <= 1 else 'is a probability: it must lie in [0, 1].'
-    )
-
-
-_SEED = 2**31 - 1
+def _hyperparameter(name: str, value: Any) -> str:
+    """What is wrong with an argument of an optimizer; '' if nothing is known to be."""
+    if value is None or name not in (*_FACTORS, *_ABOVE_0):
+        return ''
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return 'must be a number.'
+    if name in _FACTORS and not 0 <= value < 1:
+        return 'must be in [0, 1).'
+    return '' if name in _FACTORS or value > 0 else 'must be above 0.'
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -133,50 +112,50 @@ class Data:
     download: bool
     label_key: str
     pair_keys: tuple[str, str]
-    max_frame_gap: int = _number(0, _SEED)
-    tile_size: int = _number(0)
-    tile_stride: int = _number(0)
+    max_frame_gap: int = number(0, _LARGEST)
+    tile_size: int = number(0)
+    tile_stride: int = number(0)
     tile_shift: bool
-    held_out_fraction: float = _number(0, 0.9)
-    held_out_seed: int = _number(0, _SEED)
-    cache_gib: float = _number(0)
+    held_out_fraction: float = number(0, 0.9)
+    held_out_seed: int = number(0, _LARGEST)
+    cache_gib: float = number(0)
     cache: str
-    max_megapixels: float = _number(0.001)
-    max_bad_fraction: float = _number(0, 1)
+    max_megapixels: float = number(0.001)
+    max_bad_fraction: float = number(0, 1)
     index: str
-    workers: int = _number(0, 4096)
-    prefetch: int = _number(1, 4096)
+    workers: int = number(0, 4096)
+    prefetch: int = number(1, 4096)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class View:
     """One view: its operations, and the arguments of the built-in operations."""
 
-    operations: tuple[Named, ...]
-    crop_area: tuple[float, float] = _range(1)
-    crop_ratio: tuple[float, float] = _range()
-    flip: float = _probability()
-    jitter: float = _probability()
-    brightness: float = _number(0, 1)
-    contrast: float = _number(0, 1)
-    saturation: float = _number(0, 1)
-    hue: float = _number(0, 0.5)
-    gray: float = _probability()
-    blur: float = _probability()
-    blur_sigma: tuple[float, float] = _range()
-    solarize: float = _probability()
-    solarize_threshold: float = _number(0, 1)
+    operations: tuple[Named, ...] = dataclasses.field(metadata={'keys': OPERATION_KEYS})
+    crop_area: tuple[float, float] = range_above_0(1)
+    crop_ratio: tuple[float, float] = range_above_0()
+    flip: float = probability()
+    jitter: float = probability()
+    brightness: float = number(0, 1)
+    contrast: float = number(0, 1)
+    saturation: float = number(0, 1)
+    hue: float = number(0, 0.5)
+    gray: float = probability()
+    blur: float = probability()
+    blur_sigma: tuple[float, float] = range_above_0()
+    solarize: float = probability()
+    solarize_threshold: float = number(0, 1)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Views:
     """The two views, and where they are made."""
 
-    image_size: int = _number(2, 8192)
+    image_size: int = number(2, 8192)
     antialias: bool
-    on: str = _one_of(*PLACES)
-    mean: tuple[float, float, float] = _number(0, 1)
-    std: tuple[float, float, float] = _positive()
+    on: str = one_of(*PLACES)
+    mean: tuple[float, float, float] = number(0, 1)
+    std: tuple[float, float, float] = positive(1)
     view1: View
     view2: View
 
@@ -196,7 +175,7 @@ class Encoder:
     pool: str
     frozen: tuple[str, ...]
     init_from: str
-    freeze_steps: int = _number(0)
+    freeze_steps: int = number(0)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -211,15 +190,15 @@ class Method:
 class Projector:
     """Widths of the projector g's two layers."""
 
-    hidden_size: int = _number(1)
-    output_size: int = _number(1)
+    hidden_size: int = number(1)
+    output_size: int = number(1)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Predictor:
     """Width of the predictor q's hidden layer; its output has the projector's width."""
 
-    hidden_size: int = _number(1)
+    hidden_size: int = number(1)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -227,56 +206,61 @@ class Optimizer:
     """The optimizer and its hyperparameters."""
 
     name: str
-    base_learning_rate: float = _number(0)
-    weight_decay: float = _number(0)
-    kwargs: Mapping[str, Any]
+    base_learning_rate: float = number(0)
+    weight_decay: float = number(0)
+    kwargs: Mapping[str, Any] = dataclasses.field(metadata={'each': _hyperparameter})
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Target:
     """The target network, a moving average of the online network."""
 
-    tau_base: float = _number(0, 1)
+    tau_base: float = number(0, 1)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Checkpoint:
     """When the state is saved."""
 
-    every_epochs: float | None = _number(0)
-    every_steps: int | None = _number(0)
-    keep: int = _number(1)
+    every_epochs: float | None = number(0)
+    every_steps: int | None = number(0)
+    keep: int = number(1)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Log:
     """What is logged, and when."""
 
-    every_steps: int = _number(1)
+    every_steps: int = number(1)
     tensorboard: bool
     wandb: bool
-    lidar_every_steps: int = _number(0)
+    lidar_every_steps: int = number(0)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Evaluate:
     """How encoders are measured."""
 
-    every_epochs: float = _number(0)
+    every_epochs: float = number(0)
     online_probe: bool
-    protocols: tuple[Named, ...] = _checked(lambda value: '' if value else 'measures nothing.')
+    protocols: tuple[Named, ...] = dataclasses.field(
+        metadata={
+            'check': lambda value: '' if value else 'measures nothing.',
+            'keys': PROTOCOL_KEYS,
+        }
+    )
     data_path: str | None
     data_split: str | None
-    knn_k: tuple[int, ...] = _different()
-    knn_temperature: float = _number(1e-6)
-    batch_size: int = _number(1)
-    max_gallery: int = _number(1)
-    max_queries: int = _number(1)
-    crop_fraction: float = _number(0.01, 1)
-    linear_learning_rates: tuple[float, ...] = _different()
-    linear_epochs: int = _number(1)
-    linear_batch_size: int = _number(1)
-    retrieval_pool: int = _number(1)
+    knn_k: tuple[int, ...] = different()
+    knn_temperature: float = number(1e-6)
+    batch_size: int = number(1)
+    max_gallery: int = number(1)
+    max_queries: int = number(1)
+    crop_fraction: float = number(0.01, 1)
+    linear_learning_rates: tuple[float, ...] = different()
+    linear_epochs: int = number(1)
+    linear_batch_size: int = number(1)
+    retrieval_pool: int = number(1)
 
     @property
     def has_test_set(self) -> bool:
@@ -292,15 +276,15 @@ class Settings:
       plain: the config as plain JSON values, for config.json.
     """
 
-    name: str
-    seed: int = _number(0, _SEED)
-    total_epochs: float | None = _number(0)
-    total_steps: int | None = _number(0)
-    warmup_epochs: float | None = _number(0)
-    warmup_steps: int | None = _number(0)
-    batch_size: int = _number(1)
-    accumulate_steps: int = _number(1)
-    precision: str = _one_of(*PRECISIONS)
+    name: str = checked(lambda value: '' if value.strip() else 'must not be empty.')
+    seed: int = number(0, _LARGEST)
+    total_epochs: float | None = number(0)
+    total_steps: int | None = number(0)
+    warmup_epochs: float | None = number(0)
+    warmup_steps: int | None = number(0)
+    batch_size: int = number(1)
+    accumulate_steps: int = number(1)
+    precision: str = one_of(*PRECISIONS)
     data: Data
     views: Views
     encoder: Encoder
@@ -413,21 +397,26 @@ def unflatten(flat: Mapping[str, Any]) -> dict[str, Any]:
     """Nested dicts from values by dotted key; the inverse of `flatten`."""
     tree: dict[str, Any] = {}
     # Empty dicts come first: a later key may put values into them.
-    for key, value in sorted(flat.items(), key=lambda item: item[1] != {}):
+    for key, value in sorted(flat.items(), key=lambda item: not _is_empty(item[1])):
         node = tree
         *parents, leaf = key.split('.')
         for parent in parents:
             node = node.setdefault(parent, {})
-        if value != {} or leaf not in node:
-            node[leaf] = dict(value) if value == {} else value
+        if not _is_empty(value) or leaf not in node:
+            node[leaf] = {} if _is_empty(value) else value
     return tree
+
+
+def _is_empty(value: Any) -> bool:
+    # Not `value == {}`, which of an array is an array.
+    return isinstance(value, Mapping) and not value
 
 
 def _section(kind: Any, values: Any, prefix: str) -> Any:
     """Makes a section, a dataclass `kind`, of checked values; its keys start with `prefix`."""
     if not isinstance(values, Mapping):
         raise UserError(f'{prefix[:-1]}={values!r} must be a section of keys.')
-    hints = typing.get_type_hints(kind)
+    hints = _hints(kind)
     for key in values:
         if key not in hints:
             raise UserError(
@@ -439,12 +428,53 @@ def _section(kind: Any, values: Any, prefix: str) -> Any:
         key = f'{prefix}{field.name}'
         if field.name not in values:
             raise UserError(f"The config has no key '{key}'. configs/default.py has all of them.")
-        found[field.name] = value = _typed(hints[field.name], values[field.name], key)
-        check = field.metadata.get('check')
-        wrong = check(value) if check else ''
-        if wrong:
-            raise UserError(f'{key}={value!r} {wrong}')
+        found[field.name] = checked_value(kind, field.name, values[field.name], key)
     return kind(**found)
+
+
+def checked_value(kind: Any, name: str, value: Any, key: str) -> Any:
+    """A value of a section as its type has it.
+
+    Args:
+      kind: the section, such as `Views`.
+      name: of its field, such as 'mean'.
+      value: what is given.
+      key: what it is called in messages.
+
+    Raises:
+      UserError: it is of another type, not finite or out of range.
+    """
+    field = kind.__dataclass_fields__[name]
+    value = _typed(_hints(kind)[name], value, key)
+    known = field.metadata.get('keys')
+    if known is not None:
+        value = tuple(_with_checked(kind, known.get(each.name, {}), each, key) for each in value)
+    each_check = field.metadata.get('each')
+    for each, given in value.items() if each_check else ():
+        wrong = each_check(each, given)
+        if wrong:
+            raise UserError(f'{key}.{each}={given!r} {wrong}')
+    check = field.metadata.get('check')
+    wrong = check(value) if check else ''
+    if wrong:
+        raise UserError(f'{key}={value!r} {wrong}')
+    return value
+
+
+def _with_checked(kind: Any, keys: Mapping[str, str], given: Named, key: str) -> Named:
+    """A name with its arguments, of which some are also keys of a section (OPERATION_KEYS)."""
+    arguments = {
+        name: checked_value(kind, keys[name], value, f'{key}: {given.name}.{name}')
+        if name in keys
+        else value
+        for name, value in given.kwargs.items()
+    }
+    return Named(given.name, arguments)
+
+
+@functools.cache
+def _hints(kind: Any) -> dict[str, Any]:
+    return typing.get_type_hints(kind)
 
 
 def _typed(hint: Any, value: Any, key: str) -> Any:
@@ -463,13 +493,15 @@ def _typed(hint: Any, value: Any, key: str) -> Any:
         if len(kinds) > 1 and type(value) in kinds:
             return value
         return _typed(kinds[0], value, key)
+    if getattr(value, 'ndim', 0) and hasattr(value, 'tolist'):
+        value = value.tolist()
     if origin is tuple:
         return _typed_tuple(arguments, value, key)
     if origin in (Mapping, typing.Mapping) or hint is Mapping:
         if not isinstance(value, Mapping):
             raise UserError(f'{key}={value!r} must be a section of arguments.')
-        return types.MappingProxyType(dict(value))
-    # A config that computes its values may give NumPy scalars.
+        return types.MappingProxyType(plain_value(value, key))
+    # NumPy's numbers are given by configs that compute.
     if hasattr(value, 'item') and getattr(value, 'ndim', None) == 0:
         value = value.item()
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
@@ -478,9 +510,9 @@ def _typed(hint: Any, value: Any, key: str) -> Any:
         value = int(value)
     if type(value) is not hint:
         raise UserError(f'{key}={value!r} must be {_KINDS[hint]}.')
-    if hint is float and not math.isfinite(value):
-        raise UserError(f'{key}={value!r} must be a finite number.')
-    return value
+    if hint is int and abs(value) > _LARGEST:
+        raise UserError(f'{key}={value!r} must not exceed {_LARGEST}.')
+    return plain_value(value, key)
 
 
 _KINDS = {
@@ -495,7 +527,8 @@ def _typed_tuple(arguments: tuple[Any, ...], value: Any, key: str) -> tuple[Any,
     if arguments[0] is Named:
         if isinstance(value, str) or not isinstance(value, Sequence):
             value = (value,)
-        return tuple(named(each, key) for each in value)
+        given = (named(each, key) for each in value)
+        return tuple(Named(name, plain_value(kwargs, f'{key}: {name}')) for name, kwargs in given)
     if isinstance(value, str) or not isinstance(value, Sequence):
         raise UserError(f'{key}={value!r} must be several values, such as (a, b).')
     if arguments[-1] is not Ellipsis and len(value) != len(arguments):
@@ -510,14 +543,7 @@ def _jsonable(value: Any) -> Any:
         return [value.name, _jsonable(value.kwargs)] if value.kwargs else value.name
     if isinstance(value, Mapping):
         return {key: _jsonable(each) for key, each in value.items()}
-    if isinstance(value, list | tuple):
-        return [_jsonable(each) for each in value]
-    try:
-        return json.loads(json.dumps(value))
-    except (TypeError, ValueError):
-        raise UserError(
-            f'{value!r} cannot be written to config.json: give its name as a text.'
-        ) from None
+    return [_jsonable(each) for each in value] if isinstance(value, tuple) else value
 
 
 def keys(config: Any, prefix: str = '') -> Iterator[str]:

@@ -117,7 +117,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.target.tau_base = 0.99  # tau at step 0; rises to 1 at the last step
 
     checkpoint = config.checkpoint = ml_collections.ConfigDict()
-    checkpoint.every_epochs = config_dict.placeholder(float)  # or every_steps
+    checkpoint.every_epochs = config_dict.placeholder(float)  # or every_steps; 0: the last only
     checkpoint.every_steps = config_dict.placeholder(int)  # or every_epochs
     checkpoint.every_epochs = 1.0
     checkpoint.keep = 3  # how many of the newest checkpoints are kept

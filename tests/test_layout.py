@@ -24,6 +24,7 @@ ORDER = (
     'sources',
     'settings',
     'names',
+    'values',
     'files',
     'errors',
     'lazy',

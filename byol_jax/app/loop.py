@@ -165,7 +165,7 @@ def _fit(run: Run, state: TrainState, hooks: Hooks, bad_files: BadFilesLog) -> E
             stopped = bool(event.error or event.reason)
             if not stopped and not event.last:
                 stopped = stop_together(step, asked=bool(signals))
-            if step % plan.checkpoint_steps == 0 or event.last or stopped:
+            if plan.saves(step) or stopped:
                 event.add(steps.settle())
                 hooks.checkpoint(event)
                 saved = step

@@ -30,7 +30,7 @@ class Plan:
       total_steps: optimizer steps of the whole run, K in the paper.
       warmup_steps: optimizer steps of linear learning-rate warm-up.
       learning_rate: peak learning rate, base x batch_size / 256 (paper, Appendix J).
-      checkpoint_steps: optimizer steps between two checkpoints.
+      checkpoint_steps: optimizer steps between two checkpoints; 0: only the last one is saved.
       log_steps: optimizer steps between two log lines.
       evaluate_steps: optimizer steps between two evaluations during training; 0 for none.
       freeze_steps: optimizer steps at the start during which the encoder's parameters are frozen.
@@ -63,6 +63,17 @@ class Plan:
         """Rows of features that process 0 measures: two views of its devices' examples."""
         devices = self.device_count // self.process_count
         return 2 * self.monitored * self.accumulate_steps * devices
+
+    def saves(self, step: int) -> bool:
+        """Whether a checkpoint is due at a step; the last one is saved in any case."""
+        due = self.checkpoint_steps and step % self.checkpoint_steps == 0
+        return bool(due) or step >= self.total_steps
+
+    @property
+    def checkpoints(self) -> int:
+        """How many checkpoints a whole run writes."""
+        each = self.checkpoint_steps
+        return math.ceil(self.total_steps / each) if each else 1
 
     def epoch(self, step: int) -> float:
         """Epochs of data seen after `step` optimizer steps, as a fraction."""
@@ -119,6 +130,7 @@ def make_plan(config: Settings, examples: int, device_count: int, process_count:
             f'{total}. Lower it, or raise total_epochs/total_steps.'
         )
     saved = config.checkpoint
+    save_every = _steps('checkpoint.every', saved.every_epochs, saved.every_steps, batch, examples)
     evaluate_every = config.evaluate.every_epochs * examples / batch
     return Plan(
         examples=examples,
@@ -131,9 +143,8 @@ def make_plan(config: Settings, examples: int, device_count: int, process_count:
         total_steps=total,
         warmup_steps=warmup,
         learning_rate=config.optimizer.base_learning_rate * batch / REFERENCE_BATCH,
-        checkpoint_steps=max(
-            1, _steps('checkpoint.every', saved.every_epochs, saved.every_steps, batch, examples)
-        ),
+        # Less than a step is every step; 0 is never, as elsewhere.
+        checkpoint_steps=max(1, save_every) if saved.every_epochs or saved.every_steps else 0,
         log_steps=config.log.every_steps,
         evaluate_steps=max(1, int(evaluate_every)) if evaluate_every else 0,
         freeze_steps=freeze,

@@ -23,7 +23,7 @@ from byol_jax.evaluation.neighbours import nearest, recall, vote_accuracy
 from byol_jax.evaluation.probes import PENALTIES, ProbeResult, logistic_probe, ridge_probe
 from byol_jax.evaluation.subject import Subject, Unmeasured, check_several
 from byol_jax.names import Registry
-from byol_jax.settings import Evaluate
+from byol_jax.settings import PROTOCOL_KEYS, Evaluate
 from byol_jax.sources.bad_files import BadFile
 
 _NOTHING: Mapping[str, Any] = MappingProxyType({})
@@ -401,14 +401,9 @@ def build_protocols(options: Evaluate) -> dict[str, Protocol]:
     Raises:
       UserError: a protocol does not exist, does not take its arguments, or is named twice.
     """
-    given: dict[str, dict[str, Any]] = {
-        'knn': {'k': tuple(options.knn_k), 'temperature': options.knn_temperature},
-        'linear': {
-            'learning_rates': tuple(options.linear_learning_rates),
-            'epochs': options.linear_epochs,
-            'batch_size': options.linear_batch_size,
-        },
-        'retrieval': {'pool': options.retrieval_pool},
+    given = {
+        name: {argument: getattr(options, key) for argument, key in keys.items()}
+        for name, keys in PROTOCOL_KEYS.items()
     }
     protocols: dict[str, Protocol] = {}
     for name, kwargs in options.protocols:

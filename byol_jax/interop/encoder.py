@@ -22,6 +22,8 @@ from byol_jax.models.network import path_name
 from byol_jax.models.nnx_network import NnxNetwork
 from byol_jax.models.registry import build_encoder
 from byol_jax.models.tap import TappedEncoder
+from byol_jax.settings import Views, checked_value
+from byol_jax.values import plain_value
 
 FORMAT = 'byol_jax encoder 2'
 
@@ -186,6 +188,7 @@ def make_encoder(
       std: standard deviation of the RGB channels, likewise.
       step: number of optimizer steps that it was trained for.
     """
+    kwargs = plain_value(kwargs, 'encoder.kwargs')
     network = build_encoder(name, kwargs)
     variables = jax.tree.map(np.asarray, jax.device_get(dict(variables)))
     images = jax.ShapeDtypeStruct((1, image_size, image_size, 3), jnp.float32)
@@ -204,7 +207,23 @@ def make_encoder(
         'step': step,
         'versions': {'jax': jax.__version__, 'flax': flax.__version__, **_provider(name)},
     }
+    check_description(description, 'views')
     return Encoder(network, variables, description)
+
+
+def check_description(description: Mapping[str, Any], where: str) -> None:
+    """Checks values of encoder.json, where it is written and where it is read, as a config's.
+
+    Args:
+      description: has 'mean', 'std', 'image_size' and 'kwargs'.
+      where: what the message begins with.
+
+    Raises:
+      UserError: one is of another type, not finite or out of range.
+    """
+    for name in ('mean', 'std', 'image_size'):
+        checked_value(Views, name, description[name], f'{where}.{name}')
+    plain_value(description['kwargs'], f'{where}.kwargs')
 
 
 def _provider(name: str) -> dict[str, str]:

@@ -16,7 +16,7 @@ import safetensors.numpy
 
 from byol_jax.errors import UserError
 from byol_jax.files import write_whole
-from byol_jax.interop.encoder import FORMAT, Encoder, weights_sha256
+from byol_jax.interop.encoder import FORMAT, Encoder, check_description, weights_sha256
 from byol_jax.models.network import path_name
 from byol_jax.models.nnx_network import NnxNetwork
 from byol_jax.models.registry import build_encoder
@@ -182,8 +182,5 @@ def _read_description(path: Path) -> dict[str, Any]:
         value = description[key]
         if not isinstance(value, kind) or isinstance(value, bool):
             raise UserError(f"{path} is damaged: its '{key}' is {value!r}.")
-    for key in ('mean', 'std'):
-        value = description[key]
-        if len(value) != 3 or not all(isinstance(v, float | int) for v in value):
-            raise UserError(f"{path} is damaged: its '{key}' is {value!r}.")
+    check_description(description, f'{path} is damaged: encoder')
     return description

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from byol_jax import settings
 from byol_jax.names import Registry
 from byol_jax.views.colors import Blur, Flip, Gray, Jitter, Solarize
@@ -78,25 +76,11 @@ def config_operations(view: settings.View, image_size: int, antialias: bool) -> 
       image_size: side of the view, pixels.
       antialias: see `crop.crop_resize`.
     """
-    given: dict[str, dict[str, Any]] = {
-        'crop': {
-            'size': image_size,
-            'area': view.crop_area,
-            'ratio': view.crop_ratio,
-            'antialias': antialias,
-        },
-        'flip': {'probability': view.flip},
-        'jitter': {
-            'probability': view.jitter,
-            'brightness': view.brightness,
-            'contrast': view.contrast,
-            'saturation': view.saturation,
-            'hue': view.hue,
-        },
-        'gray': {'probability': view.gray},
-        'blur': {'probability': view.blur, 'sigma': view.blur_sigma},
-        'solarize': {'probability': view.solarize, 'threshold': view.solarize_threshold},
+    given = {
+        name: {argument: getattr(view, key) for argument, key in keys.items()}
+        for name, keys in settings.OPERATION_KEYS.items()
     }
+    given['crop'] |= {'size': image_size, 'antialias': antialias}
     return [
         OPERATIONS.build(name, {**given.get(name, {}), **kwargs})
         for name, kwargs in view.operations
