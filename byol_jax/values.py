@@ -22,19 +22,15 @@ def checked(check: Check) -> Any:
     return dataclasses.field(metadata={'check': check})
 
 
-def number(low: float = -math.inf, high: float = math.inf, below: float = math.inf) -> Any:
-    """A field whose number, or each of whose numbers, is in [low, high] and below `below`; None passes."""
+def number(low: float = -math.inf, high: float = math.inf) -> Any:
+    """A field whose number, or each of whose numbers, lies in [low, high]; None passes."""
 
     def check(value: Any) -> str:
         values = value if isinstance(value, tuple) else (value,)
-        if all(each is None or (low <= each <= high and each < below) for each in values):
+        if all(each is None or low <= each <= high for each in values):
             return ''
-        if high < math.inf:
-            return f'must be in [{low:g}, {high:g}].'
         return (
-            f'must be in [{low:g}, {below:g}).'
-            if below < math.inf
-            else f'must be at least {low:g}.'
+            f'must be at least {low:g}.' if high == math.inf else f'must be in [{low:g}, {high:g}].'
         )
 
     return checked(check)

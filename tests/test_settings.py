@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
+import json
 import math
 from pathlib import Path
 
+import flax.linen as nn
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from conftest import ROOT
@@ -71,6 +75,9 @@ def test_sections_cannot_be_changed():
         ('views.mean', (0.5, 0.5), 'must be 3 values'),
         ('views.mean', (123.7, 0.5, 0.5), r'must be in \[0, 1\]'),
         ('views.std', (0.2, 0.0, 0.2), 'must be above 0'),
+        ('views.std', (58.0, 57.0, 57.0), 'must not exceed 1'),
+        ('name', ' ', 'must not be empty'),
+        ('total_steps', 2**31, 'must not exceed 2147483647'),
         ('views.std', (0.2, math.nan, 0.2), 'must be a finite number'),
         ('optimizer.base_learning_rate', math.inf, 'must be a finite number'),
         ('optimizer.base_learning_rate', None, 'must be a number'),
@@ -115,10 +122,138 @@ def test_numbers_of_any_kind():
     assert Settings.of(changed('encoder.hidden_layer', -2)).encoder.hidden_layer == -2
 
 
-def test_what_json_cannot_hold():
-    """What config.json could not hold is refused where the config is written down."""
-    with pytest.raises(UserError, match=r'cannot be written to config\.json'):
-        _ = Settings.of(changed('encoder.kwargs', {'act': np.tanh})).plain
+@dataclasses.dataclass
+class Scale:
+    """An argument that no file can keep."""
+
+    factor: float = 2.0
+
+
+@pytest.mark.parametrize(
+    'value',
+    [nn.gelu, np.tanh, functools.partial(nn.gelu, approximate=False), Scale(), {1, 2}, b'gelu', 1j],
+    ids=repr,
+)
+@pytest.mark.parametrize('key', ['encoder.kwargs', 'optimizer.kwargs', 'method.kwargs'])
+def test_what_no_file_can_keep(key, value):
+    """What config.json and encoder.json could not hold is refused with its key, however deep."""
+    for given, where in (({'act': value}, 'act'), ({'net': {'acts': [value]}}, 'net.acts')):
+        with pytest.raises(UserError, match=r'cannot keep') as caught:
+            Settings.of(changed(key, given))
+        assert str(caught.value).startswith(f'{key}.{where}=')
+        assert '\n' not in str(caught.value)
+
+
+def test_arguments_are_kept_as_plain_values():
+    """NumPy's values are Python's, types of numbers their names, now as from config.json later."""
+    given = {
+        'sizes': np.array([1, 2]),
+        'width': np.float32(0.5),
+        'heads': jnp.int32(3),
+        'bias': np.bool_(True),
+        'types': [jnp.bfloat16, np.float32, np.dtype('int8')],
+        'none': None,
+    }
+    found = Settings.of(changed('encoder.kwargs', given))
+    kept = {
+        'sizes': (1, 2),
+        'width': 0.5,
+        'heads': 3,
+        'bias': True,
+        'types': ('bfloat16', 'float32', 'int8'),
+        'none': None,
+    }
+    assert found.encoder.kwargs == kept
+    assert {type(value) for value in found.encoder.kwargs['sizes']} == {int}
+    assert Settings.of(json.loads(json.dumps(found.plain))) == found
+    # And Flax takes a name where it takes the type.
+    layer = nn.Dense(3, dtype=found.encoder.kwargs['types'][0], use_bias=False)
+    assert (
+        layer.apply({'params': {'kernel': jnp.ones((2, 3))}}, jnp.ones((1, 2))).dtype
+        == jnp.bfloat16
+    )
+
+
+@pytest.mark.parametrize('value', [math.nan, math.inf, -math.inf, 1e39, np.float32('nan')])
+def test_no_number_is_infinite(value):
+    """NaN, infinity and what is infinite in float32 are refused in every number of a config."""
+    plain = settings.plain(default.get_config())
+    flat = settings.flatten(plain)
+    numbers = [key for key, each in flat.items() if type(each) is float]
+    assert len(numbers) > 30
+    arguments = ('encoder.kwargs', 'method.kwargs', 'optimizer.kwargs', 'data.kwargs')
+    given = [(key, value) for key in numbers]
+    given += [(key, {'x': [0, value]}) for key in arguments]
+    given += [(key, (('a:b', {'x': value}),)) for key in ('hooks', 'evaluate.protocols')]
+    given += [
+        ('views.mean', (0.5, value, 0.5)),
+        ('views.view2.operations', (('crop', {'x': value}),)),
+    ]
+    for key, each in given:
+        with pytest.raises(UserError, match='must be a finite number') as caught:
+            Settings.of(settings.unflatten({**flat, key: each}))
+        assert str(caught.value).startswith(key)
+
+
+@pytest.mark.parametrize(
+    ('key', 'name', 'arguments', 'says'),
+    [
+        (
+            'views.view1.operations',
+            'solarize',
+            {'threshold': 7},
+            r'threshold=7.0 must be in \[0, 1\]',
+        ),
+        ('views.view1.operations', 'crop', {'area': (0.5, 2)}, 'area=.* must not exceed 1'),
+        ('views.view2.operations', 'blur', {'sigma': 3}, 'sigma=3 must be several values'),
+        ('views.view2.operations', 'flip', {'probability': -1}, 'must lie in'),
+        ('evaluate.protocols', 'knn', {'k': (0,)}, 'must be different numbers above 0'),
+        ('evaluate.protocols', 'linear', {'batch_size': 0}, 'must be at least 1'),
+        ('evaluate.protocols', 'retrieval', {'pool': 2.5}, 'must be a whole number'),
+    ],
+)
+def test_arguments_beside_a_name_have_the_ranges_of_their_keys(key, name, arguments, says):
+    """('solarize', {'threshold': 7}) is refused as views.view1.solarize_threshold=7 is."""
+    with pytest.raises(UserError, match=says) as caught:
+        Settings.of(changed(key, (name, (name, arguments))))
+    assert str(caught.value).startswith(f'{key}: {name}.')
+
+
+@pytest.mark.parametrize('keys', [settings.OPERATION_KEYS, settings.PROTOCOL_KEYS])
+def test_every_argument_with_a_key_is_one(keys):
+    """The tables of arguments name keys that exist and arguments that are taken."""
+    from byol_jax.evaluation.protocols import PROTOCOLS
+    from byol_jax.views.recipes import OPERATIONS
+
+    section, registry = (
+        (settings.View, OPERATIONS)
+        if keys is settings.OPERATION_KEYS
+        else (settings.Evaluate, PROTOCOLS)
+    )
+    for name, arguments in keys.items():
+        assert set(arguments.values()) <= {field.name for field in dataclasses.fields(section)}
+        registry.check_kwargs(name, registry.find(name), dict.fromkeys(arguments))
+
+
+@pytest.mark.parametrize(
+    ('name', 'value', 'says'),
+    [
+        ('momentum', 1, r'must be in \[0, 1\)'),
+        ('b2', 1.0, r'must be in \[0, 1\)'),
+        ('momentum', '0.9', 'must be a number'),
+        ('b1', True, 'must be a number'),
+        ('trust_coefficient', 0.0, 'must be above 0'),
+        ('epsilon', -1e-8, 'must be above 0'),
+    ],
+)
+def test_hyperparameters_that_cannot_be(name, value, says):
+    """A momentum of 1 never forgets a gradient; an own optimizer's other arguments may be any."""
+    with pytest.raises(
+        UserError, match=f'optimizer.kwargs.{says}' if 'must be a' not in says else says
+    ):
+        Settings.of(changed('optimizer.kwargs', {name: value}))
+    known = {'momentum': None, 'b1': 0.0, 'nesterov': True, 'norm': 5.0}
+    assert Settings.of(changed('optimizer.kwargs', known)).optimizer.kwargs == known
 
 
 def test_old_keys():

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+import dataclasses
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -28,7 +28,13 @@ from byol_jax.settings import Settings
 from byol_jax.sources.base import Source
 from byol_jax.sources.data import Data
 from byol_jax.training.online_probe import labels_of_probe, start_probe
-from byol_jax.training.optimizers import build_optimizer, decay_mask, describe_excluded
+from byol_jax.training.optimizers import (
+    MOST_OF_ADAM,
+    build_optimizer,
+    decay_mask,
+    describe_excluded,
+    steps_by_rate,
+)
 from byol_jax.training.schedules import learning_rate_schedule
 from byol_jax.training.state import TrainState, init_state
 from byol_jax.training.step import AXIS, make_train_step
@@ -109,6 +115,38 @@ def build_run(config: Any, source: Source | None = None) -> Run:
     return Run(config, data, plan, method, training, views)
 
 
+def check_rate(config: Settings, plan: Plan, params: Tree, mask: Tree) -> None:
+    """Checks that an optimizer like Adam is not given a learning rate like that of LARS.
+
+    Args:
+      config: of the run.
+      plan: of the run.
+      params: of the online network.
+      mask: of the parameters that decay.
+
+    Raises:
+      UserError: it is; says what to give.
+    """
+    options, rate = config.optimizer, plan.learning_rate
+    if rate <= MOST_OF_ADAM or options.name == 'lars':
+        return
+    at_rate_1 = dataclasses.replace(
+        config,
+        optimizer=dataclasses.replace(options, weight_decay=0.0),
+        encoder=dataclasses.replace(config.encoder, freeze_steps=0),
+    )
+    if not steps_by_rate(optimizer_of(at_rate_1, mask, lambda step: 1.0), params):
+        return
+    raise UserError(
+        f'optimizer.name={options.name} moves every weight by about the learning rate itself, and '
+        f'that is {rate:g} at its peak (optimizer.base_learning_rate='
+        f'{options.base_learning_rate:g} x batch_size={config.batch_size} / 256), a rate for LARS. '
+        f'It must be at most {MOST_OF_ADAM:g}: for adamw give a base_learning_rate of 1.5e-4 and '
+        'a weight_decay of 0.1, as configs/imagenet_vit.py; small networks take more, 4e-3 on the '
+        'sample.'
+    )
+
+
 def method_of(config: Settings) -> Method:
     """Builds the networks, and checks that the encoder has the tapped layer and takes the views.
 
@@ -163,6 +201,7 @@ def build_training(config: Settings, plan: Plan, method: Method) -> Training:
     if config.encoder.init_from:
         params, stats, origin = start_from(config.encoder.init_from, method, params, stats)
     mask = decay_mask(params, method.untrained())
+    check_rate(config, plan, params, mask)
     schedule = learning_rate_schedule(plan.learning_rate, plan.warmup_steps, plan.total_steps)
     optimizer = optimizer_of(config, mask, schedule)
     return Training(
@@ -334,21 +373,3 @@ def start_from(source: str, method: Method, params: Tree, stats: Tree) -> tuple[
 
 def _by_path(tree: Tree) -> dict[str, Any]:
     return {path_name(path): leaf for path, leaf in jax.tree.leaves_with_path(tree)}
-
-
-@contextmanager
-def memory_named(config: Settings) -> Iterator[None]:
-    """Turns an out-of-memory error of a device into a UserError that names the keys to change."""
-    try:
-        yield
-    except jax.errors.JaxRuntimeError as error:
-        if 'RESOURCE_EXHAUSTED' not in str(error):
-            raise
-        said = str(error).splitlines()[0]
-        raise UserError(
-            f'The device has too little memory for a step of batch_size={config.batch_size} pairs '
-            f'at views.image_size={config.views.image_size} in accumulate_steps='
-            f'{config.accumulate_steps} parts: {said} Double accumulate_steps until it fits (the '
-            'batch stays as it is), or take precision=bfloat16, smaller views or a smaller batch, '
-            'in a new workdir.'
-        ) from error

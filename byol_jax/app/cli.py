@@ -42,7 +42,7 @@ def checked_flags(argv: Sequence[str]) -> list[str]:
     Raises:
       UserError: a flag, config file or config key does not exist, or a value has the wrong type.
     """
-    argv, name = _find_config(_joined(argv))
+    argv, name = _find_config(_joined(_with_flag_files(argv)))
     if name is not None:
         config = load_recipe(name)
         _own.update(settings.flatten(settings.plain(config)))
@@ -102,6 +102,14 @@ def load_config(holder: Any) -> Settings:
     checked = Settings.of(config)
     check_optimizer(_own, checked, overridden)
     return checked
+
+
+def _with_flag_files(argv: Sequence[str]) -> list[str]:
+    """The arguments with those of each --flagfile=FILE in its place."""
+    try:
+        return [*argv[:1], *flags.FLAGS.read_flags_from_files(list(argv[1:]), force_gnu=False)]
+    except flags.Error as error:
+        raise UserError(str(error)) from error
 
 
 def _joined(argv: Sequence[str]) -> list[str]:

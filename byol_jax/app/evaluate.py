@@ -17,6 +17,7 @@ import numpy as np
 from byol_jax import __version__
 from byol_jax.app.data import build_data
 from byol_jax.app.hosts import say
+from byol_jax.app.memory import encoding_memory
 from byol_jax.app.progress_bars import progress_shown
 from byol_jax.app.workdir import fingerprint
 from byol_jax.errors import UserError
@@ -68,7 +69,7 @@ def evaluate_encoder(
     # Before the slow encoding, so that a folder that cannot be created is reported at once.
     path.parent.mkdir(parents=True, exist_ok=True)
     encoding = time.perf_counter()
-    with progress_shown() as progress:
+    with progress_shown() as progress, encoding_memory(config):
 
         def tell(line: str) -> None:
             # Remove the bar first: a line printed into it would be unreadable.

@@ -12,7 +12,7 @@ from typing import Any
 import jax
 
 from byol_jax.app.bad_files import BadFilesLog
-from byol_jax.app.build import Run, build_run, memory_named
+from byol_jax.app.build import Run, build_run
 from byol_jax.app.checkpoints import Checkpoints
 from byol_jax.app.hooks import Event, Hook, Hooks, own_hooks
 from byol_jax.app.hosts import (
@@ -25,6 +25,7 @@ from byol_jax.app.hosts import (
     wait_for_all,
 )
 from byol_jax.app.introduction import Layers, Views, introduce
+from byol_jax.app.memory import check_batches, training_memory
 from byol_jax.app.monitors import Monitors
 from byol_jax.app.periodic import BeforeAfter, Periodic
 from byol_jax.app.picture_cache import fill_cache
@@ -62,6 +63,7 @@ def train(
       Interrupted: a signal stopped the run, after it saved a checkpoint.
     """
     config = Settings.of(config)
+    check_batches(config, jax.process_count(), held=config.data.prefetch + 1)
     if config.log.wandb:
         check_wandb()
     own = own_hooks(config.hooks)
@@ -77,7 +79,7 @@ def train(
             hooks.start(run, state)
             fill_cache(run.data, config)
             wait_for_all('pictures decoded')
-            with memory_named(config):
+            with training_memory(config):
                 end = _fit(run, replicate(state), hooks, bad_files)
             part()
             if is_main():

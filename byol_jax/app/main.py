@@ -112,13 +112,17 @@ def main(_: list[str]) -> None:
     config = load_config(_CONFIG)
     workdir = Path(_WORKDIR.value or f'runs/{config.name}')
     # Imported late, so that a wrong flag is reported before the slow imports of training.
+    import jax
+
     from byol_jax.app.hosts import join_hosts, leave, say
+    from byol_jax.app.memory import check_batches
     from byol_jax.app.modes import MODES as RUN
     from byol_jax.app.modes import Request
     from byol_jax.app.signals import Interrupted
 
     join_hosts(_COORDINATOR.value, _PROCESS_COUNT.value, _PROCESS_INDEX.value)
     try:
+        check_batches(config, jax.process_count())
         request = Request(
             config, workdir, _command(), _optional_path(_ENCODER), _optional_path(_OUTPUT)
         )

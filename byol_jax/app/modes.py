@@ -11,6 +11,7 @@ from byol_jax.app.data import build_data
 from byol_jax.app.embeddings import Embeddings, check_embeddings_path, write_embeddings
 from byol_jax.app.evaluate import evaluate_encoder
 from byol_jax.app.loop import train
+from byol_jax.app.memory import encoding_memory
 from byol_jax.app.progress_bars import progress_shown
 from byol_jax.app.report.pictures import draw_views
 from byol_jax.app.workdir import check_workdir
@@ -90,7 +91,7 @@ def embed(request: Request) -> None:
     _say_left_out(data)
     # Before the slow encoding, so that a folder that cannot be created is reported at once.
     path.parent.mkdir(parents=True, exist_ok=True)
-    with progress_shown() as progress:
+    with progress_shown() as progress, encoding_memory(config):
         features, indices, bad = encode_source(
             encoder,
             data.train,

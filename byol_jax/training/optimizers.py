@@ -23,6 +23,10 @@ OPTIMIZERS = Registry(
     kwargs_key='optimizer.kwargs',
 )
 
+# The largest learning rate of an optimizer like Adam: sound ones are up to some 5e-3, and at 0.5
+# the sample run collapses. LARS has rates of 0.5 to 5.
+MOST_OF_ADAM = 0.02
+
 # Names that optimizers have for the mask of decayed parameters. optax.lars has a second mask, for
 # the trust ratio; the paper (Section 3.3) excludes the same parameters from both.
 _MASKS = ('mask', 'weight_decay_mask', 'decay_mask', 'trust_ratio_mask')
@@ -98,6 +102,27 @@ def build_optimizer(
         for part, flags in decay_mask.items()
     }
     return optax.partition(sides, labels)
+
+
+def steps_by_rate(optimizer: optax.GradientTransformation, params: Tree) -> bool:
+    """Whether an optimizer moves each weight by about its learning rate, whatever the gradient.
+
+    Adam and its relatives do, by their design. A step of SGD is as long as the gradient, one of
+    LARS or LAMB a share of the weights. Told by a step with gradients of 0.0001.
+
+    Args:
+      optimizer: made with a learning rate of 1.
+      params: of the network.
+    """
+
+    @jax.jit
+    def moved(params: Tree) -> jax.Array:
+        grads = jax.tree.map(lambda x: jnp.full_like(x, 1e-4), params)
+        updates, _ = optimizer.update(grads, optimizer.init(params), params)
+        leaves = jax.tree.leaves(updates)
+        return jnp.sqrt(sum(jnp.sum(x**2) for x in leaves) / sum(x.size for x in leaves))
+
+    return bool(moved(params) > 0.1)
 
 
 def lars(

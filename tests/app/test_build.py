@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from types import SimpleNamespace
 
 import jax
+import numpy as np
 import pytest
 from network_steps import make_method, small_config
 
+from byol_jax import settings
 from byol_jax.app import build
-from byol_jax.app.build import Training, build_run, memory_named
+from byol_jax.app.build import Training, build_run, check_rate
+from byol_jax.app.memory import check_batches, encoding_memory, host_memory, training_memory
+from byol_jax.app.plan import make_plan
 from byol_jax.errors import UserError
 from byol_jax.methods.byol import Byol
 from byol_jax.settings import Settings
+from byol_jax.training.optimizers import build_optimizer, steps_by_rate
 from byol_jax.training.step import AXIS
 from configs import default, div2k
 
@@ -76,15 +82,78 @@ def test_what_a_run_refuses(changes, says):
         build_run(config)
 
 
+@pytest.mark.parametrize(
+    ('changes', 'held', 'says'),
+    [
+        ({'batch_size': 10**9}, 1, r'batch_size=1000000000 .* takes 280,380 GiB .* 16 GiB'),
+        ({'evaluate.batch_size': 10**9}, 1, r'evaluate\.batch_size=1000000000'),
+        # A gigabyte of pictures in a batch, and three batches of them.
+        ({'batch_size': 24576}, 3, r'^batch_size=24576 .* 21 GiB'),
+        ({'batch_size': 24576}, 1, ''),
+        ({}, 3, ''),
+    ],
+)
+def test_batches_that_no_memory_holds(changes, held, says):
+    """On a host of 16 GiB; several processes share a batch of training."""
+    config = Settings.of(settings.changed(settings.plain(default.get_config()), changes))
+    refused = pytest.raises(UserError, match=says) if says else contextlib.nullcontext()
+    with refused:
+        check_batches(config, held=held, memory=2**34)
+    if 'evaluate.batch_size' not in changes:
+        check_batches(config, 2**20, held=held, memory=2**34)
+
+
+def test_this_host_has_memory():
+    assert 2**28 < host_memory() < 2**50
+
+
+@pytest.mark.parametrize(
+    ('name', 'by_rate'),
+    [
+        ('adamw', True),
+        ('optax:lion', True),
+        ('optax:sgd', False),
+        ('optax:lamb', False),
+        ('lars', False),
+        ('examples.own.optimizer:clipped_sgd', False),
+    ],
+)
+def test_which_optimizers_step_by_their_rate(name, by_rate):
+    """Told by a step, not by a name: one's own may be like Adam too."""
+    rng = np.random.default_rng(0)
+    params = {'encoder': {'kernel': rng.normal(0, 0.05, (64, 64)).astype(np.float32)}}
+    mask = {'encoder': {'kernel': True}}
+    made = build_optimizer(
+        name, {}, learning_rate=lambda step: 1.0, weight_decay=0.0, decay_mask=mask
+    )
+    assert steps_by_rate(made, params) == by_rate
+
+
+@pytest.mark.parametrize(('base', 'refused'), [(2.0, True), (4e-3, False)])
+def test_adam_at_the_rate_of_lars(base, refused):
+    """Refused by its value, whoever gave it: in a config file, a flag file or Python."""
+    changes = {'optimizer.name': 'adamw', 'optimizer.base_learning_rate': base}
+    config = Settings.of(settings.changed(settings.plain(div2k.get_config('sample')), changes))
+    plan = make_plan(config, 3000, 1)
+    params = {'encoder': {'kernel': np.ones((8, 8), np.float32), 'bias': np.ones(8, np.float32)}}
+    mask = {'encoder': {'kernel': True, 'bias': False}}
+    says = r'optimizer.name=adamw .* 0.5 at its peak .*base_learning_rate=2 x batch_size=64 / 256'
+    with pytest.raises(UserError, match=says) if refused else contextlib.nullcontext():
+        check_rate(config, plan, params, mask)
+
+
 def test_too_little_memory_is_the_users_error():
     """What a device says when a step does not fit names what to lower; other errors stay theirs."""
     config = Settings.of(default.get_config())
     said = 'RESOURCE_EXHAUSTED: Out of memory allocating 43850700160 bytes.'
     lowered = pytest.raises(UserError, match=r'batch_size=4096 .*43850700160.*accumulate_steps')
-    with lowered, memory_named(config):
+    with lowered, training_memory(config):
+        raise jax.errors.JaxRuntimeError(said)
+    halved = pytest.raises(UserError, match=r'evaluate\.batch_size=64 .*43850700160.* Halve')
+    with halved, encoding_memory(config):
         raise jax.errors.JaxRuntimeError(said)
     untouched = pytest.raises(jax.errors.JaxRuntimeError, match='INTERNAL')
-    with untouched, memory_named(config):
+    with untouched, training_memory(config):
         raise jax.errors.JaxRuntimeError('INTERNAL: a bug')
 
 

@@ -91,6 +91,28 @@ def test_checkpoint_interval_is_at_least_a_step():
     assert plan_of(config, examples=100, device_count=1).checkpoint_steps == 1
 
 
+@pytest.mark.parametrize('key', ['checkpoint__every_epochs', 'checkpoint__every_steps'])
+def test_no_checkpoint_interval_means_never(key):
+    """0 is never, as elsewhere: only the last step is saved."""
+    changes = {'checkpoint__every_epochs': None, 'checkpoint__every_steps': None, key: 0}
+    plan = plan_of(
+        config_with(batch_size=8, total_epochs=2.0, warmup_epochs=0.0, **changes), 100, 1
+    )
+    assert plan.checkpoint_steps == 0
+    assert [step for step in range(1, plan.total_steps + 1) if plan.saves(step)] == [25]
+    assert plan.checkpoints == 1
+
+
+def test_checkpoints_are_counted():
+    """Every 10 of 25 steps: steps 10 and 20, and the last."""
+    changes = {'checkpoint__every_epochs': None, 'checkpoint__every_steps': 10}
+    plan = plan_of(
+        config_with(batch_size=8, total_epochs=2.0, warmup_epochs=0.0, **changes), 100, 1
+    )
+    assert [step for step in range(1, plan.total_steps + 1) if plan.saves(step)] == [10, 20, 25]
+    assert plan.checkpoints == 3
+
+
 def test_accumulation_keeps_batch_and_steps():
     """Accumulation splits the batch; steps and learning rate do not change."""
     config = config_with(batch_size=64, accumulate_steps=4)

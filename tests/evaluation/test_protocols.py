@@ -140,7 +140,7 @@ def test_arguments_beside_a_name_go_before_the_flat_keys():
         (('liner',), r"'liner' is not a known protocol.*mean 'linear'"),
         (('knn', ('knn', {'k': (1,)})), "names 'knn' twice"),
         ((('knn', {'n': 3}),), r"'knn' takes no argument 'n'.*k, temperature"),
-        ((('knn', {'k': (0,)}),), r"do not fit 'knn': k=\(0,\)"),
+        ((('knn', {'k': (0,)}),), 'knn.k=.* must be different numbers above 0'),
         ((3,), 'neither a name nor'),
         ((f'{__name__}:cuont',), "has no 'cuont'"),
         (((f'{__name__}:count', {'subject': 3}),), "takes no argument 'subject'"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import subprocess
 import sys
@@ -76,6 +77,33 @@ def expected(byol, trained, images):
     """Features computed the way training computes them, statistics frozen."""
     represent = jax.jit(lambda params, stats, x: byol.represent(params, stats, x, False)[0])
     return np.asarray(represent(*trained, images))
+
+
+@pytest.mark.parametrize(
+    ('key', 'value', 'says'),
+    [
+        ('mean', [0.5], 'must be 3 values'),
+        ('mean', [123.7, 116.3, 103.5], r'must be in \[0, 1\]'),
+        ('mean', [math.nan, 0.5, 0.5], 'must be a finite number'),
+        ('std', [0.0, 0.0, 0.0], 'must be above 0'),
+        ('std', [0.2, True, 0.2], 'must be a number'),
+        ('image_size', 0, r'must be in \[2, 8192\]'),
+        ('kwargs', {**KWARGS, 'width': math.inf}, 'must be a finite number'),
+    ],
+)
+def test_a_value_that_is_refused_on_reading_is_refused_on_writing(
+    exported, folder, key, value, says
+):
+    """encoder.json is never written with what the loader would call damaged."""
+    given = {**exported.description, key: value}
+    names = ('name', 'kwargs', 'hidden_layer', 'image_size', 'step', 'mean', 'std')
+    with pytest.raises(UserError, match=says) as writing:
+        make_encoder(variables=exported.variables, **{name: given[name] for name in names})
+    assert key in str(writing.value)
+    described = json.loads((folder / 'encoder.json').read_text())
+    (folder / 'encoder.json').write_text(json.dumps({**described, key: value}))
+    with pytest.raises(UserError, match=f'encoder.json is damaged: .*{key}.*{says}'):
+        load_encoder(folder)
 
 
 def test_loaded_features_are_the_trained_ones(folder, images, expected):

@@ -1,0 +1,90 @@
+"""Memory: batches that no host can hold, and a device that runs out of it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import jax
+
+from byol_jax.errors import UserError
+from byol_jax.settings import Settings
+
+# Limits of a container, cgroup version 2 and 1. A very large number stands for none.
+_LIMITS = ('/sys/fs/cgroup/memory.max', '/sys/fs/cgroup/memory/memory.limit_in_bytes')
+
+
+def host_memory() -> int:
+    """Bytes of memory that this process can have at most: this host's, or its container's."""
+    found = [os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES')]
+    for path in map(Path, _LIMITS):
+        try:
+            found.append(int(path.read_text()))
+        except (OSError, ValueError):
+            # Another version of cgroups, or 'max'.
+            continue
+    return min(found)
+
+
+def check_batches(
+    config: Settings, processes: int = 1, *, held: int = 1, memory: int | None = None
+) -> None:
+    """Checks, before anything is built, that batches of pictures fit into this host's memory.
+
+    Args:
+      config: of the run.
+      processes: that share a batch of training.
+      held: batches of training that are in memory together.
+      memory: of this host, bytes; None: `host_memory`.
+
+    Raises:
+      UserError: they do not; names the key.
+    """
+    memory = host_memory() if memory is None else memory
+    pixels = 3 * config.views.image_size**2
+    views = len(config.views.named)
+    for key, batch, size in (
+        ('batch_size', config.batch_size, config.batch_size // processes * views * held),
+        ('evaluate.batch_size', config.evaluate.batch_size, config.evaluate.batch_size),
+    ):
+        if size * pixels > memory:
+            raise UserError(
+                f'{key}={batch} at views.image_size={config.views.image_size} takes '
+                f'{size * pixels / 2**30:,.0f} GiB for its pictures alone, and this host has '
+                f'{memory / 2**30:,.0f} GiB of memory. Take a smaller {key}.'
+            )
+
+
+@contextmanager
+def training_memory(config: Settings) -> Iterator[None]:
+    """Turns an out-of-memory error of a device into a UserError that names the keys to change."""
+    with _named(
+        f'a step of batch_size={config.batch_size} pairs at views.image_size='
+        f'{config.views.image_size} in accumulate_steps={config.accumulate_steps} parts',
+        'Double accumulate_steps until it fits (the batch stays as it is), or take '
+        'precision=bfloat16, smaller views or a smaller batch, in a new workdir.',
+    ):
+        yield
+
+
+@contextmanager
+def encoding_memory(config: Settings) -> Iterator[None]:
+    """The same where pictures are encoded."""
+    with _named(
+        f'evaluate.batch_size={config.evaluate.batch_size} pictures at a time',
+        'Halve evaluate.batch_size until it fits: the features stay as they are.',
+    ):
+        yield
+
+
+@contextmanager
+def _named(what: str, remedy: str) -> Iterator[None]:
+    try:
+        yield
+    except jax.errors.JaxRuntimeError as error:
+        if 'RESOURCE_EXHAUSTED' not in str(error):
+            raise
+        said = str(error).splitlines()[0]
+        raise UserError(f'The device has too little memory for {what}: {said} {remedy}') from error
