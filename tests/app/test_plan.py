@@ -17,6 +17,10 @@ def plan_of(config, *arguments, **more):
     return make_plan(Settings.of(config), *arguments, **more)
 
 
+# Of 100 examples in batches of 8: 25 steps.
+TWO_EPOCHS = {'total_epochs': 2.0, 'warmup_epochs': 0.0}
+
+
 def config_with(**changes):
     """The default config with dotted keys changed; '__' stands for the dot."""
     config = default.get_config()
@@ -95,9 +99,7 @@ def test_checkpoint_interval_is_at_least_a_step():
 def test_no_checkpoint_interval_means_never(key):
     """0 is never, as elsewhere: only the last step is saved."""
     changes = {'checkpoint__every_epochs': None, 'checkpoint__every_steps': None, key: 0}
-    plan = plan_of(
-        config_with(batch_size=8, total_epochs=2.0, warmup_epochs=0.0, **changes), 100, 1
-    )
+    plan = plan_of(config_with(batch_size=8, **TWO_EPOCHS, **changes), 100, 1)
     assert plan.checkpoint_steps == 0
     assert [step for step in range(1, plan.total_steps + 1) if plan.saves(step)] == [25]
     assert plan.checkpoints == 1
@@ -106,9 +108,7 @@ def test_no_checkpoint_interval_means_never(key):
 def test_checkpoints_are_counted():
     """Every 10 of 25 steps: steps 10 and 20, and the last."""
     changes = {'checkpoint__every_epochs': None, 'checkpoint__every_steps': 10}
-    plan = plan_of(
-        config_with(batch_size=8, total_epochs=2.0, warmup_epochs=0.0, **changes), 100, 1
-    )
+    plan = plan_of(config_with(batch_size=8, **TWO_EPOCHS, **changes), 100, 1)
     assert [step for step in range(1, plan.total_steps + 1) if plan.saves(step)] == [10, 20, 25]
     assert plan.checkpoints == 3
 

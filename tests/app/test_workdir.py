@@ -82,11 +82,3 @@ def test_a_claim_that_fails_holds_nothing(tmp_path, monkeypatch, begun):
         with pytest.raises((OSError, UserError), match='No space left'):
             claim_workdir(tmp_path, config, DATA, 'python main.py')
     claimed(tmp_path, config)
-
-
-def test_what_cannot_be_written_down_makes_no_workdir(tmp_path):
-    """An argument that config.json cannot hold is refused before anything is made."""
-    config = config_with(encoder__kwargs={'act': len})
-    with pytest.raises(UserError, match='encoder.kwargs.act=.* cannot keep'):
-        claim_workdir(tmp_path / 'w', config, DATA)
-    assert not (tmp_path / 'w').exists()
