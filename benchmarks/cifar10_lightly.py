@@ -1,12 +1,12 @@
-"""How long lightly's BYOL takes for configs/cifar10.py:cpu, beside ours, on the same machine.
+"""Compares the time of a training step of configs/cifar10.py:cpu with that of lightly's BYOL.
 
     python benchmarks/cifar10_lightly.py --train=train.npz [--steps=20] [--rounds=3]
 
-Both train the same network on the same pictures with batches of 128 pairs, and take turns, round by
-round, each in a process of its own: lightly's projection and prediction heads, loss, target update
-and views, with PyTorch's SGD and its DataLoader with two workers; and the pipeline and step of
-`python main.py --config=configs/cifar10.py:cpu`. Prints seconds a step of both, medians of the
-rounds, and the median of each round's ratio. It says nothing of how well they learn.
+Both train the same network on the same pictures with batches of 128 pairs. They take turns, each in
+its own process: lightly's projection and prediction heads, loss, target update and views, with
+PyTorch's SGD and its DataLoader with two workers; and the pipeline and step of `python main.py
+--config=configs/cifar10.py:cpu`. Prints the seconds of a step of both (medians over the rounds) and
+the median of the rounds' ratios. It does not measure how well they learn.
 
     pip install torch torchvision lightly
 """
@@ -24,7 +24,7 @@ from contextlib import AbstractContextManager, closing, contextmanager
 from pathlib import Path
 from typing import Any
 
-# Before TensorFlow: after it, PyTorch's compiler (triton) crashes as it is loaded.
+# Must be imported before TensorFlow: after it, PyTorch's compiler (triton) crashes on import.
 import torch
 from lightly.loss import NegativeCosineSimilarity
 from lightly.models.modules import BYOLPredictionHead, BYOLProjectionHead

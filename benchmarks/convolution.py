@@ -1,9 +1,9 @@
-"""How long the weight gradients of a ResNet's convolutions take on the CPU: XLA's own, and ours.
+"""Compares the time of weight gradients of convolutions on the CPU: XLA's own, and ours.
 
     JAX_PLATFORMS=cpu python benchmarks/convolution.py [--rounds=7]
 
-The layers are of ResNet-50 at 224 pixels, and of configs/cifar10.py:cpu. Both take turns, round by
-round; printed are the medians and the median of each round's ratio.
+The layers are those of ResNet-50 at 224 pixels and of configs/cifar10.py:cpu. The two take turns.
+Prints the medians over the rounds, and the median of the rounds' ratios.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ import numpy as np
 
 from byol_jax.models.convolution import quick_convolution
 
-# Pictures, side, channels, channels that come out, kernel, stride.
+# Number of pictures, side, input channels, output channels, kernel size, stride.
 LAYERS = (
     (16, 224, 3, 64, 7, 2),
     (16, 56, 64, 256, 1, 1),

@@ -3,9 +3,9 @@
     python benchmarks/devices.py [--base_learning_rate=0.2]
 
 Runs 20 float32 steps of a small ResNet with synchronised batch normalisation on 8 simulated CPU
-devices and prints, for each number of devices, the relative difference of all online weights from
-one device's (norm of the difference over the norm), after 2, 5, 10 and 20 steps. Only the order of
-float32 sums differs. That is 1e-8 a step, until a rounding tips a ReLU or a maximum the other way.
+devices. Prints, for each number of devices, the relative difference of all online weights from
+those of one device (norm of the difference over the norm) after 2, 5, 10 and 20 steps. Only the
+order of float32 sums differs. This is 1e-8 a step, until rounding switches a ReLU or a maximum.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from byol_jax.settings import Settings
 from byol_jax.training.step import AXIS, shard_batch
 from configs import default
 
-_RATE = flags.DEFINE_float('base_learning_rate', 0.2, 'Of the paper for 1000 epochs.')
+_RATE = flags.DEFINE_float('base_learning_rate', 0.2, "The default is the paper's for 1000 epochs.")
 COUNTS, MARKS, BATCH, SIZE = (1, 2, 4, 8), (2, 5, 10, 20), 32, 32
 
 

@@ -1,23 +1,23 @@
-"""View pairs a second of a CPU core, side by side with what else a user might take.
+"""Measures how many pairs of views a CPU core makes in a second, beside other libraries.
 
     python benchmarks/input.py --folder=DIR [--workers=1,2] [--rounds=5] [--pairs=1280]
 
-Fills DIR, if it is not there, with 200 JPEGs of 500x375 pixels, cut from the photographs of the
-embedded sample, then makes both views of the paper at 224 pixels of them:
+Fills DIR, if it does not exist, with 200 JPEGs of 500x375 pixels, cut from the photographs of the
+embedded sample. Then makes both views of the paper from them, at 224 pixels:
 
-- pipeline: ours, as training has it: files to batches, by tf.data with one worker.
-- views: ours without tf.data: file, decoded, two views.
-- decode, decode PIL, decode TF: a file's pixels alone.
-- torchvision, lightly, albumentations: their transforms under the paper's settings, on what they
-  take (PIL images, PIL images, arrays from OpenCV). Each is left out where it is not installed:
-  pip install torch torchvision lightly albumentations.
+- pipeline: ours, as in training: from files to batches, by tf.data with one worker.
+- views: ours without tf.data: decodes a file and makes two views.
+- decode, decode PIL, decode TF: only decodes a file.
+- torchvision, lightly, albumentations: their transforms with the paper's settings, on the input
+  that each takes (PIL images, PIL images, arrays from OpenCV). Those that are not installed are
+  left out: pip install torch torchvision lightly albumentations.
 
-Contenders take turns, round by round, in one process bound to one core, and what is counted is the
-CPU time of the process, all its threads together: other jobs on the machine disturb it little.
-Starting tf.data, 0.05 s, counts. Figures are medians over the rounds. `ratio` is to albumentations,
-or else to `decode PIL`: the median of each round's own.
+The contenders take turns in one process bound to one core. The CPU time of all threads is measured,
+which other jobs on the machine affect little; it includes the start of tf.data, 0.05 s. Results are
+medians over the rounds. `ratio` is the median of the rounds' ratios to albumentations or, without
+it, to `decode PIL`.
 
-With --workers the pipeline then runs on so many cores with so many workers each.
+With --workers, the pipeline then also runs with these numbers of workers, each on as many cores.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ import cv2  # noqa: E402
 import numpy as np  # noqa: E402
 from PIL import Image  # noqa: E402
 
-# Before TensorFlow: after it, PyTorch's compiler (triton) crashes as it is loaded.
+# Must be imported before TensorFlow: after it, PyTorch's compiler (triton) crashes on import.
 for _name in ('torch', 'triton'):
     if importlib.util.find_spec(_name):
         importlib.import_module(_name)
@@ -58,16 +58,16 @@ from byol_jax.sources.sample import PHOTOGRAPHS, SamplePhotographs  # noqa: E402
 from byol_jax.views.recipes import paper_views  # noqa: E402
 
 SIZE = 224
-# The mean of ImageNet's pictures is about 400x350, and 110 kB.
+# ImageNet's pictures have about 400x350 pixels and 110 kB on average.
 WIDTH, HEIGHT, QUALITY = 500, 375, 92
 FILES = 200
 BATCH = 32
-# As configs/imagenet.py.
+# Those of configs/imagenet.py.
 VIEWS = paper_views(SIZE, antialias=False)
 
 
 def fill(folder: Path) -> None:
-    """Writes the JPEGs: parts of the photographs at several scales, the same ones every time."""
+    """Writes the JPEGs, parts of the photographs at several scales; always the same ones."""
     source = SamplePhotographs()
     rng = np.random.default_rng(0)
     (folder / 'all').mkdir(parents=True)
@@ -88,7 +88,7 @@ def our_batches(source: Folder, steps: int, workers: int) -> Any:
 
 
 def contenders(folder: Path) -> dict[str, Callable[[int], None]]:
-    """By name: makes so many pairs, one after the other."""
+    """Functions by name; each makes the given number of pairs, one after the other."""
     source = Folder(folder)
     files = sorted(str(path) for path in folder.glob('*/*.jpg'))
     stream = Stream(source, VIEWS)

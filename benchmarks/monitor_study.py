@@ -1,16 +1,16 @@
-"""Asks which label-free monitor tells how good an encoder is: short runs, and rank correlations.
+"""Measures which label-free monitors predict an encoder's quality, by rank correlation over runs.
 
     python benchmarks/monitor_study.py --train=train.npz --test=test.npz --runs=DIR --output=docs
 
-Trains configs/cifar10.py:cpu once for each of RUNS, `--epochs` epochs each, and measures each
-encoder by the labels of the test set. A run that is finished already is not made again. Then writes
+Trains configs/cifar10.py:cpu once for each of RUNS, for `--epochs` epochs, and measures each
+encoder with the labels of the test set. Runs that are finished are not repeated. Then writes
 
   OUTPUT/monitor_study.svg   a small scatter plot of each monitor: its last value, and kNN accuracy
-  OUTPUT/monitor_study.json  the figures of all runs, and the correlations
+  OUTPUT/monitor_study.json  the numbers of all runs, and the correlations
 
-and prints both as Markdown tables. The correlation is Spearman's rho over runs, between what a user
-without labels can see at the end of a run and what the labels say, with the 95 % interval of 10,000
-bootstrap samples of the runs. `--only=NAME,NAME` makes some of the runs and writes nothing.
+and prints both as Markdown tables. A correlation is Spearman's rho over runs between a monitor's
+last value and an accuracy, with the 95 % interval of 10,000 bootstrap samples of the runs.
+`--only=NAME,NAME` makes only these runs and writes nothing.
 """
 
 from __future__ import annotations
@@ -38,10 +38,10 @@ _ONLY = flags.DEFINE_list('only', [], 'Names of runs to make; the others are lef
 _VIEWS = ('views.view1', 'views.view2')
 _COLOURS = ('jitter', 'gray', 'solarize')
 
-# What every run has in common.
+# The changes to the config that all runs share.
 BASE = ('warmup_epochs=0.5', 'optimizer.base_learning_rate=4.0', 'target.tau_base=0.9')
 
-# What each run changes in that.
+# The further changes of each run.
 RUNS: dict[str, tuple[str, ...]] = {
     'base': (),
     'learning rate / 20': ('optimizer.base_learning_rate=0.2',),
@@ -57,7 +57,7 @@ RUNS: dict[str, tuple[str, ...]] = {
     'small crops': tuple(f'{view}.crop_area=(0.05,0.3)' for view in _VIEWS),
 }
 
-# What is seen at the end of a run without labels: where it stands, and whether more is better.
+# The monitors that need no labels: where the last value is, and 1 if more is better, else -1.
 MONITORS: dict[str, tuple[str, int]] = {
     'loss': ('record', -1),
     'feature_std': ('record', 1),
@@ -99,7 +99,7 @@ def _workdir(name: str) -> Path:
 
 
 def _make(name: str) -> None:
-    """Trains and measures one run in processes of their own, as a user would."""
+    """Trains and measures one run in separate processes, as a user would."""
     workdir = _workdir(name)
     start = [sys.executable, str(_ROOT / 'main.py'), f'--config={_ROOT}/configs/cifar10.py:cpu']
     start += [f'--workdir={workdir}', f'--config.data.path={_TRAIN.value}']
@@ -108,7 +108,7 @@ def _make(name: str) -> None:
         flags_of_run = (
             f'total_epochs={_EPOCHS.value}',
             'evaluate.every_epochs=0.0',
-            # So that LiDAR is measured at the last step, which always is a log line.
+            # LiDAR is then measured at the last step, which is always logged.
             'log.lidar_every_steps=1',
             'log.every_steps=1000000',
             *BASE,
@@ -132,7 +132,7 @@ def _figures(workdir: Path) -> dict[str, float]:
 
 
 def _correlate(runs: dict[str, dict[str, float]], monitor: str) -> dict[str, Any]:
-    """Spearman's rho with each accuracy, signed so that 1 is a monitor to go by."""
+    """Spearman's rho with each accuracy, and its interval; 1 is a perfect monitor."""
     sign = MONITORS[monitor][1]
     x = sign * np.array([run[monitor] for run in runs.values()])
     rng = np.random.default_rng(0)
@@ -169,7 +169,7 @@ def _tables(runs: dict[str, dict[str, float]], correlations: dict[str, Any]) -> 
 
 
 def _picture(runs: dict[str, dict[str, float]], correlations: dict[str, Any]) -> str:
-    """Panels of WIDTH x HEIGHT, four a row, best correlation first; runs have numbers."""
+    """An SVG of one panel for each monitor, four in a row, best first; runs have numbers."""
     width, height, columns, left, bottom = 230, 190, 4, 40, 36
     order = sorted(correlations, key=lambda monitor: -correlations[monitor][ACCURACIES[0]][0])
     rows = -(-(len(order) + 1) // columns)

@@ -1,17 +1,17 @@
-"""Measures what the monitors cost, beside a training step without them.
+"""Measures the cost of the monitors against a training step without them.
 
     python benchmarks/monitors.py --config=configs/div2k.py:sample [--steps=100]
 
-Two runs from the same state take turns step by step: one whose features are handed out, and, after
-every `log.every_steps` of its steps, fetched, measured and judged, as in the training loop, and one
-with the bare step. Which goes first alternates. Prints one JSON object:
-  step_seconds     median, bare and with features handed out
-  step_ratio       of the two steps of a turn: median, with its quartiles
-  host_seconds     fetching, measuring and judging at a log line: median, and largest
-  host_share       that over the time between two log lines without monitors; the aim is below 0.01
-  lidar_seconds    the first time (making the views, compiling) and again
-  lidar_share      the latter over the time between two of them, log.lidar_every_steps
-Pictures are random; the input pipeline is not measured here.
+Two runs from the same state take turns, step by step, and alternate in going first. One has the
+bare step. The other's step returns features, which are fetched, measured and judged after every
+`log.every_steps` steps, as in the training loop. Prints one JSON object:
+  step_seconds     medians of the bare step and of the step that returns features
+  step_ratio       ratio of the two steps of a turn: median, and quartiles
+  host_seconds     fetching, measuring and judging at a logged step: median, and largest
+  host_share       host_seconds over the time of log.every_steps bare steps; should be below 0.01
+  lidar_seconds    LiDAR for the first time (makes the views and compiles), and again
+  lidar_share      the second of these over the time of log.lidar_every_steps bare steps
+The pictures are random; the input pipeline is not measured.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ _STEPS = flags.DEFINE_integer('steps', 100, 'Timed steps of each of the two.', l
 
 
 class Side:
-    """A run with its own state; watched by the monitors or not."""
+    """A run with its own state, with monitors if it has a workdir."""
 
     def __init__(self, run: Run, batch: Any, workdir: Path | None):
         count = run.plan.monitored if workdir else 0
@@ -56,7 +56,7 @@ class Side:
         self.state = replicate(run.training.initial)
         self._monitors = Monitors() if workdir else None
         if self._monitors is not None:
-            # LiDAR is measured by itself.
+            # LiDAR is measured separately.
             log = dataclasses.replace(run.config.log, lidar_every_steps=0)
             config = dataclasses.replace(run.config, log=log)
             watched = run._replace(config=config, workdir=workdir)
@@ -64,7 +64,7 @@ class Side:
         self.host: list[float] = []
 
     def step(self) -> float:
-        """Makes a step and, if it is due, looks at it; seconds of the step alone."""
+        """Makes a step, and monitors it if it is logged; returns the seconds of the step alone."""
         start = time.perf_counter()
         self.state, metrics, *features = self._step(self.state, self._batch)
         values = {name: float(x) for name, x in jax.device_get(metrics).items()}
@@ -94,7 +94,7 @@ def main(_: list[str]) -> None:
     )
     with tempfile.TemporaryDirectory() as folder:
         bare, watched = Side(run, batch, None), Side(run, batch, Path(folder))
-        # The first step compiles, and the first look is of a cold host.
+        # Warm up: the first step compiles, and the first measurement is slow.
         for _ in range(run.plan.log_steps):
             bare.step(), watched.step()
         watched.host.clear()

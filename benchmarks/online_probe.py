@@ -1,11 +1,11 @@
-"""Measures which optimizer of an online probe needs no tuning from encoder to encoder.
+"""Measures which optimizer of an online probe works for all encoders without tuning.
 
     python benchmarks/online_probe.py [--steps=400] [--batch_size=64]
 
-Encoders are random ReLU layers of several widths over scikit-learn's handwritten digits. Each
-optimizer, with one setting for all, trains a linear classifier of their features. Prints a JSON
-object a line: the encoder's features, and for each optimizer the accuracy on the batches in front
-of the updates, around step 100 and over the last 60. `probe` is the one that training runs.
+The encoders are random ReLU layers of several widths on scikit-learn's handwritten digits. Each
+optimizer, with one setting, trains a linear classifier of each encoder's features. Prints one JSON
+line for each encoder: its number of features and, for each optimizer, the accuracy on a batch
+before its update, around step 100 and over the last 60 steps. `probe` is the one used in training.
 """
 
 from __future__ import annotations
@@ -29,13 +29,13 @@ from byol_jax.training.online_probe import probe_step, start_probe
 from byol_jax.training.step import AXIS
 
 _STEPS = flags.DEFINE_integer('steps', 400, 'Steps of each optimizer.', lower_bound=120)
-_BATCH = flags.DEFINE_integer('batch_size', 64, 'Examples a step.', lower_bound=2)
+_BATCH = flags.DEFINE_integer('batch_size', 64, 'Examples in a step.', lower_bound=2)
 
 LABELS = 10
 # (width, layers) of the encoders.
 ENCODERS = ((32, 1), (512, 2), (2048, 3))
-# Of the features as they are. In DeepMind's byol/byol_experiment.py the classifier is a part of the
-# online network, and its LARS trains both.
+# The other optimizers get unscaled features. DeepMind's byol/byol_experiment.py has the classifier
+# in the online network, and LARS trains both.
 OTHERS = {
     'adam_1e-3': optax.adam(1e-3),
     'sgd_0.1': optax.sgd(0.1, 0.9),
@@ -54,7 +54,7 @@ def encode(images: np.ndarray, width: int, layers: int) -> np.ndarray:
 
 
 def of_probe(features: int) -> tuple[Any, Any]:
-    """(first state, step) of the probe of training."""
+    """(first state, step) of the probe that training uses."""
     mapped = jax.vmap(
         functools.partial(probe_step, axis_name=AXIS), axis_name=AXIS, in_axes=(None, 0, 0)
     )
@@ -68,7 +68,7 @@ def of_probe(features: int) -> tuple[Any, Any]:
 
 
 def of_optimizer(optimizer: optax.GradientTransformation, features: int) -> tuple[Any, Any]:
-    """(first state, step) of softmax regression by another optimizer."""
+    """(first state, step) of softmax regression with another optimizer."""
 
     def loss(params: Any, x: jax.Array, y: jax.Array) -> tuple[jax.Array, jax.Array]:
         scores = x @ params[0] + params[1]
@@ -87,7 +87,7 @@ def of_optimizer(optimizer: optax.GradientTransformation, features: int) -> tupl
 
 
 def accuracies(state: Any, step: Any, x: np.ndarray, y: np.ndarray) -> list[float]:
-    """Accuracy on the batch in front of each update, over epochs in random order."""
+    """The accuracy on each batch before its update, over epochs in random order."""
     rng = np.random.default_rng(1)
     steps, batch = _STEPS.value, _BATCH.value
     epochs = steps * batch // len(x) + 1

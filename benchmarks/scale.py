@@ -1,20 +1,20 @@
-"""A folder of a million files: how long its list takes, and how much memory.
+"""Measures the time and the memory that a folder of a million files takes.
 
     python benchmarks/scale.py --folder=DIR [--files=1000000] [--folders=1000] [--tensorflow]
 
-Fills DIR, which must not exist or be from an earlier call, with hard links to tiny JPEGs, in class
-folders. Each line is measured in a process of its own, in seconds:
+Fills DIR, which must not exist or be from an earlier call, with hard links to tiny JPEGs in class
+folders. Each line is measured in its own process, in seconds:
 
-- cold: no index file yet. The kernel still has the folders in memory, since nothing here drops its
-  caches: from a disk or over a network it takes longer.
-- index: from the index file that the line before has written.
-- pairs: the same folder as pairs by pattern, from the index file.
-- start: from the call of `batches` to the first batch, within an epoch of 1.28 M examples.
+- cold: without an index file. The kernel still has the folders in memory, since its caches are not
+  dropped; with a cold disk or a network this takes longer.
+- index: with the index file that `cold` has written.
+- pairs: the same folder as pairs by pattern, with the index file.
+- start: from the call of `view_batches` to the first batch, in an epoch of 1.28 M examples.
 
-`list` is the list of the files alone; `build_data`, after it and so always from the index file, all
-up to the training and the held-out part; `fingerprint` what a run compares. `before` and
-`resident`, MB, are the most memory that was resident since the process began (VmHWM), when all is
-imported and at the end; with --tensorflow all that training imports is among it.
+`list` lists the files. `build_data`, which follows and so always has the index file, does all up to
+the training and the held-out part. `fingerprint` is the digest that a resumed run compares.
+`before` and `resident` are the peak resident memory (VmHWM), MB, after all imports and at the end;
+with --tensorflow the imports include all that training imports.
 """
 
 from __future__ import annotations
@@ -37,12 +37,12 @@ ROOT = Path(__file__).resolve().parent.parent
 
 # ext4 allows 65,000 links to a file.
 LINKS = 50_000
-# Of ImageNet, rounded.
+# Training images of ImageNet, rounded.
 EPOCH = 1_280_000
 
 
 def fill(folder: Path, files: int, folders: int) -> None:
-    """Makes `folders` class folders with `files` files in all, half of them '_left'."""
+    """Makes `folders` class folders with `files` files in total, half of them '_left'."""
     done = folder / '.done'
     if done.exists():
         made = json.loads(done.read_text())
@@ -50,12 +50,12 @@ def fill(folder: Path, files: int, folders: int) -> None:
             sys.exit(f'{folder} holds {made[0]:,} files in {made[1]:,} folders: give another one')
         return
     if folder.exists():
-        sys.exit(f'{folder} is there already and not from here: give another one')
+        sys.exit(f'{folder} exists and was not made by this benchmark: give another one')
     folder.mkdir(parents=True)
     stream = io.BytesIO()
     Image.fromarray(np.full((8, 8, 3), 128, np.uint8)).save(stream, 'JPEG')
     target = folder
-    # Both files of a pair in one folder.
+    # An even number, so that both files of a pair are in one folder.
     each = 2 * -(-files // (2 * folders))
     for number in range(files):
         if number % LINKS == 0:
@@ -70,16 +70,21 @@ def fill(folder: Path, files: int, folders: int) -> None:
 
 
 def resident() -> float:
-    """The most memory that was resident since the process began, MB."""
+    """The peak resident memory of this process, MB."""
     line = next(x for x in Path('/proc/self/status').read_text().splitlines() if 'VmHWM' in x)
     return int(line.split()[1]) * 1024 / 1e6
 
 
 def measure(what: str, folder: str, index: str) -> dict[str, Any]:
-    """What one process measures; called in a new one.
+    """Measures one line; called in a new process.
+
+    Args:
+      what: 'cold', 'index', 'pairs' or 'start'.
+      folder: the folder of files.
+      index: path of the index file.
 
     Returns:
-      seconds of each part, and 'before' and 'resident', MB.
+      The seconds of each part, and 'before' and 'resident', MB.
     """
     if what == 'start':
         return _measure_start()
@@ -141,7 +146,7 @@ def _measure_start() -> dict[str, Any]:
 
 
 def measured(what: str, folder: Path, index: str, tensorflow: bool = False) -> dict[str, Any]:
-    """`measure` in a process of its own."""
+    """Runs `measure` in its own process."""
     code = (
         f'import json, sys; sys.path[:0] = [{str(ROOT)!r}, {str(Path(__file__).parent)!r}]\n'
         + ('import byol_jax.app.loop\n' if tensorflow else '')

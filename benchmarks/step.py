@@ -3,20 +3,20 @@
     python benchmarks/step.py --config=configs/default.py --config.batch_size=256
 
 Prints one JSON object:
-  images_per_second     examples (pairs of views) a second over all devices, by the median step
+  images_per_second     examples (pairs of views) a second on all devices, from the median step
   step_seconds          smallest, median and largest of the timed steps
   compile_seconds       lowering and compiling
-  flops_per_pair        of the step, by XLA's own count
-  least_flops_per_pair  of 8 forward passes: 2 online, their backward passes at twice a forward pass
-                        each, 2 target; by XLA's count of an encoder + projector + predictor forward
-                        pass (the target's has no predictor)
-  flop_ratio            the first over the second; the aim is at most 1.05. Below 1 is no error: the
-                        first layer needs no gradient of its input
-  peak_bytes            a device's peak memory: the allocator's figure, or XLA's own sum of
-                        arguments, outputs and temporaries where there is none (CPU)
+  flops_per_pair        FLOPs of the step for a pair, by XLA's own count
+  least_flops_per_pair  FLOPs of 8 forward passes: 2 online, 2 target, and the 2 backward passes as
+                        2 forward passes each; XLA's count of a forward pass of encoder, projector
+                        and predictor (the target has no predictor)
+  flop_ratio            flops_per_pair over least_flops_per_pair; should be at most 1.05. It may be
+                        below 1: the first layer needs no gradient of its input
+  peak_bytes            peak memory of a device, from the allocator or, if it does not tell (CPU),
+                        XLA's sum of arguments, outputs and temporaries
 
-With --steps=0 nothing runs: FLOPs and memory of a step too large for this machine are still
-counted. Data is random; the input pipeline is not measured here.
+With --steps=0 nothing runs, but FLOPs and memory are counted, also of a step that is too large for
+this machine. The data is random; the input pipeline is not measured.
 """
 
 from __future__ import annotations
@@ -46,12 +46,12 @@ from byol_jax.training.step import AXIS, pmap_step, replicate, shard_batch
 _CONFIG = config_flags.DEFINE_config_file('config', None, 'Config file with an optional :ARG.')
 _STEPS = flags.DEFINE_integer('steps', 10, 'Timed steps; 0 to count only.', lower_bound=0)
 _WARMUP = flags.DEFINE_integer('warmup', 2, 'Steps before the timed ones.', lower_bound=1)
-# Examples in the imagined data set: ImageNet's training images.
+# Examples in the imagined data set, as many as ImageNet's training images.
 _EXAMPLES = 1_281_167
 
 
 def forward_flops(byol: Any, config: Any, batch: int) -> tuple[float, float]:
-    """XLA's FLOPs of one forward pass of the online and of the target network, for `batch`."""
+    """XLA's FLOPs of a forward pass of the online and of the target network for `batch` images."""
     size = config.views.image_size
     params, stats = jax.eval_shape(lambda: byol.init(jax.random.key(0), size))
     images = jax.ShapeDtypeStruct((1, batch, size, size, 3), jnp.uint8)
@@ -69,7 +69,7 @@ def forward_flops(byol: Any, config: Any, batch: int) -> tuple[float, float]:
 
 
 def one_pass(byol: Any, config: Any, plan: Plan, training: Training) -> Any:
-    """The compiled step over the pictures of a single pass, without accumulation."""
+    """The compiled step for a single microbatch, without accumulation."""
     batch_size = plan.batch_size // plan.accumulate_steps
     single = dataclasses.replace(
         plan,
@@ -85,7 +85,7 @@ def one_pass(byol: Any, config: Any, plan: Plan, training: Training) -> Any:
 
 
 def peak_bytes(compiled: Any) -> int:
-    """Peak memory of one device in bytes."""
+    """Peak memory of one device, bytes."""
     stats = jax.local_devices()[0].memory_stats()
     if stats and 'peak_bytes_in_use' in stats:
         return stats['peak_bytes_in_use']
@@ -124,7 +124,7 @@ def main(_: list[str]) -> None:
         jax.block_until_ready((state, metrics))
         if i >= _WARMUP.value:
             seconds.append(time.perf_counter() - begin)
-    # XLA counts the body of the loop over passes once, so the passes are counted one by one.
+    # XLA counts the body of the loop over microbatches once, so count a single microbatch.
     pairs = plan.device_batch_size // plan.accumulate_steps
     single = compiled
     if plan.accumulate_steps > 1:

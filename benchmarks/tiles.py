@@ -1,21 +1,21 @@
-"""Measures the input of tiles cut from 2K PNGs, with and without data.cache.
+"""Measures the speed of tiles cut from 2K PNGs, with and without data.cache.
 
     python benchmarks/tiles.py [--pictures=24] [--rounds=5] [--seconds=10] [--folder=DIR]
 
-Makes PNGs of DIV2K's usual size (2040x1356), each of the embedded sample photographs, enlarged and
-mirrored to fill it, with noise, so that decoding one costs what a photograph's does. Then measures
-pairs of views a second (512-pixel tiles, 224-pixel views, as configs/div2k.py has them), in
-processes of their own, of which each round runs one of every kind:
+Makes PNGs of DIV2K's usual size (2040x1356) from the embedded sample photographs, enlarged and
+mirrored to fill it, with noise, so that decoding costs as much as for a photograph. Then measures
+pairs of views a second (512-pixel tiles, 224-pixel views, as in configs/div2k.py). Each round runs
+one process of each kind:
 
-  no memory      data.cache_gib=0: a decode for each tile
+  no memory      data.cache_gib=0: decodes a picture for each tile
   half           data.cache_gib holds half of the pictures
   all            data.cache_gib holds all pictures
-  data.cache     the pictures are on disk, decoded
+  data.cache     the decoded pictures are on disk
 
-What is measured comes after each picture was loaded once and a few batches were made. Peak memory
-is the process's own largest resident set; of data.cache, pages of mapped files are among it that
-the system may drop at any time. The PNGs and entries are in the system's page cache: a disk that
-is slower than that is not measured.
+The measurement starts when each picture was loaded once and a few batches were made. Peak memory is
+the process's peak resident set; with data.cache it includes pages of mapped files, which the system
+may drop at any time. The PNGs and the cache are in the system's page cache, so the speed of a disk
+is not measured.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ from byol_jax.views.recipes import config_views
 from configs import div2k
 
 _PICTURES = flags.DEFINE_integer('pictures', 24, 'PNGs to make.')
-_ROUNDS = flags.DEFINE_integer('rounds', 5, 'Times each kind is measured.')
+_ROUNDS = flags.DEFINE_integer('rounds', 5, 'How often each kind is measured.')
 _SECONDS = flags.DEFINE_float('seconds', 10.0, 'Length of a measurement.')
 _FOLDER = flags.DEFINE_string('folder', None, 'Where the pictures are made; by default in /tmp.')
 _KIND = flags.DEFINE_string('kind', None, 'Used by the processes that measure.')
@@ -55,7 +55,7 @@ PICTURE_GIB = HEIGHT * WIDTH * 3 / 2**30
 
 
 def make_pictures(folder: Path, count: int) -> None:
-    """Writes the PNGs that are not there yet."""
+    """Writes the PNGs that do not exist yet."""
     hr = folder / 'DIV2K_train_HR'
     hr.mkdir(parents=True, exist_ok=True)
     photographs = SamplePhotographs()
@@ -66,7 +66,7 @@ def make_pictures(folder: Path, count: int) -> None:
         rng = np.random.default_rng(number)
         picture = photographs.load(number % len(photographs), 'image')
         height, width = picture.shape[:2]
-        # Enlarged by at most 2, since a smooth picture would be cheaper to decode; then mirrored.
+        # Enlarge by at most 2, since a smooth picture is cheaper to decode, then mirror.
         scale = min(2.0, max(HEIGHT / height, WIDTH / width))
         picture = cv2.resize(picture, None, fx=scale, fy=scale, interpolation=cv2.INTER_CUBIC)
         down, across = (max(0, n - m) for n, m in zip((HEIGHT, WIDTH), picture.shape, strict=False))
@@ -76,7 +76,7 @@ def make_pictures(folder: Path, count: int) -> None:
 
 
 def make_config(folder: Path, kind: str) -> Any:
-    """configs/div2k.py on the pictures, with a kind of cache."""
+    """The config configs/div2k.py for these pictures, with one kind of cache."""
     config = div2k.get_config('')
     config.batch_size = BATCH
     config.data.path = str(folder)
@@ -98,7 +98,7 @@ def measure(folder: Path, kind: str) -> dict[str, float]:
         if written:
             seconds = time.perf_counter() - started
             print(f'built: {written / 1e6:,.0f} MB in {seconds:.1f} s', file=sys.stderr)
-    # As after the first epoch.
+    # Load each picture once, to measure the state after the first epoch.
     for index in np.unique(data.train.labels, return_index=True)[1]:
         data.train.load(int(index), 'hr')
     made = view_batches(
@@ -119,13 +119,13 @@ def measure(folder: Path, kind: str) -> dict[str, float]:
 
 
 def peak_megabytes() -> float:
-    """Largest resident set of this process; unlike getrusage's, without the one it came from."""
+    """Peak resident set of this process, MB; getrusage would include that of its parent."""
     status = Path('/proc/self/status').read_text()
     return int(status.split('VmHWM:')[1].split()[0]) * 1024 / 1e6
 
 
 def measure_apart(folder: Path, kind: str) -> dict[str, float]:
-    """`measure` in a process of its own."""
+    """Runs `measure` in its own process."""
     sizes = (f'--pictures={_PICTURES.value}', f'--seconds={_SECONDS.value}')
     result = subprocess.run(
         [sys.executable, __file__, f'--kind={kind}', f'--folder={folder}', *sizes],
@@ -142,10 +142,10 @@ def compare(folder: Path) -> None:
     pngs = list((folder / 'DIV2K_train_HR').glob('*.png'))
     megabytes = sum(path.stat().st_size for path in pngs) / 1e6
     print(f'{len(pngs)} PNGs of {WIDTH}x{HEIGHT}, {megabytes / len(pngs):.1f} MB each')
-    measure_apart(folder, 'data.cache')  # Builds it.
+    measure_apart(folder, 'data.cache')  # fills the cache
     found: dict[str, list[dict[str, float]]] = {kind: [] for kind in KINDS}
     for number in range(_ROUNDS.value):
-        # In turn forwards and backwards, so that a drift of the machine's speed meets all alike.
+        # Alternate the order, so that a drift of the machine's speed affects all kinds equally.
         for kind in KINDS if number % 2 == 0 else KINDS[::-1]:
             found[kind].append(measure_apart(folder, kind))
             print(f'round {number + 1}: {kind}: {found[kind][-1]["pairs_per_second"]:.1f} pairs/s')
