@@ -75,7 +75,7 @@ def encode_source(
             picture = source.load(index, key)
         except BadPicture as error:
             return bad_file(error)
-        check_picture(source.name(index), picture)
+        check_picture(source, index, picture)
         return center_view(picture, image_size, crop_fraction)
 
     features, indices, bad = [], [], {}

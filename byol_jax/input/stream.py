@@ -73,6 +73,8 @@ class Stream:
         self.source = source
         self.views = dict(views)
         self.seed = seed
+        self._pictures = [view.picture for view in self.views.values()]
+        self._partners = any(view.partner for view in self.views.values())
 
     def example(self, position: int) -> tuple[int, int]:
         """(epoch, index of the example) at a position of the stream."""
@@ -124,7 +126,7 @@ class Stream:
                 bad.append(bad_file(error))
             else:
                 for each, picture in loaded.items():
-                    check_picture(self.source.name(each[0]), picture)
+                    check_picture(self.source, each[0], picture)
                 return Loaded(tuple(loaded[each] for each in which), candidate, bad)
         raise NoPictureError(bad)
 
@@ -149,16 +151,15 @@ class Stream:
 
     def _which(self, epoch: int, example: int) -> tuple[tuple[int, str], ...]:
         """(example, key) of each view's picture, of the example itself or of a partner."""
+        partners = self.source.partners(example) if self._partners else ()
+        if not len(partners):
+            return tuple((example, picture) for picture in self._pictures)
         which = []
-        partners: np.ndarray | None = None
         for number, view in enumerate(self.views.values(), 1):
             shown = example
             if view.partner:
-                if partners is None:
-                    partners = self.source.partners(example)
-                if len(partners):
-                    place = draw_place(len(partners), self.seed, epoch, example, number)
-                    shown = int(partners[place])
+                place = draw_place(len(partners), self.seed, epoch, example, number)
+                shown = int(partners[place])
             which.append((shown, view.picture))
         return tuple(which)
 

@@ -30,13 +30,13 @@ def no_progress(what: str, done: int, total: int) -> None:
     """A `Progress` that shows nothing."""
 
 
-def check_picture(name: str, picture: np.ndarray) -> None:
+def check_picture(source: Source, index: int, picture: np.ndarray) -> None:
     """Raises UserError if a picture that a source loaded is not uint8 [H, W, 3]."""
     shape, dtype = np.shape(picture), getattr(picture, 'dtype', type(picture).__name__)
     if dtype != np.uint8 or len(shape) != 3 or shape[2] != 3:
         raise UserError(
-            f'The source gave {dtype} {list(shape)} for {name}: load must give uint8 [H, W, 3], '
-            'RGB in [0, 255].'
+            f'The source gave {dtype} {list(shape)} for {source.name(index)}: load must give uint8 '
+            '[H, W, 3], RGB in [0, 255].'
         )
 
 

@@ -68,8 +68,13 @@ class Crop(Resizing):
     ratio: tuple[float, float] = (3 / 4, 4 / 3)
     antialias: bool = True
 
+    @functools.cached_property
+    def _logs(self) -> tuple[float, float]:
+        low, high = self.ratio
+        return math.log(low), math.log(high)
+
     def parameters(self, u: np.ndarray, height: np.ndarray, width: np.ndarray) -> np.ndarray:
-        logs = uniform(u[:, 1], *map(math.log, self.ratio))
+        logs = uniform(u[:, 1], *self._logs)
         # np.exp may differ in the last bit from math.exp, which `parameters_of_one` uses.
         aspect = np.array([math.exp(x) for x in logs.tolist()])
         target = uniform(u[:, 0], *self.area) * height * width
@@ -83,7 +88,7 @@ class Crop(Resizing):
     ) -> tuple[int, int, int, int]:
         # The formulae of `parameters` in plain Python, three times as fast for one box.
         target = uniform(u[0], *self.area) * height * width
-        aspect = math.exp(uniform(u[1], *map(math.log, self.ratio)))
+        aspect = math.exp(uniform(u[1], *self._logs))
         w = min(max(round(math.sqrt(target * aspect)), 1), width)
         h = min(max(round(math.sqrt(target / aspect)), 1), height)
         return int(u[2] * (height - h + 1)), int(u[3] * (width - w + 1)), h, w

@@ -176,7 +176,8 @@ def _pass(lines: np.ndarray, size: int) -> np.ndarray:
     # `convertScaleAbs` rounds and clips at 255, but takes absolute values: negative ones go first.
     cv2.threshold(y, 0, 0, cv2.THRESH_TOZERO, dst=y)
     result = cv2.convertScaleAbs(y, alpha=1, beta=matrix.error)
-    unsure = np.flatnonzero(result != cv2.convertScaleAbs(y, alpha=1, beta=-matrix.error))
+    # Not `flatnonzero`, which takes as long as the product where pictures are tiny.
+    unsure = (result != cv2.convertScaleAbs(y, alpha=1, beta=-matrix.error)).ravel().nonzero()[0]
     if len(unsure):
         rows, places = np.divmod(unsure, columns)
         values = flat[matrix.pixels[rows], places[:, None]].astype(np.int64)
