@@ -35,11 +35,11 @@ COLLAPSED = 'collapsed'
 STOPPED = 'stopped: not finite'
 
 _MEANING = {
-    EARLY: f'Trends are judged from step {FIRST_STEP} and the second record on.',
-    HEALTHY: 'No alarm stands, and the monitors are where those of good runs are.',
-    WATCHED: 'Something is not as it should be. The run may still be worth its time.',
-    COLLAPSED: 'All pictures are given nearly the same features: more steps will not mend that.',
-    STOPPED: 'A number became infinite or NaN, and the run ended by itself.',
+    EARLY: f'Trends are judged from step {FIRST_STEP} on, once there are two records.',
+    HEALTHY: 'No alarm stands, and the monitors have the values of good runs.',
+    WATCHED: 'Something looks wrong. The run may still be worth continuing.',
+    COLLAPSED: 'All pictures have nearly the same features; more steps will not fix that.',
+    STOPPED: 'A number became infinite or NaN, so the run stopped.',
 }
 
 # Alarms that mean a collapse.

@@ -310,7 +310,7 @@ def small_norm_batch(history: History, facts: Facts) -> Alarm | None:
         ALARM if seen < 16 else WATCH,
         where,
         cause,
-        f'{remedy}, or raise batch_size to {math.ceil(32 / seen) * facts.batch_size} and more, '
+        f'{remedy}, or raise batch_size to {math.ceil(32 / seen) * facts.batch_size} or more, '
         'in a new workdir',
     )
 
@@ -428,7 +428,7 @@ def _cause_of_collapse(history: History, facts: Facts) -> tuple[str, str]:
     if first.get('prediction_projection_cosine', 0) > 0.9999:
         return (
             f'the predictor does nothing: predictions equal projections since step {first["step"]}',
-            'put a predictor with a hidden layer behind the projector (predictor.hidden_size)',
+            'add a predictor with a hidden layer behind the projector (predictor.hidden_size)',
         )
     has_target = 'online_target_cosine' in first
     if has_target and facts.tau_base < 0.9:

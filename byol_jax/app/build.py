@@ -104,7 +104,7 @@ def build_run(config: Any, source: Source | None = None) -> Run:
     missing = [view for view in method.views if view not in views]
     if missing:
         raise UserError(
-            f"method.name='{config.method.name}' takes a view '{missing[0]}'. There are: "
+            f"method.name='{config.method.name}' needs a view '{missing[0]}'. The config has: "
             f'{", ".join(views)}.'
         )
     training = build_training(config, plan, method)
@@ -278,7 +278,7 @@ def find_encoder(source: str) -> Encoder:
         return encoder_of_run(path)
     if path.is_file():
         ways = ', '.join(f'{name}:{source}' for name in LOADERS)
-        raise UserError(f'encoder.init_from={source} is a file: say whose it is ({ways}).')
+        raise UserError(f'encoder.init_from={source} is a file: give its kind too, {ways}.')
     if path.is_dir():
         raise UserError(
             f'encoder.init_from={source} is neither an exported encoder (encoder.json) nor a '
@@ -343,7 +343,7 @@ def start_from(source: str, method: Method, params: Tree, stats: Tree) -> tuple[
     def refuse(name: str, there: Any, here: Any) -> UserError:
         return UserError(
             f"encoder.init_from={source}: '{name}' is {there} there and {here} in this encoder. "
-            f'Those weights are of {built}; set encoder.name and encoder.kwargs to fit.'
+            f'These weights belong to {built}: set encoder.name and encoder.kwargs to match.'
         )
 
     def choose(path: Any, leaf: jax.Array) -> jax.Array:

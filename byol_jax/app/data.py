@@ -97,8 +97,8 @@ def _check_other(train: settings.Data, test: settings.Data) -> None:
         within = train.source in ('folder', 'video')
         if within and not same and (one.is_relative_to(other) or other.is_relative_to(one)):
             raise UserError(
-                f'evaluate.data_path={test.path} and data.path={train.path} lie one inside the '
-                'other: the same pictures would be in both. Give two folders side by side.'
+                f'One of evaluate.data_path={test.path} and data.path={train.path} is inside the '
+                'other, so the same pictures would be in both. Give two separate folders.'
             )
     if same and (train.source != 'tfds' or train.split == test.split):
         what = f'data.split={train.split}' if train.source == 'tfds' else f'data.path={train.path}'

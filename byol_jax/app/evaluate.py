@@ -135,7 +135,7 @@ def _place(workdir: Path, encoder: Path | None, output: Path | None) -> Path:
     if another and ((workdir / 'config.json').exists() or own.exists()):
         raise UserError(
             f'{workdir} belongs to a run with an encoder of its own, whose evaluation.json would '
-            f'be lost to that of {encoder}. {_ELSEWHERE}'
+            f'be replaced by that of {encoder}. {_ELSEWHERE}'
         )
     return path
 
@@ -149,12 +149,12 @@ def _check_not_of_another(path: Path, encoder: Encoder, folder: str) -> None:
         sha256 = there['weights_sha256']
     except (ValueError, TypeError, KeyError):
         raise UserError(
-            f'{path} is there, and is no evaluation: it is not overwritten. {_ELSEWHERE}'
+            f'{path} exists and is no evaluation, so it is not replaced. {_ELSEWHERE}'
         ) from None
     if sha256 != encoder.weights_sha256 and there.get('encoder') != folder:
         raise UserError(
             f'{path} is the evaluation of another encoder, {there.get("encoder")} (weights sha256 '
-            f'{str(sha256)[:12]}...), and would be lost. {_ELSEWHERE}'
+            f'{str(sha256)[:12]}...), and would be replaced. {_ELSEWHERE}'
         )
 
 

@@ -264,7 +264,7 @@ def own_hooks(named: tuple[Named, ...]) -> list[Hook]:
         if not isinstance(hook, Hook):
             raise UserError(
                 f"hooks: '{name}' makes a {type(hook).__name__}, not a byol_jax.Hook: "
-                'derive its class from that.'
+                'make its class a subclass of that.'
             )
         if all(getattr(type(hook), method) is getattr(Hook, method) for method in _CALLED):
             own = [each for each in vars(type(hook)) if not each.startswith('_')]
@@ -305,7 +305,7 @@ def _measured(hook: Hook, event: Event) -> dict[str, float]:
     measured = hook.measure(event)
     if not isinstance(measured, Mapping):
         kind = type(measured).__name__
-        raise ValueError(f'measure gave a {kind}, and must give numbers by name: a dict')
+        raise ValueError(f'measure must return a dict of numbers by name, not a {kind}')
     values = {str(name): float(value) for name, value in measured.items()}
     for name, value in values.items():
         if name in event.record:

@@ -131,9 +131,9 @@ def _name_of(encoder: Any) -> str:
     module, name = getattr(encoder, '__module__', None), getattr(encoder, '__qualname__', '')
     if not inspect.isclass(encoder) or not name.isidentifier() or module == '__main__':
         raise UserError(
-            f'encoder={encoder!r} must be a name or a class at the top of an importable module: '
-            'the exported encoder is found by it again. Put it in a file of its own; its arguments '
-            'are encoder__kwargs={...}.'
+            f'encoder={encoder!r} must be a name, or a class at the top level of an importable '
+            'module, because the exported encoder refers to it by name. Put the class into a file '
+            'of its own, and give its arguments as encoder__kwargs={...}.'
         )
     return f'{module}:{name}'
 

@@ -71,7 +71,7 @@ def mutual_information(labels1: np.ndarray, labels2: np.ndarray) -> float:
     labels1 = checked_labels(labels1, len(labels1))
     labels2 = checked_labels(labels2, len(labels1))
     if not len(labels1):
-        raise ValueError('mutual information of no labels')
+        raise ValueError('mutual information needs labels, got none')
     return float(normalized_mutual_info_score(labels1, labels2))
 
 

@@ -468,7 +468,7 @@ def measure_encoder(subject: Subject, protocols: Mapping[str, Protocol]) -> Meas
         took = time.perf_counter() - start
         if not isinstance(found, Found):
             raise UserError(
-                f"evaluate.protocols: '{name}' gave a {type(found).__name__} and not a "
+                f"evaluate.protocols: '{name}' returned a {type(found).__name__}, not a "
                 'byol_jax.evaluation.Found.'
             )
         unmeasured |= found.unmeasured

@@ -73,7 +73,7 @@ def encode_pairs(encode: Encode, stream: Stream, most: int, batch_size: int = 64
             features = [encode_some(encode, images, batch_size) for images in of_both]
             views.append(np.stack(features))
     if not views:
-        raise UserError(f'None of {len(positions):,} pictures can be read, to make views of them.')
+        raise UserError(f'None of {len(positions):,} pictures can be read to make views.')
     view1, view2 = np.concatenate(views, axis=1)
     return Pairs(view1, view2, [*bad.values()])
 

@@ -69,7 +69,7 @@ def test_an_index_taps_a_layer():
         ({'method.name': 'bylo'}, r"method.name='bylo' .* Did you mean 'byol'\?"),
         (
             {'method.name': 'test_build:ThreeViews'},
-            r"'test_build:ThreeViews' takes a view 'view3'. There are: view1, view2.",
+            r"'test_build:ThreeViews' needs a view 'view3'. The config has: view1, view2.",
         ),
     ],
 )

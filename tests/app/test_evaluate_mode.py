@@ -358,7 +358,7 @@ def test_where_it_is_written(place, tmp_path):
         MODES['evaluate'](evaluation_request(other, tmp_path / 'w', **given))
     assert (tmp_path / 'w' / 'evaluation.json').read_bytes() == before
     (tmp_path / 'w' / 'evaluation.json').write_text('mine')
-    with pytest.raises(UserError, match=r'is no evaluation: it is not overwritten'):
+    with pytest.raises(UserError, match=r'is no evaluation, so it is not replaced'):
         MODES['evaluate'](evaluation_request(place / 'encoder', tmp_path / 'w', **given))
     (tmp_path / 'w' / 'config.json').write_text('{}')
     with pytest.raises(UserError, match=r'belongs to a run .*--output=FILE\.json'):

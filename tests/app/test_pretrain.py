@@ -106,7 +106,7 @@ def test_the_encoder_is_the_recipes_unless_given(images, monkeypatch, tmp_path):
         ({'views': {'image_size': 8}}, "'views' is a section"),
         ({'recipe': 'fodler'}, "Did you mean 'folder'?"),
         ({'encoder': 'resnet5'}, "Did you mean 'resnet50'?"),
-        ({'encoder': lambda x: x}, 'must be a name or a class'),
+        ({'encoder': lambda x: x}, 'must be a name, or a class'),
         ({'steps': 4, 'epochs': 1.0}, 'total_epochs and total_steps'),
         ({'encoder__kwargs': {'widht': 1}}, "Did you mean 'width'?"),
         ({'optimizer__name': 'adamw'}, 'needs a learning rate of its own: 0.3 is for lars'),

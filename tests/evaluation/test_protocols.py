@@ -119,7 +119,9 @@ def test_ones_own(monkeypatch):
 
 def test_what_own_protocols_may_get_wrong():
     """Nothing but `Found`, NaN, and names that another protocol has taken."""
-    with pytest.raises(UserError, match=r":wrong' gave a dict and not a byol_jax.evaluation.Found"):
+    with pytest.raises(
+        UserError, match=r":wrong' returned a dict, not a byol_jax.evaluation.Found"
+    ):
         measure_encoder(subject(), build_protocols(options(f'{__name__}:wrong')))
     both = build_protocols(options(f'{__name__}:count', f'{__name__}:nan'))
     found = measure_encoder(subject(), both)

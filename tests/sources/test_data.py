@@ -317,8 +317,8 @@ def test_bad_pictures_of_the_test_set_are_not_the_runs(train, tmp_path):
     ('changes', 'words'),
     [
         ({'evaluate__data_path': 'train'}, 'The test set is the training set, data.path='),
-        ({'evaluate__data_path': 'train/cat'}, 'lie one inside the other'),
-        ({'evaluate__data_path': '.'}, 'lie one inside the other'),
+        ({'evaluate__data_path': 'train/cat'}, 'inside the other, so'),
+        ({'evaluate__data_path': '.'}, 'inside the other, so'),
         ({'evaluate__data_path': 'tset'}, r"evaluate\.data_path=.*exist\. Did you mean 'test'"),
         ({'evaluate__data_path': 'empty'}, r'evaluate\.data_path=.*empty holds no image'),
         ({'evaluate__data_split': 'test'}, r"source='folder' has none.*evaluate\.data_path=PATH"),

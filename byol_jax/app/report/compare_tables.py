@@ -149,7 +149,7 @@ def _check_is_run(workdir: Path) -> None:
         raise UserError(
             f'--workdirs: {workdir} holds no run: there is no config.json in it. '
             + (
-                f'It has runs inside: {_some(inside)}; name these.'
+                f'It contains runs: {_some(inside)}; give one of them.'
                 if inside
                 else 'Give the folder that was the --workdir of a run (by default '
                 'runs/<config name>).'
@@ -322,7 +322,7 @@ def _last_values(runs: Sequence[RunRecord]) -> Table:
     names = metric_names(record for run in runs for record in run.records)
     notes = [f'{SCALED_STD} is healthy from 0.74 to 1; 0 is collapse.'] if names else []
     if len({run.config['batch_size'] for run in runs}) > 1:
-        notes.append('RankMe compares only between runs of the same batch size.')
+        notes.append('Compare RankMe only between runs of the same batch size.')
     if names and any(not run.records for run in runs):
         without = ', '.join(run.name for run in runs if not run.records)
         notes.append(f'No step is logged yet: {without}.')

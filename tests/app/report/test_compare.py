@@ -365,7 +365,7 @@ def test_written_and_replaced(tmp_path, capsys, monkeypatch):
         ('runs/first,notes.txt', ('notes.txt is no folder',)),
         ('runs/first,runs/../runs/first', ('twice', 'give each run once')),
         ('runs/first,runs/first', ('has runs/first twice: give',)),
-        ('runs/first,runs', ('runs holds no run', 'runs/first, runs/second', 'name these')),
+        ('runs/first,runs', ('runs holds no run', 'runs/first, runs/second', 'give one of them')),
         ('runs/first,empty', ('empty holds no run', 'no config.json', 'runs/<config name>')),
         ('runs/first,broken', ('broken/config.json is damaged: it is not JSON',)),
         ('runs/first,other', ('other/config.json is not the config of a run', 'projector')),
