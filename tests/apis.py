@@ -1,4 +1,4 @@
-"""Flax's two ways to write a network, for tests that hold in both, and its layers by themselves."""
+"""Flax's two APIs for networks, for tests that hold in both, and single layers of theirs."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from byol_jax.interop.encoder import Encoder, make_encoder
 from byol_jax.interop.export import load_encoder, save_encoder
 from byol_jax.models.registry import build_encoder
 
-# Float32 against the same layers called one by one, fused otherwise.
+# Tolerance of float32 against the same layers called one by one, which XLA fuses differently.
 CLOSE = {'rtol': 1e-5, 'atol': 2e-6}
 UINT8 = np.random.default_rng(1).integers(0, 256, network_steps.SHAPE, np.uint8)
 # What an exported encoder makes of them.
@@ -27,7 +27,7 @@ NORMALISED = np.float32((UINT8 / 255 - 0.5) / 0.25)
 
 @dataclasses.dataclass(frozen=True)
 class Api:
-    """One of the two, and where its networks are."""
+    """One of the two APIs, and the module that holds its networks."""
 
     name: str
     networks: Any
@@ -49,7 +49,7 @@ NNX = Api('nnx', nnx_networks)
 
 
 def of_both(name: str, linen: list[Any], nnx: list[Any]) -> pytest.MarkDecorator:
-    """Parametrises a test over values that differ between the two."""
+    """Parametrises a test over values that differ between the two APIs."""
     cases = [(LINEN, value) for value in linen] + [(NNX, value) for value in nnx]
     ids = [f'{api.name}-{value}' for api, value in cases]
     return pytest.mark.parametrize(('api', name), cases, ids=ids)
@@ -59,7 +59,7 @@ both = pytest.mark.parametrize('api', [LINEN, NNX], ids=['linen', 'nnx'])
 
 
 def at(tree, path):
-    """The part of nested dicts at a path such as 'stages/0'; None where there is none."""
+    """The part of nested dicts at a path such as 'stages/0'; None if there is none."""
     for key in path.split('/'):
         if key not in tree:
             return None
@@ -68,9 +68,9 @@ def at(tree, path):
 
 
 def call(layer: nn.Module, variables, path, *args, **kwargs):
-    """A Linen layer on the variables of one path, by itself.
+    """Calls a single Linen layer with the variables at one path.
 
-    NNX's layers keep theirs in the same names, shapes and orders of axes.
+    NNX's layers have the same names, shapes and orders of axes.
     """
     own = {kind: at(tree, path) for kind, tree in variables.items()}
     own = {kind: tree for kind, tree in own.items() if tree is not None}
@@ -84,7 +84,7 @@ def dense(variables, path, x):
 
 
 def normed(variables, path, x, mean=None, var=None):
-    """A batch normalisation in NumPy: with the running statistics, if none are given."""
+    """A batch normalisation in NumPy, with the running statistics unless others are given."""
     p, running = at(variables['params'], path), at(variables['batch_stats'], path)
     mean, var = (running['mean'], running['var']) if mean is None else (mean, var)
     return (x - mean) / np.sqrt(var + 1e-5) * p['scale'] + p['bias']
@@ -125,6 +125,6 @@ def exported(
 
 
 def saved_and_loaded(encoder: Encoder, folder: Path) -> Encoder:
-    """An encoder after the way through its two files."""
+    """An encoder, saved to its two files and loaded again."""
     save_encoder(encoder, folder)
     return load_encoder(folder)

@@ -1,4 +1,4 @@
-"""Pictures that cannot be read, and what a run notes of them."""
+"""Unreadable pictures, and what a run records about them."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from byol_jax.sources.base import Source
 
 
 class Damaged(Photographs):
-    """Photographs of which those with the given numbers cannot be read."""
+    """Photographs, of which those with the given numbers are unreadable."""
 
     def __init__(self, count: int, bad: set[int], keys: tuple[str, ...] = ('image',), **more):
         super().__init__(count, keys, **more)

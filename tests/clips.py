@@ -1,4 +1,4 @@
-"""Clips made in the tests: every frame says in its pixels which one it is."""
+"""Clips for the tests: every frame shows in its pixels which one it is."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from PIL import Image
 HEIGHT, WIDTH = 64, 96
 _BITS = 12
 
-# What OpenCV can write everywhere: (file, FourCC).
+# Formats that OpenCV can write everywhere: (file, FourCC).
 OPENCV_FORMATS = (
     ('a.mp4', 'mp4v'),
     ('a.mkv', 'mp4v'),
@@ -41,7 +41,7 @@ def which(picture: np.ndarray) -> tuple[int, int]:
 
 
 def write_video(path: Path, count: int, clip: int = 0, fourcc: str = 'mp4v') -> Path:
-    """Writes a video with OpenCV, at 25 frames a second, a key frame every 12."""
+    """Writes a video with OpenCV, at 25 frames a second, with a key frame every 12."""
     path.parent.mkdir(parents=True, exist_ok=True)
     code = cv2.VideoWriter.fourcc(*fourcc)
     writer = cv2.VideoWriter(str(path), cv2.CAP_FFMPEG, code, 25, (WIDTH, HEIGHT))
@@ -78,7 +78,7 @@ def write_with_pyav(
     sound: str = '',
     sound_seconds: float = 0,
 ) -> Path:
-    """Writes a video as only PyAV can: any codec and option, frames at any time, silent sound."""
+    """Writes a video with PyAV: any codec and option, frames at any time, silent sound."""
     unit = fractions.Fraction(1, 1000)
     with av.open(str(path), 'w', options=container_options or {}) as container:
         container.metadata['title'] = title
@@ -107,7 +107,7 @@ def write_with_pyav(
 
 
 def turn(path: Path, quarters: int) -> None:
-    """Writes into an MP4 that its frames are to be shown turned clockwise."""
+    """Sets a clockwise rotation in the header of an MP4."""
     matrices = {
         1: (0, 1, 0, -1, 0, 0, 0, 0, 1),
         2: (-1, 0, 0, 0, -1, 0, 0, 0, 1),

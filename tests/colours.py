@@ -1,4 +1,4 @@
-"""Plain squares whose colours tell their labels, and encoders that see this."""
+"""Plain squares whose colours are their labels, and encoders that see them."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def measured(encode, data, options):
 
 
 def one_hot_of_label(images):
-    """A perfect encoder of `labelled`: the red of a picture is 50 times its label."""
+    """A perfect encoder for `labelled`: the red of a picture is 50 times its label."""
     return np.eye(CLASSES, dtype=np.float32)[images[:, 4, 4, 0] // 50]
 
 

@@ -13,20 +13,20 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 
-# Compiling is most of the work of many tests: XLA takes half the time without its optimisations.
+# Compiling is most of the work of many tests; without optimisations XLA takes half the time.
 QUICK = {'xla_backend_optimization_level': 0, 'xla_llvm_disable_expensive_passes': True}
 _QUICK_FLAGS = [f'--{name}={str(value).lower()}' for name, value in QUICK.items()]
 
-# Read when JAX and TensorFlow are first imported, which is after this file.
+# JAX and TensorFlow read these when they are first imported, which is after this file.
 os.environ['XLA_FLAGS'] = ' '.join(['--xla_force_host_platform_device_count=4', *_QUICK_FLAGS])
 os.environ.pop('JAX_COMPILATION_CACHE_DIR', None)
 os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '3')
 
-# The processes that tests start compile the same few programs again and again; the first leaves
-# them here for the others. A folder of this process's own: JAX writes into it without a lock.
+# Processes that tests start compile the same few programs; the first leaves them here for the
+# others. The folder belongs to this test process, because JAX writes to it without a lock.
 _PROGRAMS = tempfile.TemporaryDirectory(prefix='byol_jax_tests-')
 
-# A run of main.py of a few seconds, compile included.
+# A run of main.py that takes a few seconds, compilation included.
 TINY = (
     '--config.total_steps=8',
     '--config.warmup_steps=2',
@@ -44,7 +44,7 @@ TINY = (
 )
 
 
-# What takes longest begins first, so that two workers end together (`--no-loadscope-reorder`).
+# The slowest files begin first, so that two workers end together (`--no-loadscope-reorder`).
 _LONGEST = (
     'test_device_run.py',
     'test_run.py',
@@ -73,7 +73,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(scope='session')
 def main_py() -> Callable[..., subprocess.CompletedProcess[str]]:
-    """Runs main.py as a user would, in a process of its own, under a hard time limit."""
+    """Runs main.py as a user would, in its own process, with a time limit."""
 
     def run(
         *arguments: str,
@@ -109,9 +109,10 @@ def process_environment(devices: int, compiling: str = 'shared') -> dict[str, st
     Compiling is half of a tiny run's work.
 
     Args:
-      devices: simulated.
-      compiling: 'shared': without optimisations, and only what no other such process has compiled
-        yet; 'alone': without optimisations, everything; 'optimised': everything, as a user's.
+      devices: number of simulated devices.
+      compiling: 'shared': without optimisations, and only programs that no other such process has
+        compiled; 'alone': without optimisations, all programs; 'optimised': all programs, as for a
+        user.
     """
     flags = [f'--xla_force_host_platform_device_count={devices}']
     if compiling != 'optimised':

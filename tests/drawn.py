@@ -1,4 +1,4 @@
-"""Drawn parameters as one record, and views made from it, for the tests of views."""
+"""Drawn parameters as one record, and views made from them, for the tests of views."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ class FixedCrop(Crop):
 
 
 def steps_of(params: Params, size: int, antialias: bool = True) -> Steps:
-    """The operations that make a view of these parameters."""
+    """The operations that make a view with these parameters."""
     after: list[tuple[Any, Any]] = []
     if params.flip:
         after.append((Flip(), ()))
@@ -83,7 +83,7 @@ def view_of(config: Any, size: int = 224) -> View:
 def draw_views(
     config: Any, height: int, width: int, *, seed: int, number: int, epochs: Any, examples: Any
 ) -> list[Params]:
-    """What the view of a view's config draws for some examples, done or not."""
+    """What a view's config draws for some examples, for operations that are applied and others."""
     view = view_of(config)
     drawn = view.draw(seed, number, np.asarray(epochs), np.asarray(examples))
     count = len(examples)

@@ -22,7 +22,7 @@ KWARGS = {'stage_sizes': (1,), 'width': 0.125}
 
 
 def save_random_encoder(folder: Path, broken: bool = False) -> Path:
-    """Writes the encoder, of 8 features, all of them NaN if it is to be broken."""
+    """Writes the encoder, which has 8 features; all are NaN if `broken`."""
     tapped = TappedEncoder(build_encoder('resnet', KWARGS), 'avgpool')
     variables = tapped.init(jax.random.key(0), jnp.zeros((1, SIZE, SIZE, 3)))
     if broken:
@@ -42,7 +42,7 @@ def save_random_encoder(folder: Path, broken: bool = False) -> Path:
 
 
 def write_pictures(folder: Path, classes: dict[str, int], seed: int) -> Path:
-    """Pictures in class folders ('' for none), so many of each: hues that overlap, and noise."""
+    """Writes pictures in class folders ('' for none): hues that overlap, and noise."""
     rng = np.random.default_rng(seed)
     for name, count in classes.items():
         (folder / name).mkdir(parents=True, exist_ok=True)
@@ -57,9 +57,9 @@ def write_pictures(folder: Path, classes: dict[str, int], seed: int) -> Path:
 def evaluation_request(
     encoder: Path, workdir: Path, output: Path | None = None, **changes: object
 ) -> Request:
-    """For --mode=evaluate or embed of class folders; `changes` by the dotted key, '__' a dot."""
+    """A request for --mode=evaluate or embed on class folders; `changes` has '__' for a dot."""
     config = default.get_config()
-    config.views.image_size = 64  # Not the encoder's, which counts.
+    config.views.image_size = 64  # This is not the encoder's image size, which counts.
     config.evaluate.batch_size = 8
     config.evaluate.protocols = ('knn',)
     config.evaluate.knn_k = (5,)

@@ -14,7 +14,7 @@ SIZE, COUNT, BATCH = 16, 10, 8
 
 
 class Mixed(Source):
-    """Pictures of noise, each of another size."""
+    """Pictures of noise of different sizes."""
 
     def __len__(self) -> int:
         return COUNT
@@ -39,14 +39,14 @@ def make_config(on: str = 'accelerator', accumulate_steps: int = 1):
 
 
 def quick(config):
-    """Leaves out of the views what takes long to compile."""
+    """Removes from the views the operations that take long to compile."""
     for view in (config.views.view1, config.views.view2):
         view.jitter = view.blur = 0.0
     return config
 
 
 def feed_of(source: Source, config, start: int = 0, bad_files=None, **given):
-    """The feed of a run of this config, over its six steps."""
+    """The feed of a run with this config, over its six steps."""
     return open_feed(
         source,
         views_of(config),
@@ -61,7 +61,7 @@ def feed_of(source: Source, config, start: int = 0, bad_files=None, **given):
     )
 
 
-# TensorFlow as if it were not installed.
+# Makes TensorFlow look as if it were not installed.
 WITHOUT_TENSORFLOW = """
 import sys
 

@@ -1,4 +1,4 @@
-"""What the tests of ViT and ConvNeXt share: layers in float64 NumPy, random weights, recordings."""
+"""Helpers for the tests of ViT and ConvNeXt: float64 layers, random weights, recordings."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def layer_norm(params, x):
 
 
 def patches(params, x):
-    """Convolution without overlap: the weights of a patch times its values, [B, h, w, D]."""
+    """A convolution without overlap: the weights of a patch times its values, [B, h, w, D]."""
     side, _, _, features = params['kernel'].shape
     batch, height, width, channels = x.shape
     x = x[:, : height // side * side, : width // side * side]
@@ -36,7 +36,7 @@ def patches(params, x):
 
 
 def shapes(module, *size):
-    """(output shape, variable shapes) for one image of this size; computes nothing."""
+    """(output shape, variable shapes) for one image of this size, without computing it."""
     images = jax.ShapeDtypeStruct((1, *size, 3), jnp.float32)
     return jax.eval_shape(module.init_with_output, jax.random.key(0), images)
 
@@ -46,7 +46,7 @@ def count(variables):
 
 
 def random_variables(module, *size):
-    """float64 variables of which none is near its initial value, of the size of trained ones."""
+    """float64 variables of the size of trained ones, none near its initial value."""
     rng = np.random.default_rng(0)
 
     def draw(path, leaf):
@@ -74,7 +74,7 @@ def compiled(module, train):
 
 
 def by_path(state):
-    """{path: output of the layer there}, without that of the network itself."""
+    """The output of each layer by path, without that of the network itself."""
     found = {}
     for path, leaf in jax.tree.leaves_with_path(state['intermediates']):
         names = [key.key for key in path if hasattr(key, 'key')]
@@ -92,7 +92,7 @@ def run(module, variables, x, train=None, seed=None):
 
 
 def types(module, variables, x, train):
-    """(types by path of the layer, types of all operands of matrix products and convolutions)."""
+    """(types of outputs by path, types of all operands of matrix products and convolutions)."""
 
     def operands(jaxpr):
         for equation in jaxpr.eqns:
@@ -108,7 +108,7 @@ def types(module, variables, x, train):
 
 
 def dropped(branch, after, rate):
-    """Which examples' branch was dropped; asserts that the others' is scaled by 1 / (1 - rate)."""
+    """The examples whose branch was dropped; the others' must be scaled by 1 / (1 - rate)."""
     gone = np.all(after == 0, axis=tuple(range(1, after.ndim)))
     np.testing.assert_allclose(after[~gone], branch[~gone] / (1 - rate), rtol=1e-5)
     assert np.all(np.any(branch != 0, axis=tuple(range(1, branch.ndim))))

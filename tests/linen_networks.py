@@ -1,6 +1,6 @@
-"""Linen networks with one particular each; `nnx_networks.py` has those of the same names in NNX.
+"""Linen networks with one peculiarity each; `nnx_networks.py` has NNX networks of the same names.
 
-Both modules hold what a user may write; the tests find a network by its name in either.
+Both modules show what a user may write; the tests find a network by its name in either.
 """
 
 from __future__ import annotations

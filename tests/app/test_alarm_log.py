@@ -24,7 +24,7 @@ from byol_jax.app.report.page import render
 from byol_jax.app.report.run_report import Report
 from byol_jax.methods.base import LossScale
 
-# A run of the default config whose features have 128 channels, as those of `healthy`.
+# A run of the default config; features have 128 channels, as in `healthy`.
 STORY_FACTS = facts(sample_config())
 
 
@@ -39,7 +39,7 @@ def judge_all(workdir, history, start_step=0):
 
 
 def story():
-    """Healthy, half collapsed, collapsed, and healthy again: three records each."""
+    """Three records each of a healthy, half collapsed, collapsed, and again healthy run."""
     shares = (0.8, 0.4, 0.1, 0.8)
     return [
         healthy(10 * (i + 1), feature_std=shares[i // 3] / 128**0.5) for i in range(3 * len(shares))
@@ -47,7 +47,7 @@ def story():
 
 
 def test_alarms_are_said_once(tmp_path):
-    """A line when an alarm is raised, when it gets worse and when it is over; none between."""
+    """One line says that an alarm is raised, gets worse or is over; none is said in between."""
     lines = judge_all(tmp_path, story())
     assert [line.split(':')[0] for line in lines] == [
         'WATCH at step 50',
@@ -66,7 +66,7 @@ def test_alarms_are_said_once(tmp_path):
 
 @pytest.mark.parametrize('killed_at', [30, 60, 70, 90, 110])
 def test_a_resumed_run_writes_the_same_alarms(tmp_path, killed_at):
-    """Killed after any record and gone on from an earlier checkpoint, the files are the same."""
+    """A run killed after any record and resumed from an earlier checkpoint has the same files."""
     whole, again = tmp_path / 'whole', tmp_path / 'again'
     whole.mkdir()
     again.mkdir()
@@ -84,7 +84,7 @@ def test_a_resumed_run_writes_the_same_alarms(tmp_path, killed_at):
 
 
 def test_without_alarms_there_is_no_file(tmp_path):
-    """A healthy run leaves no alarms.jsonl, nor one whose alarms lie after its checkpoint."""
+    """Neither a healthy run leaves alarms.jsonl, nor one whose alarms come after its checkpoint."""
     assert judge_all(tmp_path, [healthy(10 * n) for n in range(1, 7)]) == []
     assert not (tmp_path / 'alarms.jsonl').exists()
     assert summary(tmp_path) == 'none'
@@ -157,7 +157,7 @@ def test_verdict(records, alarms, state):
 
 
 def test_verdict_names_evidence_and_remedy():
-    """The box has an alarm's words, escaped, the worst first, and what is over."""
+    """The box has the alarms' words, escaped, the worst first, and the alarms that are over."""
     alarms = [
         alarm('input_bound', 'watch', 100),
         alarm('weight_decay', 'watch', 100),
@@ -174,7 +174,7 @@ def test_verdict_names_evidence_and_remedy():
 
 
 def test_verdict_measures_now():
-    """An alarm that was raised long ago gives its reason as of the last record, and since when."""
+    """An old alarm has the last record's numbers in its reason, and since when it stands."""
     late = [record(step, input_wait_fraction=0.5) for step in LATE]
     (reason,) = verdict(late, [alarm('input_bound', 'watch', 40)], FACTS).reasons
     assert 'no batch for 50% of the time' in reason.evidence

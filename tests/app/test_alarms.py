@@ -1,4 +1,4 @@
-"""The alarms: each is provoked, names its cause, and keeps quiet where nothing is wrong."""
+"""The alarms: each can be provoked, names its cause, and is silent if nothing is wrong."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from byol_jax.app.progress import Stopwatch
 from byol_jax.methods.base import LossScale
 from byol_jax.methods.byol import Byol
 
-# Two steps under way on simulated devices can deadlock: a hard limit, and every step is awaited.
+# Two pending steps on simulated devices can deadlock: every step is awaited, with a time limit.
 pytestmark = pytest.mark.timeout(120)
 
 
@@ -39,7 +39,7 @@ def records(count=6, **changes):
 
 
 def test_a_healthy_run_raises_nothing_and_a_jump_of_the_learning_rate_does():
-    """60 healthy steps are quiet; then, at 1,000 times the rate, the alarm names the rate."""
+    """60 healthy steps raise nothing; at 1,000 times the learning rate, an alarm names the rate."""
     config = make_config()
     history = run(config, make_byol(), stop=90, jump=(60, 1000))
     for count in range(1, 7):
@@ -51,9 +51,9 @@ def test_a_healthy_run_raises_nothing_and_a_jump_of_the_learning_rate_does():
 
 
 def test_no_predictor_collapses_and_own_batch_norm_is_found():
-    """Without a predictor all projections become alike, and a loss near 0 is not taken for good.
+    """Without a predictor all projections become alike, and a loss near 0 is not called good.
 
-    The network also normalises by itself, 8 examples on each of two devices.
+    The network also has its own batch normalisation, over 8 examples on each of two devices.
     """
     config = make_config(batch_size=16, optimizer__base_learning_rate=8.0)
     byol = make_byol(predictor=NoPredictor(), synchronised=False)
@@ -72,7 +72,7 @@ def test_no_predictor_collapses_and_own_batch_norm_is_found():
 
 
 def test_no_stop_gradient_collapses():
-    """With a gradient through both sides, and no target network, the cause is told apart."""
+    """With a gradient through both sides and no target network, the alarm names that cause."""
     config = make_config()
     found = by_name(run(config, make_byol(NoStopGradient), stop=60), config)
     assert found['collapse'].severity == found['trivial_loss'].severity == ALARM
@@ -81,7 +81,7 @@ def test_no_stop_gradient_collapses():
 
 
 def test_a_target_without_average_collapses():
-    """With tau_base 0 a linear predictor collapses, and the alarm names target.tau_base."""
+    """With tau_base 0 and a linear predictor, it collapses and the alarm names target.tau_base."""
     config = make_config(target__tau_base=0.0)
     history = run(config, make_byol(predictor=LinearPredictor()), stop=70)
     assert first_step(history, config, 'target_follows', WATCH) == 10
@@ -93,7 +93,7 @@ def test_a_target_without_average_collapses():
 
 @pytest.mark.slow
 def test_with_a_slow_target_the_same_run_does_not_collapse():
-    """With tau_base 0.999 the network that collapses with 0 raises a watch at most."""
+    """With tau_base 0.999, the network that collapses with 0 raises a watch at most."""
     config = make_config(target__tau_base=0.999)
     history = run(config, make_byol(predictor=LinearPredictor()), stop=200)
     assert first_step(history, config, 'collapse', ALARM) is None
@@ -102,7 +102,7 @@ def test_with_a_slow_target_the_same_run_does_not_collapse():
 
 
 def test_no_weight_decay():
-    """Weight decay 0 is a watch from the first record, an alarm when the weights have tripled."""
+    """Weight decay 0 is a watch from the first record, and an alarm if the weights have tripled."""
     config = sample_config(optimizer__weight_decay=0.0)
     found = by_name(records(1), config)
     assert found.keys() == {'weight_decay'}
@@ -127,9 +127,9 @@ def test_no_weight_decay():
     ],
 )
 def test_small_norm_batch(batch, passes, devices, spread, expected):
-    """What counts is over how many examples statistics are taken, if that is not the whole batch.
+    """The alarm counts the examples over which statistics are taken.
 
-    Synchronised devices count together, unsynchronised ones alone, and passes always alone.
+    Synchronised devices count together, others separately, and microbatches always separately.
     """
     config = sample_config(batch_size=batch, accumulate_steps=passes)
     found = by_name(records(2, stats_spread=spread), config, devices)
@@ -141,7 +141,7 @@ def test_small_norm_batch(batch, passes, devices, spread, expected):
 
 
 def test_a_slow_source_makes_a_run_input_bound():
-    """A source that takes most of the time is found by the stopwatch, with the knob to turn."""
+    """A source that takes most of the time is detected; the alarm names the setting to change."""
     config = sample_config(data__workers=1)
     plan = make_plan(config, 10_000, 1)
     watch, history = Stopwatch(plan, 0), []
@@ -156,12 +156,12 @@ def test_a_slow_source_makes_a_run_input_bound():
     known = facts(config)
     if known.cores > 1:
         assert 'raise data.workers=1' in found['input_bound'].remedy
-    # One slow stretch (the disk of another job, say) is no trend.
+    # One slow period (another job on the disk, say) is not a trend.
     assert by_name([*records(3), history[-1]], config) == {}
 
 
 def test_input_bound_with_all_cores_names_other_knobs():
-    """Where all cores are at work, more workers are not advised."""
+    """More workers are not suggested if all cores are busy."""
     config = sample_config(data__workers=0, data__tile_size=512)
     found = by_name(records(4, input_wait_fraction=0.4), config)['input_bound']
     assert found.severity == WATCH
@@ -174,21 +174,21 @@ def test_input_bound_with_all_cores_names_other_knobs():
 
 
 def test_a_loss_near_zero_alone_is_no_alarm():
-    """A small loss with projections that differ is what training is for."""
+    """A small loss with different projections is the aim of training, not an alarm."""
     assert by_name(records(4, loss=0.01), sample_config()) == {}
     trivial = by_name(records(4, loss=0.01, feature_std=0.005), sample_config())
     assert trivial.keys() == {'collapse', 'trivial_loss'}
 
 
 def test_few_directions_are_a_collapse_too():
-    """Projections along two directions keep their std; RankMe tells."""
+    """Projections along two directions keep their std; RankMe detects the collapse."""
     found = by_name(records(4, rankme_projection=2.0), sample_config())
     assert found.keys() == {'collapse'}
     assert '2.0 of 128 directions' in found['collapse'].evidence
 
 
 def test_few_rows_use_few_directions():
-    """RankMe of few rows is low for any network: two devices of 128 hosts would show 4 rows."""
+    """RankMe of few rows is low for any network: with 128 hosts, two devices have 4 rows."""
     config = sample_config(batch_size=2)
     assert facts(config).monitored_rows == 4
     assert by_name(records(4, rankme_projection=3.5), config) == {}
@@ -196,7 +196,7 @@ def test_few_rows_use_few_directions():
 
 
 def test_an_early_record_does_not_blame_the_stop_gradient():
-    """The target starts as the online network: a cosine of 1 at step 1 says nothing of the loss."""
+    """The target starts equal to the online network: a cosine of 1 at step 1 is no evidence."""
     collapsed = records(4, rankme_projection=2.0, update_norm=20.0)
     history = [healthy(1, online_target_cosine=1.0), *collapsed]
     assert 'learning rate' in by_name(history, sample_config())['collapse'].cause
@@ -205,20 +205,20 @@ def test_an_early_record_does_not_blame_the_stop_gradient():
 
 
 def test_a_collapse_by_large_steps_names_the_learning_rate():
-    """Where steps of more than a tenth of the weights came before, they are the likely cause."""
+    """If earlier steps moved the weights by over a tenth, they are named as the likely cause."""
     history = [healthy(10, update_norm=20.0), *records(4, rankme_projection=2.0)[1:]]
     assert 'learning rate' in by_name(history, sample_config())['collapse'].cause
 
 
 def test_a_loss_of_chance_names_the_learning_rate():
-    """After the warm-up a loss at the level of chance means that nothing is learned."""
+    """After the warm-up, a loss at the level of chance means that nothing is learned."""
     assert by_name(records(4, loss=3.9), sample_config())['learning_rate'].severity == ALARM
     warming = sample_config(warmup_steps=100)
     assert by_name(records(4, loss=3.9), warming) == {}
 
 
 def test_one_record_is_no_trend():
-    """A single bad record, or the very first steps, raise no alarm of a trend."""
+    """A single bad record, or the first steps, raise no alarm about a trend."""
     bad = {'feature_std': 0.001, 'loss': 0.001, 'rankme_projection': 1.0, 'update_norm': 30.0}
     assert by_name([*records(3), healthy(40, **bad)], sample_config()) == {}
     assert by_name([healthy(2, **bad), healthy(4, **bad)], sample_config()) == {}
@@ -244,7 +244,7 @@ def test_lines_are_whole_sentences():
     assert alarm.remedy in line
 
 
-# A method that minimises the negative mean cosine, and one that contrasts with 1,000 others.
+# A method that minimises the negative mean cosine, and one that contrasts 1,000 examples.
 COSINE, CONTRAST = LossScale(-1, 0, 1), LossScale(0, 6.9, math.inf)
 
 
@@ -278,7 +278,7 @@ def test_the_loss_is_judged_by_the_scale_of_the_method(scale, low, near_low, nea
 @pytest.mark.parametrize('missing', sorted(healthy(1).keys() - {'step', 'loss'}))
 @pytest.mark.parametrize('broken', [False, True], ids=['healthy', 'broken'])
 def test_a_missing_metric_only_ends_the_rules_that_need_it(missing, broken):
-    """A method without a predictor, target or projection raises what its other metrics say."""
+    """A method without predictor, target or projection raises the alarms of its other metrics."""
     config = sample_config(optimizer__weight_decay=0.0, target__tau_base=0.5, batch_size=64)
     config.accumulate_steps = 8
     bad = {
@@ -305,14 +305,14 @@ def test_a_missing_metric_only_ends_the_rules_that_need_it(missing, broken):
     }.get(missing, set())
     assert found.keys() == (all_names if broken else always) - lost
     if broken:
-        # Without one of its two measures, collapse is judged by the other.
+        # If one of its two measures is missing, the other detects the collapse.
         evidence = found['collapse'].evidence
         assert ('feature std' in evidence) == (missing != 'feature_std')
         assert ('RankMe' in evidence) == (missing != 'rankme_projection')
 
 
 def test_records_of_a_loss_alone():
-    """Records of nothing but a loss: a loss of chance is an alarm, and nothing fails."""
+    """With only a loss in the records, a loss at chance is an alarm, and nothing fails."""
     config = sample_config()
     bare = [{'step': 10 * n, 'loss': 3.9} for n in range(1, 5)]
     assert by_name(bare, config).keys() == {'learning_rate'}

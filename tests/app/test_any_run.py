@@ -1,4 +1,4 @@
-"""Whole runs of networks of a user's own, and what may be made of them afterwards."""
+"""Whole runs of a user's own networks, and what can be done with their results."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ IMAGES = np.random.default_rng(0).integers(0, 256, (5, 32, 32, 3), np.uint8)
 
 
 class Own(NamedTuple):
-    """A network of one's own and the flags that train it."""
+    """A user's own network, and the flags that train it."""
 
     name: str
     flags: tuple[str, ...]
@@ -46,7 +46,7 @@ class Own(NamedTuple):
 
 
 OWN = {
-    # Linen; norms that know of no devices, and dropout.
+    # Linen; its norms do not know of devices, and it has dropout.
     'linen': Own(
         'ConvNet', ('--config.encoder.hidden_layer=drop', '--config.encoder.kwargs.rate=0.2')
     ),
@@ -67,7 +67,7 @@ OWN = {
 
 @pytest.fixture(scope='module')
 def finished(main_py, tmp_path_factory):
-    """Gives the workdir of an uninterrupted run of one of OWN; each is made once.
+    """Gives the workdir of an uninterrupted run of one of OWN; each run is made once.
 
     A run has as many devices as this process.
     """
@@ -88,7 +88,7 @@ def finished(main_py, tmp_path_factory):
 
 @pytest.fixture(scope='module')
 def linen(finished):
-    """The workdir of the run that most tests look at."""
+    """The workdir of the run that most tests use."""
     return finished('linen')
 
 
@@ -96,12 +96,12 @@ NNX = [pytest.param(kind, marks=pytest.mark.slow) for kind in ('nnx', 'vit')]
 
 
 def config_of(workdir):
-    """The config a run has written down."""
+    """The config that a run has written."""
     return Settings.of(json.loads((workdir / 'config.json').read_text()))
 
 
 def last_state(workdir):
-    """(networks, state of the last checkpoint), restored into what the config describes."""
+    """(networks, state of the last checkpoint); the config describes the networks."""
     config = config_of(workdir)
     byol = method_of(config)
 
@@ -185,7 +185,7 @@ def from_conv_net(model, x):
     ],
 )
 def test_the_module_of_a_run_lives(finished, kind, kind_of_module, call):
-    """encoder.module is the network as an nnx.Module whose own call gives the features."""
+    """encoder.module is the network as an nnx.Module; calling it gives the features."""
     encoder = load_encoder(finished(kind) / 'encoder')
     model = encoder.module
     assert type(model) is kind_of_module
@@ -196,7 +196,7 @@ def test_the_module_of_a_run_lives(finished, kind, kind_of_module, call):
 
 
 def test_the_module_of_a_linen_run(linen):
-    """encoder.module is the Linen module, to be applied to encoder.variables."""
+    """encoder.module is the Linen module, for use with encoder.variables."""
     encoder = load_encoder(linen / 'encoder')
     about = encoder.description
     x = np.float32((IMAGES / 255 - np.array(about['mean'])) / np.array(about['std']))
@@ -226,7 +226,7 @@ def test_loading_without_the_class(linen, monkeypatch):
 
 
 def networks(kwargs, **changes):
-    """(networks of ConvNet, fresh parameters, fresh statistics) as a run begins with."""
+    """(networks of ConvNet, fresh parameters, fresh statistics) at the beginning of a run."""
     config = small_config('ConvNet', 'drop', encoder__kwargs=kwargs, views__image_size=32)
     config.update_from_flattened_dict(changes)
     byol = make_method(config)
@@ -236,7 +236,7 @@ def networks(kwargs, **changes):
 
 @pytest.mark.parametrize('what', ['export', 'workdir', 'checkpoints'])
 def test_starting_from_a_run(linen, tmp_path, what):
-    """An export, a workdir, or one whose run has not ended, gives its weights up to the tap."""
+    """An export, a workdir, or a workdir of an unfinished run gives its weights up to the tap."""
     if what == 'checkpoints':
         shutil.copy(linen / 'config.json', tmp_path)
         shutil.copytree(linen / 'checkpoints', tmp_path / 'checkpoints')
@@ -253,7 +253,7 @@ def test_starting_from_a_run(linen, tmp_path, what):
     assert jax.tree.structure(new_stats) == jax.tree.structure(stats)
     found = by_path({'params': new_params['encoder'], **new_stats['encoder']})
     for path, leaf in found.items():
-        # A head of another size stays as it is initialised.
+        # A head of another size keeps its initial values.
         expected = fresh[path] if 'head' in path else given[path]
         np.testing.assert_array_equal(leaf, expected, err_msg=path)
     for part in ('projector', 'predictor'):
@@ -262,7 +262,7 @@ def test_starting_from_a_run(linen, tmp_path, what):
 
 
 def test_a_started_encoder_gives_the_features_it_had(linen):
-    """Before its first step a run that starts from weights has the features of those weights."""
+    """A run that starts from weights has, before its first step, the features of those weights."""
     byol, params, stats = networks({'classes': 7})
     params, stats, _ = start_from(str(linen), byol, params, stats)
     represent = jax.jit(lambda params, stats, x: byol.represent(params, stats, x, False)[0])
@@ -271,7 +271,7 @@ def test_a_started_encoder_gives_the_features_it_had(linen):
 
 
 def test_starting_without_a_head(linen):
-    """Weights behind the tap of the network they are from are not asked for here."""
+    """Weights behind the source network's tap are not needed."""
     own = 'own_networks:Headless'
     byol, params, stats = networks({}, **{'encoder.name': own, 'encoder.hidden_layer': 'output'})
     new_params, _, _ = start_from(str(linen), byol, params, stats)
@@ -289,7 +289,7 @@ def test_starting_without_a_head(linen):
     ids=['width', 'norm', 'both'],
 )
 def test_weights_of_another_network(linen, kwargs, says):
-    """Weights of another network are refused by the first that is odd, saying whose they are."""
+    """Other networks' weights are refused by the first that does not fit, naming their file."""
     with pytest.raises(UserError, match=says) as caught:
         start_from(str(linen), *networks(kwargs))
     assert "own_networks:ConvNet with {'rate': 0.2}" in str(caught.value)
@@ -317,7 +317,7 @@ def test_starting_from_torchvision(tmp_path, small):
 
 
 def test_other_normalisation_is_said(linen):
-    """A run that normalises its pictures otherwise than the weights' own run is told so."""
+    """A message says that the weights' run normalised its pictures differently."""
     byol, params, stats = networks({}, **{'views.mean': (0.5, 0.5, 0.5)})
     note = start_from(str(linen), byol, params, stats)[2]
     assert 'it was trained with views.mean=(0.485, 0.456, 0.406)' in note
@@ -326,7 +326,7 @@ def test_other_normalisation_is_said(linen):
 
 
 def test_weights_that_are_not_there(linen, tmp_path):
-    """A path that does not exist is answered with the nearest; other mistakes by what they are."""
+    """For a path that does not exist, the nearest is suggested; other mistakes are named."""
     for name in ('pretraining', 'other'):
         (tmp_path / name).mkdir()
     with pytest.raises(UserError, match=r"does not exist\. Did you mean 'pretraining'\?"):
@@ -345,7 +345,7 @@ def test_weights_that_are_not_there(linen, tmp_path):
 
 @pytest.mark.slow
 def test_a_run_that_starts_from_another_and_holds_its_encoder(linen, main_py, tmp_path):
-    """With init_from and freeze_steps a run keeps the weights for that long, then trains them."""
+    """With init_from and freeze_steps, a run keeps the weights for that time, then trains them."""
     arguments = (
         *OWN['linen'].arguments,
         f'--config.encoder.init_from={linen}',

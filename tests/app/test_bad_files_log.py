@@ -1,4 +1,4 @@
-"""What a run says and writes of its bad files, and what evaluation makes of them."""
+"""What a run says and writes about its bad files, and how evaluation treats them."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ EMPTY = 'is empty'
 
 
 class Elsewhere(Damaged):
-    """A test set with files of its own."""
+    """A test set with its own files."""
 
     def name(self, index):
         return f'test{index}.jpg'
@@ -69,7 +69,7 @@ def test_nothing_bad_leaves_no_file(tmp_path, capsys):
 
 
 def test_files_are_appended_as_found_and_sorted_at_the_end(tmp_path):
-    """Each file is there, with its reason, as soon as it is found, and once."""
+    """Each file is listed, with its reason, as soon as it is found, and only once."""
     log = make_log(tmp_path)
     log.open()
     log.bad_files.add([BadFile('z.jpg', EMPTY)])
@@ -85,7 +85,7 @@ def test_files_are_appended_as_found_and_sorted_at_the_end(tmp_path):
 
 
 def test_the_first_few_are_named_and_the_others_counted(tmp_path, capsys):
-    """A thousand bad files make a few lines that name them and one a line of the log."""
+    """Of a thousand bad files, a few are named and the rest counted; all are in the file."""
     log = make_log(tmp_path)
     log.open()
     for i in range(1000):
@@ -105,12 +105,12 @@ def test_the_first_few_are_named_and_the_others_counted(tmp_path, capsys):
 
 
 def test_a_later_start_reads_the_listed_files_again(tmp_path, capsys):
-    """What is mended leaves the list, what is still bad stays and counts, and nothing is twice."""
+    """Mended files leave the list; files that are still bad stay and count; none is there twice."""
     source = Damaged(10, {1, 4, 7})
     log = make_log(tmp_path, source)
     log.open()
     log.bad_files.add(BadFile(source.name(i), 'was broken') for i in (7, 4, 1))
-    log.note()  # Killed here: not sorted, and the last line may be cut off.
+    log.note()  # Killed here: the file is not sorted, and the last line may be cut off.
     with (tmp_path / 'bad_files.txt').open('a') as file:
         file.write('photograph9.jpg\tis em')
     source.bad = {4, 7}
@@ -136,7 +136,7 @@ def test_a_later_start_reads_the_listed_files_again(tmp_path, capsys):
 
 
 def test_limit_counts_earlier_starts(tmp_path):
-    """Files that an earlier start found, and that are still bad, count against the limit."""
+    """Files that an earlier start found, and that are still bad, count towards the limit."""
     source = Damaged(10, {1, 4, 7})
     log = make_log(tmp_path, source)
     log.bad_files.add(BadFile(source.name(i), EMPTY) for i in (1, 4, 7))
@@ -147,7 +147,7 @@ def test_limit_counts_earlier_starts(tmp_path):
 
 
 def test_any_name_is_one_line(tmp_path, capsys):
-    """Names with line breaks or that are no UTF-8 take one line; the latter are kept as bytes."""
+    """A name with line breaks or that is not UTF-8 takes one line; its bytes are kept."""
     log = make_log(tmp_path)
     log.bad_files.add([BadFile('a\nb\t.jpg', EMPTY), BadFile(os.fsdecode(b'\xe9.jpg'), EMPTY)])
     log.close()
@@ -158,7 +158,7 @@ def test_any_name_is_one_line(tmp_path, capsys):
 
 
 def test_what_tiles_leave_out_counts_from_the_start(tmp_path, capsys):
-    """Pictures left out as bad are listed at once, and may be too many before anything is done."""
+    """Pictures that tiles leave out as bad are listed at once, and may exceed the limit at once."""
     bad = [BadFile(f'{i}.jpg', EMPTY) for i in range(3)]
     log = make_log(tmp_path, bad=bad)
     log.open()
@@ -168,8 +168,9 @@ def test_what_tiles_leave_out_counts_from_the_start(tmp_path, capsys):
 
 
 def test_a_later_start_finds_listed_files_wherever_they_are(tmp_path, capsys):
-    """What tiles leave out, and what is bad in the held-out part or the test set, stays listed and
-    is said to be still bad; the limit counts only what is of the training pictures."""
+    """Bad files in the held-out part or the test set, and those that tiles leave out, stay listed
+    and are said to be still bad; only training pictures count towards the limit.
+    """
     whole = Damaged(8, {1, 5})
     train, held_out = Subset(whole, np.arange(4)), Subset(whole, np.arange(4, 8))
     tested = Data(Elsewhere(6, {0}), Subset(whole, np.arange(0)), bad=[BadFile('t.jpg', EMPTY)])
@@ -183,14 +184,14 @@ def test_a_later_start_finds_listed_files_wherever_they_are(tmp_path, capsys):
     assert [line.split('\t')[0] for line in lines(tmp_path)] == bad
     assert '5 of 9 files in' in capsys.readouterr().out.splitlines()[-1]
     assert {entry.file for entry in log.bad_files.since(0)} == {'left.jpg', 'photograph1.jpg'}
-    # Found again by the evaluation at the end.
+    # The evaluation at the end finds them again.
     log.bad_files.add([BadFile('photograph5.jpg', EMPTY), BadFile('test3.jpg', EMPTY)])
     log.close()
     assert [line.split('\t')[0] for line in lines(tmp_path)] == [*bad, 'test3.jpg']
 
 
 def test_the_limit_may_change_when_a_run_goes_on(tmp_path):
-    """A run that stopped at the limit goes on with a higher one: it changes no weight."""
+    """A run that stopped at the limit continues with a higher one, which changes no weight."""
     claim_workdir(tmp_path / 'w', make_config(max_bad_fraction=0.0), {'examples': 1})
     release_locks()
     check_workdir(tmp_path / 'w', make_config(max_bad_fraction=0.5))
@@ -205,7 +206,7 @@ def test_one_process_has_its_own_text():
 
 
 def test_processes_that_see_other_data_are_told(monkeypatch):
-    """A host that leaves out another picture than the others would train on another stream."""
+    """A host that leaves out other pictures would train on another stream: this is an error."""
     monkeypatch.setattr('byol_jax.app.hosts.gather_texts', lambda text: ['9', '9', '8'])
     with pytest.raises(UserError, match=r'The data .* 9 for process 0, but 8 for process 2 \(of 3'):
         check_same_everywhere('9', 'The data')
@@ -215,7 +216,7 @@ def test_processes_that_see_other_data_are_told(monkeypatch):
 
 
 def test_views_are_drawn_around_bad_pictures(tmp_path):
-    """views.png shows what training would see: a replacement's original and its views."""
+    """views.png shows what training sees: a replacement's original and its views."""
     config = make_config()
     for bad in (set(), {0, 3, 5}):
         source = Damaged(8, bad)
@@ -246,7 +247,7 @@ class SomeBad(Colours):
 
 @pytest.mark.parametrize('bad', [{0}, {3, 4, 5, 6, 7, 8}, {12}, set(range(12))])
 def test_features_say_whose_they_are(bad):
-    """Every row of the features is of the example its index names, whichever are missing."""
+    """Every row of the features belongs to the example of its index, whichever are missing."""
     colours = np.arange(39).reshape(13, 3)
     source = SomeBad(Colours(colours), bad)
     features, indices, found = encode_source(
@@ -263,14 +264,14 @@ def test_features_say_whose_they_are(bad):
 
 
 def test_features_of_nothing():
-    """Where no picture can be read there are no features but an error that names some."""
+    """If no picture can be read, there are no features but an error that names some files."""
     source = SomeBad(Colours(np.zeros((7, 3))), set(range(7)))
     with pytest.raises(UserError, match=r'None of 7 .*colour 0 is empty; .* and 4 more'):
         encode_source(len, source, 'image', image_size=8, crop_fraction=1.0, batch_size=4)
 
 
 def test_labels_stay_with_their_pictures():
-    """A perfect encoder stays perfect where gallery and queries have bad pictures, named once."""
+    """A perfect encoder stays perfect with bad pictures among gallery and queries, named once."""
     gallery, queries = SomeBad(labelled(40, 0), {0, 7, 33}), SomeBad(labelled(13, 1), {2, 3})
     options = options_with(knn_k=(3,))
     found = measured(one_hot_of_label, Data(gallery, queries), options)
@@ -284,7 +285,7 @@ def test_labels_stay_with_their_pictures():
 
 
 def test_neighbours_without_bad_pictures():
-    """With nothing held out, bad pictures are neither asked for nor found."""
+    """Without held-out pictures, bad pictures are neither queries nor neighbours."""
     data = Data(SomeBad(labelled(30, 0), {0, 1, 2}), labelled(0, 1))
     found = measured(one_hot_of_label, data, options_with(knn_k=(3,)))
     shown = [found.queries.name(i) for i in range(len(found.queries))]
@@ -309,7 +310,7 @@ def pictures(tmp_path):
 
 
 def request(tmp_path: Path, pictures: Path, **data) -> Request:
-    """For a mode with a random encoder on the pictures."""
+    """A request of a mode with a random encoder on the pictures."""
     kwargs = {'stage_sizes': (1,), 'width': 0.125}
     tapped = TappedEncoder(build_encoder('resnet', kwargs), 'avgpool')
     encoder = make_encoder(
@@ -355,7 +356,7 @@ def test_embed_leaves_bad_pictures_out(tmp_path, pictures, capsys):
 
 
 def test_embed_of_tiles(tmp_path, pictures, capsys):
-    """Of tiles, pictures whose size cannot be read, or that are too small, have no rows."""
+    """Pictures whose size cannot be read, or that are smaller than a tile, have no rows."""
     Image.new('RGB', (30, 9)).save(pictures / 'cat' / 'small.png')
     (pictures / 'dog' / '1.png').write_bytes((pictures / 'dog' / '1.png').read_bytes()[:-30])
     MODES['embed'](request(tmp_path, pictures, tile_size=10))

@@ -1,4 +1,4 @@
-"""Whole runs of main.py among bad pictures."""
+"""Whole runs of main.py with bad pictures."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from pictures import png_that_declares
 from PIL import Image
 from whole_runs import SAMPLE, difference, final_state, finish, records, start, start_two, wait_for
 
-# How the picture of each number is spoilt; the other 35 are sound.
+# How each of these pictures is damaged; the other 35 are sound.
 BAD = {
     3: lambda path: path.write_bytes(path.read_bytes()[:2000]),
     8: lambda path: path.write_bytes(b''),
@@ -25,7 +25,7 @@ BAD = {
 
 
 def make_folder(folder: Path, bad=BAD) -> tuple[str, ...]:
-    """Makes 40 pictures, spoils some, and returns the flags of a run on them."""
+    """Makes 40 pictures, damages some, and returns the flags of a run on them."""
     folder.mkdir()
     rng = np.random.default_rng(0)
     for i in range(40):
@@ -51,7 +51,7 @@ def bad_files(workdir: Path) -> list[str]:
 
 @pytest.fixture(scope='module')
 def run(main_py, tmp_path_factory):
-    """A whole run among five bad pictures of 40: (folder of all, flags, completed process)."""
+    """A whole run with five bad pictures of 40: (folder of all, flags, completed process)."""
     place = tmp_path_factory.mktemp('bad')
     flags = (*make_folder(place / 'pictures'), '--config.data.max_bad_fraction=0.2')
     result = main_py(SAMPLE, *TINY, *flags, f'--workdir={place / "w"}')
@@ -75,8 +75,9 @@ def test_bad_files_are_told_in_every_place(run):
 
 @pytest.mark.slow
 def test_killed_run_goes_on_among_bad_files(run, tmp_path, main_py):
-    """A run with bad files, killed half-way and started again, ends bit for bit as one that was
-    not, and lists each file once."""
+    """A run with bad files, killed half-way and started again, ends bit for bit as an
+    uninterrupted one, and lists each file once.
+    """
     place, flags, _ = run
     process = start(tmp_path / 'w', *flags)
     wait_for(tmp_path / 'w' / 'checkpoints' / '4', process)
@@ -96,7 +97,7 @@ def test_killed_run_goes_on_among_bad_files(run, tmp_path, main_py):
 
 @pytest.mark.slow
 def test_pictures_vanish_during_training(tmp_path, main_py):
-    """Without one picture a run goes on; without all it stops and has saved its state."""
+    """Without one picture a run continues; without all of them it stops and has saved its state."""
     flags = (*make_folder(tmp_path / 'pictures', {}), '--config.data.max_bad_fraction=0.05')
     long = (*flags, '--config.total_steps=100000', '--config.checkpoint.every_steps=100000')
     process = start(tmp_path / 'w', *long)
@@ -125,7 +126,7 @@ def test_pictures_vanish_during_training(tmp_path, main_py):
 @pytest.mark.slow
 @pytest.mark.timeout(400)
 def test_two_processes_replace_alike(run, tmp_path, main_py):
-    """Two processes train among bad files to the weights of one, and list what both found."""
+    """Two processes train with bad files to the weights of one, and list what both found."""
     place, flags, _ = run
     processes = start_two(tmp_path / 'two', *flags)
     outputs = finish(processes)
@@ -142,7 +143,7 @@ def test_two_processes_replace_alike(run, tmp_path, main_py):
 @pytest.mark.slow
 @pytest.mark.timeout(400)
 def test_two_processes_stop_together_at_the_limit(run, tmp_path):
-    """More bad files than allowed, counted over both, end both at a logged step, state saved."""
+    """With too many bad files, counted over both, both end at a logged step with a saved state."""
     _, flags, _ = run
     limit = '--config.data.max_bad_fraction=0.1'
     processes = start_two(tmp_path / 'w', *flags, limit, '--config.checkpoint.every_steps=100')

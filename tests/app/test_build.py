@@ -1,4 +1,4 @@
-"""What a config is made into, and what is refused before anything is opened or compiled."""
+"""What is made from a config, and what is refused before anything is opened or compiled."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from configs import default, div2k
 
 @dataclasses.dataclass(frozen=True)
 class ThreeViews(Byol):
-    """Wants a view that no config has."""
+    """Needs a view that no config has."""
 
     weight: float = 1.0
 
@@ -34,7 +34,7 @@ class ThreeViews(Byol):
 
 
 def test_a_method_of_ones_own_from_a_config():
-    """method.name and method.kwargs name it; sizes, precision and colours are the config's."""
+    """method.name and method.kwargs choose it; sizes, precision and colours are the config's."""
     config = small_config(
         'ConvNet', '-2', method__name='test_build:ThreeViews', precision='bfloat16'
     )
@@ -49,7 +49,7 @@ def test_a_method_of_ones_own_from_a_config():
 
 
 def test_an_index_taps_a_layer():
-    """encoder.hidden_layer=-2 is the layer before the last; what is exported has its path."""
+    """encoder.hidden_layer=-2 is the second-last layer; the export has its path."""
     layers = make_method(small_config('ConvNet', 'output')).encoder.layers((2, 8, 8, 3))
     method = make_method(small_config('ConvNet', '-2'))
     assert method.encoder.hidden_layer == layers[-2].path
@@ -74,7 +74,7 @@ def test_an_index_taps_a_layer():
     ],
 )
 def test_what_a_run_refuses(changes, says):
-    """A line names the key, what was given and what there is."""
+    """One line names the key, what was given and what exists."""
     config = div2k.get_config('sample')
     with config.unlocked():
         config.update_from_flattened_dict(changes)
@@ -87,14 +87,14 @@ def test_what_a_run_refuses(changes, says):
     [
         ({'batch_size': 10**9}, 1, r'batch_size=1000000000 .* takes 280,380 GiB .* 16 GiB'),
         ({'evaluate.batch_size': 10**9}, 1, r'evaluate\.batch_size=1000000000'),
-        # A gigabyte of pictures in a batch, and three batches of them.
+        # The pictures of a batch take a gigabyte, and three batches are in memory.
         ({'batch_size': 24576}, 3, r'^batch_size=24576 .* 21 GiB'),
         ({'batch_size': 24576}, 1, ''),
         ({}, 3, ''),
     ],
 )
 def test_batches_that_no_memory_holds(changes, held, says):
-    """On a host of 16 GiB; several processes share a batch of training."""
+    """On a host of 16 GiB; several processes share a training batch."""
     config = Settings.of(settings.changed(settings.plain(default.get_config()), changes))
     refused = pytest.raises(UserError, match=says) if says else contextlib.nullcontext()
     with refused:
@@ -119,7 +119,7 @@ def test_this_host_has_memory():
     ],
 )
 def test_which_optimizers_step_by_their_rate(name, by_rate):
-    """Told by a step, not by a name: one's own may be like Adam too."""
+    """Found by a step, not by the name: a user's own optimizer may be like Adam too."""
     rng = np.random.default_rng(0)
     params = {'encoder': {'kernel': rng.normal(0, 0.05, (64, 64)).astype(np.float32)}}
     mask = {'encoder': {'kernel': True}}
@@ -131,7 +131,7 @@ def test_which_optimizers_step_by_their_rate(name, by_rate):
 
 @pytest.mark.parametrize(('base', 'refused'), [(2.0, True), (4e-3, False)])
 def test_adam_at_the_rate_of_lars(base, refused):
-    """Refused by its value, whoever gave it: in a config file, a flag file or Python."""
+    """Refused by its value, from a config file, a flag file or Python."""
     changes = {'optimizer.name': 'adamw', 'optimizer.base_learning_rate': base}
     config = Settings.of(settings.changed(settings.plain(div2k.get_config('sample')), changes))
     plan = make_plan(config, 3000, 1)
@@ -143,7 +143,7 @@ def test_adam_at_the_rate_of_lars(base, refused):
 
 
 def test_too_little_memory_is_the_users_error():
-    """What a device says when a step does not fit names what to lower; other errors stay theirs."""
+    """If a step does not fit into memory, the error says what to lower; other errors pass."""
     config = Settings.of(default.get_config())
     said = 'RESOURCE_EXHAUSTED: Out of memory allocating 43850700160 bytes.'
     lowered = pytest.raises(UserError, match=r'batch_size=4096 .*43850700160.*accumulate_steps')
@@ -158,7 +158,7 @@ def test_too_little_memory_is_the_users_error():
 
 
 def test_the_online_probe_may_be_turned_off(monkeypatch):
-    """evaluate.online_probe=False: none is trained, though the pictures have labels."""
+    """With evaluate.online_probe=False no probe is trained, although the pictures have labels."""
     begun = Training(None, None, '', '', SimpleNamespace(online_probe=None))
     monkeypatch.setattr(build, 'method_of', lambda config: SimpleNamespace(views=('view1',)))
     monkeypatch.setattr(build, 'build_training', lambda *given: begun)

@@ -1,4 +1,4 @@
-"""Checkpoints: whole, verified, and never silently lost."""
+"""Checkpoints: complete, verified, and never lost without a message."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def flip_bit(path: Path) -> None:
 
 
 def test_round_trip(tmp_path, state):
-    """What is restored equals what was saved, bit for bit, and is the newest."""
+    """A restored state equals the saved one bit for bit, and is the newest."""
     save(tmp_path, state, 1, 2)
     step, loaded = restore(tmp_path, state)
     assert step == 2
@@ -84,13 +84,13 @@ def test_no_checkpoint_is_not_an_error(tmp_path, state):
 
 
 def test_keeps_the_newest(tmp_path, state):
-    """Of many checkpoints the newest `keep` stay."""
+    """The newest `keep` checkpoints stay."""
     save(tmp_path, state, 1, 2, 3, 4, keep=2)
     assert Checkpoints(tmp_path, 2).steps() == [3, 4]
 
 
 def test_one_flipped_bit_is_found(tmp_path, state, capsys):
-    """A flipped bit in a data file is detected and named, and the run walks back."""
+    """A flipped bit in a data file is detected and named, and the run uses an older checkpoint."""
     save(tmp_path, state, 1, 2)
     flip_bit(payload(tmp_path, 2))
     step, loaded = restore(tmp_path, state)
@@ -102,7 +102,7 @@ def test_one_flipped_bit_is_found(tmp_path, state, capsys):
 
 @pytest.mark.parametrize('victim', ['state', 'digests'])
 def test_missing_files_are_found(tmp_path, state, victim):
-    """A checkpoint that lost files is passed over for the one before."""
+    """A checkpoint with missing files is skipped for an older one."""
     save(tmp_path, state, 1, 2)
     for path in (tmp_path / 'checkpoints' / '2' / victim).rglob('*'):
         if path.is_file():
@@ -111,7 +111,7 @@ def test_missing_files_are_found(tmp_path, state, victim):
 
 
 def test_goes_on_after_damage(tmp_path, state):
-    """The step of a damaged checkpoint can be saved again, and again be damaged."""
+    """The step of a damaged checkpoint can be saved again, and be damaged again."""
     for _ in range(2):
         save(tmp_path, state, 1) if not (tmp_path / 'checkpoints' / '1').exists() else None
         save(tmp_path, state, 2)
@@ -122,7 +122,7 @@ def test_goes_on_after_damage(tmp_path, state):
 
 
 def test_all_damaged_never_starts_from_scratch(tmp_path, state):
-    """With no good checkpoint left the run stops and says what to do."""
+    """Without a good checkpoint the run stops and says what to do."""
     save(tmp_path, state, 1, 2)
     for step in (1, 2):
         flip_bit(payload(tmp_path, step))
@@ -134,7 +134,7 @@ def test_all_damaged_never_starts_from_scratch(tmp_path, state):
 
 
 def test_another_network_is_not_damage(tmp_path, state):
-    """A checkpoint of another network is refused as such and left where it is."""
+    """A checkpoint of another network is refused as such and left in place."""
     save(tmp_path, state, 1)
     other = state._replace(online_params={'encoder': {'kernel': jnp.ones((2, 2))}})
     with pytest.raises(UserError, match='belongs to another network'):
@@ -148,7 +148,7 @@ def with_probe(state: TrainState, labels: int) -> TrainState:
 
 
 def test_the_online_probe_is_saved(tmp_path, state):
-    """A probe and its optimizer are restored to the bit; one flipped bit of them is damage."""
+    """A probe and its optimizer are restored bit for bit; one flipped bit in them is damage."""
     state = with_probe(state, 4)
     save(tmp_path, state, 1, 2)
     assert digests(restore(tmp_path, state)[1]) == digests(at(state, 2))
@@ -159,8 +159,9 @@ def test_the_online_probe_is_saved(tmp_path, state):
 
 @pytest.mark.parametrize('saved', [None, 3], ids=['none', 'of other labels'])
 def test_the_online_probe_may_begin_anew(tmp_path, state, capsys, saved):
-    """A checkpoint without a probe, as all were once, or with one of other labels, is no other
-    network: the run's probe begins anew, which is said."""
+    """A checkpoint without a probe, or with one for other labels, is not another network: the
+    probe begins again, with a message.
+    """
     save(tmp_path, state if saved is None else with_probe(state, saved), 1)
     like = state._replace(online_probe=jax.device_get(start_probe(5, 4)))
     step, loaded = restore(tmp_path, like)
@@ -170,7 +171,7 @@ def test_the_online_probe_may_begin_anew(tmp_path, state, capsys, saved):
 
 
 def test_the_online_probe_may_be_left(tmp_path, state, capsys):
-    """Where none is wanted, as for an export, the networks are restored without it."""
+    """The networks are restored without the probe if it is not needed, as for an export."""
     save(tmp_path, with_probe(state, 4), 1)
     _, loaded = restore(tmp_path, state)
     assert loaded.online_probe is None
@@ -179,7 +180,7 @@ def test_the_online_probe_may_be_left(tmp_path, state, capsys):
 
 
 def test_checkpoints_from_before_the_probe(tmp_path, state):
-    """One that was saved when a state had no such field is restored."""
+    """A checkpoint whose state has no field for the probe is restored."""
 
     class Before(NamedTuple):
         step: Any
@@ -205,7 +206,7 @@ def test_checkpoints_from_before_the_probe(tmp_path, state):
 
 
 def test_reading_only_touches_nothing(tmp_path, state):
-    """Reading beside a running job neither sets damage aside nor clears what is being written."""
+    """Reading beside a running job neither moves damaged files nor deletes unfinished ones."""
     save(tmp_path, state, 1, 2)
     flip_bit(payload(tmp_path, 2))
     (tmp_path / 'checkpoints' / '3.orbax-checkpoint-tmp').mkdir()
@@ -219,7 +220,7 @@ def test_reading_only_touches_nothing(tmp_path, state):
 # Orbax's other writes of the failed checkpoint end after its event loop has closed.
 @pytest.mark.filterwarnings('ignore::pytest.PytestUnraisableExceptionWarning')
 def test_full_disk_is_told_at_once(tmp_path, state):
-    """A checkpoint that cannot be written raises, and the older one stays good."""
+    """A checkpoint that cannot be written is an error at once, and the older one stays good."""
     save(tmp_path, state, 1)
     old = resource.getrlimit(resource.RLIMIT_FSIZE)
     handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)

@@ -1,4 +1,4 @@
-"""Bad input: one clear word, exit code not 0, no traceback, nothing overwritten."""
+"""Bad input: a clear message, an exit code other than 0, no traceback, nothing overwritten."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ DATA = {'examples': 8, 'held_out': 2, 'names_sha256': 'ab'}
 
 @pytest.fixture(autouse=True)
 def no_lock_left():
-    """Locks end with the process, which here goes on."""
+    """Releases the locks, which end with the process; here the process continues."""
     yield
     release_locks()
 
@@ -46,7 +46,7 @@ def refused(result, *words: str) -> None:
     ids=lambda value: ' '.join(value) or 'nothing',
 )
 def test_flags(main_py, tmp_path, arguments, words):
-    """A wrong flag, config or key is named together with the nearest right one."""
+    """A wrong flag, config or key is named, with the nearest right one."""
     refused(main_py(f'--workdir={tmp_path / "w"}', *arguments), *words)
     assert not (tmp_path / 'w').exists()
 
@@ -60,7 +60,7 @@ def test_flags(main_py, tmp_path, arguments, words):
     ids=' '.join,
 )
 def test_values(main_py, tmp_path, arguments, words):
-    """A value that cannot be used is named, with what would do, before anything is written."""
+    """A value that cannot be used is named, with what is allowed, before anything is written."""
     check_value(main_py, tmp_path, arguments, words)
 
 
@@ -94,12 +94,12 @@ def test_values(main_py, tmp_path, arguments, words):
     ids=' '.join,
 )
 def test_more_values(main_py, tmp_path, arguments, words):
-    """The same for values whose messages have tests of their own without a process."""
+    """The same for values whose messages are tested elsewhere without a process."""
     check_value(main_py, tmp_path, arguments, words)
 
 
 def test_arguments_of_another_encoder(main_py):
-    """Arguments given with another encoder have their own types, whatever the config's has."""
+    """Arguments of another encoder have their own types, whatever the config's encoder has."""
     kwargs = {'width': 16, 'heads': 2, 'depth': 1, 'patch_size': 8}  # The config's width is 0.5.
     arguments = [f'--config.encoder.kwargs.{name}={value}' for name, value in kwargs.items()]
     own = ('--config.encoder.name=vit', '--config.encoder.hidden_layer=norm', '--mode=summary')
@@ -116,7 +116,7 @@ def check_value(main_py, tmp_path, arguments, words):
 
 
 def test_empty_folder(main_py, tmp_path):
-    """A folder without a single image is said to hold none."""
+    """A folder without images is said to hold none."""
     (tmp_path / 'pictures').mkdir()
     (tmp_path / 'pictures' / 'notes.txt').write_text('no picture')
     refused(
@@ -132,7 +132,7 @@ def test_empty_folder(main_py, tmp_path):
 
 
 def test_workdir_of_another_config(main_py, tmp_path):
-    """A workdir is refused to another config, with the difference, and left as it was."""
+    """A workdir of another config is refused, with the difference, and not changed."""
     from byol_jax.app.workdir import claim_workdir
     from configs import div2k
 
@@ -158,7 +158,7 @@ def test_config_json_is_data(tmp_path):
 
 
 def test_log_keys_may_change(tmp_path):
-    """Keys that do not touch the weights may change when a run goes on."""
+    """Keys that do not affect the weights may change when a run is resumed."""
     from byol_jax.app.workdir import claim_workdir
     from configs import div2k
 
@@ -170,7 +170,7 @@ def test_log_keys_may_change(tmp_path):
 
 
 def test_other_data_is_refused(tmp_path):
-    """A run does not go on over data that has changed since it began."""
+    """A run does not continue on data that has changed."""
     from byol_jax.app.workdir import claim_workdir
     from configs import div2k
 
@@ -184,7 +184,7 @@ def test_other_data_is_refused(tmp_path):
 
 
 def test_two_processes_do_not_share_a_workdir(tmp_path):
-    """A workdir in which a run is under way is refused to a second one."""
+    """A workdir with a run under way is refused to a second run."""
     from byol_jax.app.workdir import claim_workdir
     from configs import div2k
 

@@ -29,7 +29,7 @@ runpy.run_path('main.py', run_name='__main__')
 
 @pytest.fixture(scope='module')
 def array_flags(tmp_path_factory) -> tuple[str, ...]:
-    """A run on an array of four kinds of noise, all on the accelerator."""
+    """A run on an array of four kinds of noise, completely on the accelerator."""
     rng = np.random.default_rng(0)
     labels = np.arange(64) % 4
     colours = rng.integers(60, 200, (4, 1, 1, 3))
@@ -50,7 +50,7 @@ def array_flags(tmp_path_factory) -> tuple[str, ...]:
 
 
 def command(*flags: str, devices: int = 1, tensorflow: bool = True):
-    """What starts main.py, and its surroundings."""
+    """The command that starts main.py, and its environment."""
     main = ['main.py'] if tensorflow else ['-c', MAIN_WITHOUT]
     return {
         'args': [sys.executable, *main, *flags],
@@ -76,8 +76,9 @@ def run(workdir, *flags: str, **options) -> str:
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize(('kind', 'devices'), [('array', 2), ('pictures', 1)])
 def test_killed_run_goes_on_bit_for_bit(tmp_path, array_flags, kind, devices):
-    """A run killed half-way and started again ends as one that was not, views on the accelerator;
-    of an array, with TensorFlow not installed, from the first line to the report."""
+    """A run killed half-way and started again ends as an uninterrupted one, with views made on the
+    accelerator; with an array, TensorFlow is not installed.
+    """
     flags = array_flags
     if kind == 'pictures':
         flags = (SAMPLE, *TINY, '--config.views.on=accelerator')
@@ -106,9 +107,10 @@ def test_killed_run_goes_on_bit_for_bit(tmp_path, array_flags, kind, devices):
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_trains_as_on_the_cpu(tmp_path, array_flags):
-    """Where the views are made changes a run no more than rounding does: its losses are the same
-    to a thousandth, on one device, on two, and with the views made on the CPU."""
-    # Of two devices accumulation makes other passes, with other batch statistics.
+    """The place where views are made changes a run only by rounding: the losses differ by less
+    than a thousandth on one device, on two, and with the views made on the CPU.
+    """
+    # With two devices, accumulation makes other microbatches, with other batch statistics.
     whole = [flag for flag in array_flags if 'accumulate' not in flag]
     losses = {}
     for name, options in {'one': {}, 'two': {'devices': 2}, 'cpu': {}}.items():

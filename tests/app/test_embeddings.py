@@ -1,4 +1,4 @@
-"""Embeddings on disk: .npz and .parquet, whole or not at all."""
+"""Embeddings on disk: .npz and .parquet, complete or absent."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from byol_jax.errors import UserError
 
 N, D = 11, 6
 SUFFIXES = ('.npz', '.parquet')
-# A digest of the length of a real one.
+# A digest as long as a real one.
 SHA256 = '0123456789abcdef' * 4
 NAMES = [f'cats/{i:03} né.jpg' for i in range(N)]
 LABELS = np.arange(N) % 3
@@ -53,7 +53,7 @@ def same_bits(actual, expected):
 
 
 def test_npz(tmp_path):
-    """A .npz gives everything back bit for bit without pickle, and the weights it came from."""
+    """A .npz returns everything bit for bit without pickle, with the digest of the weights."""
     features = write(tmp_path / 'e.npz')
     with np.load(tmp_path / 'e.npz', allow_pickle=False) as arrays:
         assert set(arrays) == {'features', 'names', 'labels', 'label_names', 'encoder_sha256'}
@@ -64,10 +64,10 @@ def test_npz(tmp_path):
         assert str(arrays['encoder_sha256']) == SHA256
 
 
-# Rows of D float32 in a group: all at once, some with a rest, and one by one.
+# Rows of D float32 in a group: all at once, groups with a remainder, and one by one.
 @pytest.mark.parametrize('group_bytes', [2**26, 4 * D * 4, 1])
 def test_parquet(tmp_path, monkeypatch, group_bytes):
-    """A .parquet gives everything back bit for bit, however many row groups it is written in."""
+    """A .parquet returns everything bit for bit, for any number of row groups."""
     monkeypatch.setattr(embeddings, '_ROW_GROUP_BYTES', group_bytes)
     features = write(tmp_path / 'e.parquet')
     table = read_parquet(tmp_path / 'e.parquet')
@@ -85,7 +85,7 @@ def test_parquet(tmp_path, monkeypatch, group_bytes):
 
 
 def test_pandas_reads_parquet(tmp_path):
-    """A person with pandas gets the same values, a vector a row."""
+    """pandas reads the same values, with a vector in each row."""
     pandas = pytest.importorskip('pandas')
     pytest.importorskip('pyarrow')
     features = write(tmp_path / 'e.parquet')
@@ -96,7 +96,7 @@ def test_pandas_reads_parquet(tmp_path):
 
 
 def test_polars_reads_parquet(tmp_path):
-    """A person with polars gets the same values."""
+    """polars reads the same values."""
     polars = pytest.importorskip('polars')
     pytest.importorskip('pyarrow')
     features = write(tmp_path / 'e.parquet')
@@ -116,7 +116,7 @@ def test_without_labels(tmp_path):
 
 
 def test_label_without_a_name(tmp_path):
-    """A label that is no index (-1 of an unlabelled split) is null, not the last name."""
+    """A label that is not an index (-1 of an unlabelled split) is null, not the last name."""
     labels = np.where(np.arange(N) == 1, -1, LABELS)
     labels[2] = len(LABEL_NAMES)
     write(tmp_path / 'e.parquet', labels=labels)
@@ -127,7 +127,7 @@ def test_label_without_a_name(tmp_path):
 
 @pytest.mark.parametrize('suffix', SUFFIXES)
 def test_name_that_is_no_text(tmp_path, suffix):
-    """A file name that is not UTF-8 does not cost the features of hours."""
+    """A file name that is not UTF-8 does not lose hours of features."""
     names = ['b\udcff.jpg', *NAMES[1:]]
     write(tmp_path / f'e{suffix}', names=names)
     if suffix == '.parquet':
@@ -142,7 +142,7 @@ def test_name_that_is_no_text(tmp_path, suffix):
     'changed', [{'names': NAMES[1:]}, {'labels': LABELS[1:]}], ids=['names', 'labels']
 )
 def test_lengths_that_differ(tmp_path, suffix, changed):
-    """Names or labels that are not as many as the features are refused, not cut off."""
+    """Names or labels of another number than the features are refused, not cut off."""
     with pytest.raises(ValueError, match='as many'):
         write(tmp_path / f'e{suffix}', **changed)
     assert not list(tmp_path.iterdir())
@@ -150,7 +150,7 @@ def test_lengths_that_differ(tmp_path, suffix, changed):
 
 @pytest.mark.parametrize('suffix', SUFFIXES)
 def test_full_disk_leaves_the_old_file(tmp_path, suffix):
-    """A disk that fills up leaves the file of before, no rest, and an error that names the file."""
+    """A full disk leaves the old file and no temporary one; the error names the file."""
     if not Path('/dev/full').exists():
         pytest.skip('no /dev/full here')
     path = tmp_path / f'e{suffix}'
@@ -166,7 +166,7 @@ def test_full_disk_leaves_the_old_file(tmp_path, suffix):
 
 
 def test_parquet_copies_no_more_than_a_row_group(tmp_path, monkeypatch):
-    """Features that fill the memory can still be written: they are never copied as a whole."""
+    """Features that fill the memory can be written, because they are never copied as a whole."""
     pa = pytest.importorskip('pyarrow')
     rows = 4096
     monkeypatch.setattr(embeddings, '_ROW_GROUP_BYTES', 2**20)
@@ -200,7 +200,7 @@ def test_other_suffix(tmp_path, name):
 
 
 def test_something_in_the_way(tmp_path):
-    """A folder of the file's name, or a file above it, is found before pictures are encoded."""
+    """A folder with the file's name, or a file as its parent, is found before encoding."""
     (tmp_path / 'e.npz').mkdir()
     with pytest.raises(UserError, match='is a folder'):
         check_embeddings_path(tmp_path / 'e.npz')
@@ -211,7 +211,7 @@ def test_something_in_the_way(tmp_path):
 
 
 def test_without_pyarrow(tmp_path, monkeypatch):
-    """Without pyarrow a .parquet is refused at once, with what to do, and .npz works."""
+    """Without pyarrow a .parquet is refused at once, with what to do; .npz works."""
     monkeypatch.setitem(sys.modules, 'pyarrow', None)
     with pytest.raises(UserError, match=r'pip install pyarrow, or write \.npz'):
         check_embeddings_path(tmp_path / 'e.parquet')

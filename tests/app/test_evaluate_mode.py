@@ -1,4 +1,4 @@
-"""--mode=evaluate: its numbers against scikit-learn and NumPy, and what it says of bad input."""
+"""--mode=evaluate: its numbers against scikit-learn and NumPy, and its messages."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def place(tmp_path_factory):
 
 
 def run(place, output, **changes):
-    """The evaluation that the mode writes, of train/ unless another path is given."""
+    """Runs the mode on train/ or another path, and returns the evaluation that it writes."""
     given = {'data__path': str(place / 'train')} | changes
     request = evaluation_request(place / 'encoder', output.parent / 'w', output, **given)
     MODES['evaluate'](request)
@@ -52,7 +52,7 @@ def run(place, output, **changes):
 
 @pytest.fixture(scope='module')
 def evaluation(place):
-    """Of everything, on a separate test set."""
+    """The evaluation with all protocols, on a separate test set."""
     return run(
         place,
         place / 'all.json',
@@ -69,7 +69,7 @@ def evaluation(place):
 
 @pytest.fixture(scope='module')
 def embedded(place):
-    """(features, labels) of both sets by --mode=embed, labels numbered by the sorted names."""
+    """(features, labels) of both sets from --mode=embed, labels numbered by the sorted names."""
     found = []
     for name in ('train', 'test'):
         path = place / f'{name}.npz'
@@ -83,7 +83,7 @@ def embedded(place):
 
 @pytest.mark.parametrize('k', [5, 20])
 def test_knn(evaluation, embedded, k):
-    """The weighted vote is scikit-learn's of the embeddings, for each k."""
+    """The weighted vote equals scikit-learn's on the embeddings, for each k."""
     (train, labels), (test, truth) = embedded
     reference = KNeighborsClassifier(
         k, metric='cosine', algorithm='brute', weights=lambda d: np.exp((1 - d) / 0.07)
@@ -94,13 +94,13 @@ def test_knn(evaluation, embedded, k):
 
 
 def test_k_above_the_gallery(evaluation):
-    """A k of more pictures than there are has no number, and says why."""
+    """A k larger than the number of pictures has no result, and a reason."""
     assert 'knn_200' not in evaluation['metrics']
     assert '63 training pictures, fewer than 200' in evaluation['not_measured']['knn_200']
 
 
 def test_probes(evaluation, embedded):
-    """Logistic and ridge regression at the chosen penalty answer as scikit-learn's do."""
+    """Logistic and ridge regression at the chosen penalty give scikit-learn's answers."""
     (train, labels), (test, truth) = embedded
     train, test = ((x - train.mean(0)) / train.std(0) for x in (train, test))
     about = evaluation['protocols']
@@ -116,7 +116,7 @@ def test_probes(evaluation, embedded):
 
 
 def test_clusters(evaluation, embedded):
-    """Clusters of the test features share as much with the labels as scikit-learn says."""
+    """The mutual information of clusters and labels equals scikit-learn's."""
     features, truth = embedded[1]
     unit = features / np.linalg.norm(features, axis=1, keepdims=True)
     clusters = KMeans(3, n_init=10, random_state=SEED).fit(unit).labels_
@@ -142,7 +142,7 @@ def read(place, part):
 
 
 def test_retrieval(evaluation, place):
-    """The other view is as often nearest, in the stated pool, as a search of all says."""
+    """The other view is nearest, within the stated pool, as often as a full search finds."""
     pictures, _ = read(place, 'test')
     pool = epoch_order(SEED, 0, 33)[:20]
     features = []
@@ -204,7 +204,7 @@ def test_linear(evaluation, embedded, place):
 
 
 def test_what_is_written(evaluation, place, capsys):
-    """The file says what was measured of what, with which options, and how long it took."""
+    """The file says what was measured on what, with which options, and how long it took."""
     encoder = load_encoder(place / 'encoder')
     assert evaluation['encoder'] == str(place / 'encoder')
     assert (evaluation['weights_sha256'], evaluation['step']) == (encoder.weights_sha256, 7)
@@ -221,7 +221,7 @@ def test_what_is_written(evaluation, place, capsys):
 
 
 def test_the_table(place, tmp_path, capsys):
-    """A line for each number and for each that there is none of; the file is named last."""
+    """One line for each result and for each that is missing; the last line names the file."""
     found = run(place, tmp_path / 'e.json', data__held_out_fraction=0.3, evaluate__knn_k=(5, 99))
     said = capsys.readouterr().out
     assert 'encoder (step 7): 45 training, 18 held-out pictures, 3 labels' in said
@@ -231,7 +231,7 @@ def test_the_table(place, tmp_path, capsys):
 
 
 def test_no_labels(place, tmp_path, capsys):
-    """Pictures without labels are measured by what needs none."""
+    """Pictures without labels are measured by the protocols that need none."""
     flat = write_pictures(tmp_path / 'flat', {'': 20}, 2)
     given = {'evaluate__protocols': tuple(PROTOCOLS), 'data__held_out_fraction': 0.4}
     found = run(place, tmp_path / 'e.json', data__path=str(flat), **given)
@@ -244,7 +244,7 @@ def test_no_labels(place, tmp_path, capsys):
 
 
 def test_nothing_held_out(place, tmp_path):
-    """Without anything to test on, what needs it says so; clusters are of the training pictures."""
+    """Without test pictures, protocols that need them say so; clusters use training pictures."""
     found = run(place, tmp_path / 'e.json', evaluate__protocols=('knn', 'kmeans', 'retrieval'))
     assert 'nothing to test on' in found['not_measured']['knn_5']
     about = found['protocols']
@@ -253,7 +253,7 @@ def test_nothing_held_out(place, tmp_path):
 
 
 def test_one_label(place, tmp_path):
-    """Where all pictures have one label every answer is right: there is no accuracy."""
+    """If all pictures have one label, every answer is right, so there is no accuracy."""
     images = np.random.default_rng(0).integers(0, 256, (12, 20, 20, 3), np.uint8)
     path = tmp_path / 'one.npz'
     np.savez(path, images=images, labels=np.zeros(12, int), label_names=np.array(['cat']))
@@ -266,14 +266,14 @@ def test_one_label(place, tmp_path):
 
 
 def test_nothing_to_measure(place, tmp_path):
-    """If nothing that was asked for can be measured it is an error, and nothing is written."""
+    """It is an error if no requested protocol can be measured, and nothing is written."""
     with pytest.raises(UserError, match=r'Nothing of evaluate\.protocols.*nothing to test on'):
         run(place, tmp_path / 'e.json')
     assert not list(tmp_path.iterdir())
 
 
 def test_too_few_to_hold_out(place, tmp_path):
-    """One training picture a label leaves none to choose a penalty by."""
+    """With one training picture for each label, none is left to choose a penalty."""
     few = write_pictures(tmp_path / 'few', {'cat': 1, 'dog': 1}, 0)
     test = write_pictures(tmp_path / 'test', {'cat': 2, 'dog': 2}, 1)
     given = {'data__path': str(few), 'evaluate__data_path': str(test)}
@@ -282,7 +282,7 @@ def test_too_few_to_hold_out(place, tmp_path):
 
 
 def test_bad_pictures(place, tmp_path, capsys):
-    """Pictures that cannot be read are left out of both sets, counted and named."""
+    """Unreadable pictures are left out of both sets, counted and named."""
     train = write_pictures(tmp_path / 'train', {'cat': 9, 'dog': 9}, 0)
     test = write_pictures(tmp_path / 'test', {'cat': 9, 'dog': 9}, 1)
     (train / 'cat' / '03.png').write_bytes(b'')
@@ -299,7 +299,7 @@ def test_bad_pictures(place, tmp_path, capsys):
 
 
 def test_an_encoder_that_is_not_finite(place, tmp_path):
-    """NaN features are said to be so, with whose they are."""
+    """NaN features are reported, with the picture they belong to."""
     broken = save_random_encoder(tmp_path / 'encoder', broken=True)
     request = evaluation_request(broken, tmp_path / 'w', data__path=str(place / 'train'))
     with pytest.raises(UserError, match=r'63 of 63 pictures hold NaN .*bird/00\.png'):
@@ -321,13 +321,13 @@ def test_an_encoder_that_is_not_finite(place, tmp_path):
     ids=['protocol', 'none', 'k', 'rates', 'epochs'],
 )
 def test_options_that_cannot_be(place, tmp_path, changes, words):
-    """An option of no use is named before anything is opened."""
+    """A useless option is named before anything is opened."""
     with pytest.raises(UserError, match=words):
         run(place, tmp_path / 'e.json', data__path='/nowhere', **changes)
 
 
 def test_another_held_out_part_is_said(place, tmp_path):
-    """A note says so if some to test on may be ones that the run of the encoder trained on."""
+    """A note says so if the encoder's run may have trained on test pictures."""
     run_folder = tmp_path / 'run'
     encoder = save_random_encoder(run_folder / 'encoder')
     given = {'data__path': str(place / 'train'), 'data__held_out_fraction': 0.3}
@@ -347,7 +347,7 @@ def test_another_held_out_part_is_said(place, tmp_path):
 
 
 def test_where_it_is_written(place, tmp_path):
-    """By default into the workdir; never over the evaluation of another run's encoder."""
+    """By default into the workdir, but never over another encoder's evaluation."""
     given = {'data__path': str(place / 'train'), 'data__held_out_fraction': 0.3}
     MODES['evaluate'](evaluation_request(place / 'encoder', tmp_path / 'w', **given))
     assert [p.name for p in (tmp_path / 'w').iterdir()] == ['evaluation.json']

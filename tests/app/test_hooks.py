@@ -23,7 +23,7 @@ RUN = SimpleNamespace(plan=PLAN)
 
 
 class Told(Hook):
-    """Notes what it is told, and fails where it is asked to."""
+    """Records what it is told, and fails where it is asked to."""
 
     def __init__(self, name: str, calls: list, fails: str = '', measures=None):
         self.name, self.calls, self.fails, self.measures = name, calls, fails, measures or {}
@@ -76,8 +76,9 @@ def whole(hooks: Hooks, steps: int = 1) -> None:
 
 
 def test_order():
-    """Each phase is told to all hooks, in their order, before the next one; a hook sees what those
-    before it measured, and all see the whole record once it is complete."""
+    """Each phase is told to all hooks, in order, before the next one begins; a hook sees the
+    metrics of those before it, and all see the complete record.
+    """
     calls = []
     whole(Hooks([Told('a', calls, measures={'x': 1}), Told('b', calls, measures={'y': 2})]))
     known = {'step', 'epoch', 'loss'}
@@ -99,8 +100,9 @@ def test_order():
 
 @pytest.mark.parametrize('phase', ['start', 'measure', 'logged', 'checkpoint', 'finish', 'close'])
 def test_a_failing_optional_hook_is_left_out(phase, capsys):
-    """It is said once, in one line with hook, error and place; it is closed if it had started, and
-    the others are told all."""
+    """One line names the hook, the error and the place; a started hook is closed, and the others
+    continue.
+    """
     calls = []
     whole(Hooks([Told('bad', calls, phase), Told('good', calls)]), steps=3)
     line = capsys.readouterr().out
@@ -120,7 +122,7 @@ def test_a_failing_optional_hook_is_left_out(phase, capsys):
 
 
 def test_a_hook_that_fails_again_when_it_is_closed(capsys):
-    """Both are said, and the run goes on."""
+    """Both errors are said, and the run continues."""
 
     class Broken(Told):
         def close(self):
@@ -133,7 +135,7 @@ def test_a_hook_that_fails_again_when_it_is_closed(capsys):
 
 
 def test_a_needed_hook_ends_the_run():
-    """Its error reaches the run; those that have started are still told of it, and closed."""
+    """Its error ends the run; all started hooks are told of it, and closed."""
     calls = []
     hooks = Hooks([Told('a', calls), Needed('b', calls, 'start'), Told('c', calls)])
     with pytest.raises(ZeroDivisionError):
@@ -147,7 +149,7 @@ def test_a_needed_hook_ends_the_run():
 
 
 def test_all_are_closed_though_one_cannot_be():
-    """A needed hook that cannot be closed does not keep the others open."""
+    """If a required hook cannot be closed, the others are closed all the same."""
     calls = []
     told = Hooks([Needed('a', calls, 'close'), Told('b', calls)])
     told.start(RUN, None)
@@ -165,7 +167,7 @@ def test_all_are_closed_though_one_cannot_be():
     ],
 )
 def test_what_a_hook_measures_is_checked(measures, words, capsys):
-    """A hook cannot overwrite the record, nor put into it what is no number."""
+    """A hook can neither overwrite a metric of the record nor add a value that is not a number."""
     told, calls = [], []
     hook = Told('bad', calls, measures=measures)
     after = Told('good', told)
@@ -175,7 +177,7 @@ def test_what_a_hook_measures_is_checked(measures, words, capsys):
 
 
 def test_the_record_cannot_be_changed():
-    """What a hook sees of the record is read only."""
+    """A hook's view of the record is read-only."""
     event = Event(RUN, 3, None)
     with pytest.raises(TypeError):
         event.record['loss'] = 0.0
@@ -183,7 +185,7 @@ def test_the_record_cannot_be_changed():
 
 
 def test_only_process_0_calls_the_others(monkeypatch):
-    """In another process only hooks that are needed everywhere are called."""
+    """In other processes, only hooks that are required everywhere are called."""
     monkeypatch.setattr(hooks_module, 'is_main', lambda: False)
     calls = []
 
@@ -195,7 +197,7 @@ def test_only_process_0_calls_the_others(monkeypatch):
 
 
 def test_stopping():
-    """The first reason counts, an error counts more, and at the last step nothing does."""
+    """The first reason counts, an error overrides it, and at the last step neither does."""
     event = Event(RUN, 3, None)
     event.stop('good\nenough')
     event.stop('another')
@@ -210,7 +212,7 @@ def test_stopping():
 
 @pytest.mark.parametrize(('reason', 'error'), [('enough', ''), ('', 'bad'), ('', '')])
 def test_all_processes_stop_for_what_process_0_asks(monkeypatch, reason, error):
-    """A hook of the user's is called there alone: the others learn of its reason or error."""
+    """Only process 0 calls the user's hooks; the others receive its reason or error."""
     said = iter([reason, error])
     monkeypatch.setattr(loop, 'told_by_main', lambda own: next(said))
     event = Event(RUN, 3, None)
@@ -228,7 +230,7 @@ def test_all_processes_stop_for_what_process_0_asks(monkeypatch, reason, error):
     ],
 )
 def test_a_hook_that_cannot_be_made(named, words):
-    """One line says what is wrong with the name or its arguments."""
+    """One line says what is wrong with the name or the arguments."""
     with pytest.raises(UserError) as caught:
         own_hooks((named,))
     assert words in str(caught.value)
@@ -236,7 +238,7 @@ def test_a_hook_that_cannot_be_made(named, words):
 
 
 def test_a_long_table_of_layers_is_shortened():
-    """Of more than 60 lines the head, the tapped layer with its neighbours, and the sums stay."""
+    """More than 60 lines are cut to the head, the tapped layer's neighbourhood, and the sums."""
     rows = [f'layer{i}' for i in range(80)]
     rows[2] += '  <- tapped: the representation'
     text = shortened('\n'.join(['head', *rows, '', 'sums', 'more sums']))
@@ -318,7 +320,7 @@ def steps_of(workdir):
 
 @pytest.fixture(scope='module')
 def plain(main_py, tmp_path_factory):
-    """A run without hooks of the user's: (workdir, what it printed, the state it ends with)."""
+    """A run without own hooks: (workdir, what it printed, its last state)."""
     workdir = tmp_path_factory.mktemp('plain') / 'w'
     result = main_py(SAMPLE, *TINY, f'--workdir={workdir}')
     assert result.returncode == 0, result.stderr
@@ -332,8 +334,9 @@ def same(a, b):
 
 
 def test_own_hook_stops_a_run_that_then_goes_on(own, plain, tmp_path, main_py):
-    """The run ends well, with checkpoint, encoder and report; the same command goes on, and ends
-    bit for bit as a run without hooks."""
+    """The stopped run ends properly, with checkpoint, encoder and report; the same command
+    continues, and ends bit for bit as a run without hooks.
+    """
     workdir = tmp_path / 'w'
     flags = (
         SAMPLE,
@@ -375,8 +378,9 @@ def test_own_hook_stops_a_run_that_then_goes_on(own, plain, tmp_path, main_py):
 
 @pytest.mark.slow
 def test_a_broken_hook_does_not_end_a_run(own, plain, tmp_path, main_py):
-    """It is said once, and the weights are those of a run without it; one that says it is needed
-    ends the run, and the report tells."""
+    """Its error is said once, and the weights are those of a run without it; a required hook's
+    error ends the run, and the report says so.
+    """
     hook = '--config.hooks=own_hooks_of_tests:Broken'
     workdir = tmp_path / 'w'
     result = main_py(SAMPLE, *TINY, hook, f'--workdir={workdir}', PYTHONPATH=str(own))
@@ -399,7 +403,7 @@ def test_a_broken_hook_does_not_end_a_run(own, plain, tmp_path, main_py):
 @pytest.mark.slow
 @pytest.mark.timeout(400)
 def test_two_processes_stop_together(own, tmp_path, monkeypatch):
-    """A hook in process 0 stops both at the same step, with the state saved."""
+    """A hook in process 0 stops both processes at the same step, with a saved state."""
     from whole_runs import finish, start_two
 
     monkeypatch.setenv('PYTHONPATH', str(own))

@@ -55,7 +55,7 @@ def test_only_process_0_speaks_and_writes(two_processes):
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_killed_run_of_two_goes_on(two_processes, tmp_path):
-    """Both processes killed half-way and started again end bit for bit as if they had not been."""
+    """Two processes killed half-way and started again end bit for bit as uninterrupted ones."""
     workdir = tmp_path / 'w'
     processes = start_two(workdir)
     wait_for(workdir / 'checkpoints' / '4', processes[0])
@@ -74,7 +74,7 @@ def test_killed_run_of_two_goes_on(two_processes, tmp_path):
 @pytest.mark.slow
 @pytest.mark.timeout(400)
 def test_error_ends_both(tmp_path):
-    """An error that both processes meet ends both with its message from each, and no hang."""
+    """An error in both processes ends both with a message from each, and without a hang."""
     processes = start_two(tmp_path / 'w', '--config.batch_size=7')
     outputs = finish(processes)
     assert all(p.returncode not in (0, None) for p in processes)
@@ -82,7 +82,7 @@ def test_error_ends_both(tmp_path):
 
 
 def test_half_given_flags_are_refused():
-    """A coordinator without count and index is refused with the whole set named."""
+    """A coordinator without count and index is refused; the message names all three flags."""
     with pytest.raises(UserError, match='--process_index'):
         join_hosts('localhost:1', None, None)
 
@@ -90,7 +90,7 @@ def test_half_given_flags_are_refused():
 @pytest.mark.slow
 @pytest.mark.timeout(400)
 def test_damaged_picture_ends_both(tmp_path):
-    """Where none may be bad, the first ends both processes, named by the one that read it."""
+    """If no file may be bad, the first one ends both processes; the one that read it names it."""
     folder = tmp_path / 'pictures'
     damaged = make_damaged_folder(folder)
     processes = start_two(

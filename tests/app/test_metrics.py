@@ -1,4 +1,4 @@
-"""Where scalars and pictures go: TensorBoard and Weights & Biases, also after kill and resume."""
+"""Scalars and pictures in TensorBoard and Weights & Biases, also after a kill and a resume."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def test_tensorboard_has_scalars_and_pictures(tmp_path):
 
 
 class StandIn:
-    """W&B's package as far as it is used; a run that is resumed online knows its next step."""
+    """The part of W&B's package that is used; a run that is resumed online knows its next step."""
 
     Error = type('Error', (Exception,), {})
     Settings = staticmethod(dict)
@@ -75,7 +75,7 @@ class StandIn:
 
 @pytest.fixture
 def stand_in(monkeypatch):
-    """Puts a stand-in in the package's place; call it for another process."""
+    """Replaces the package by a stand-in; call it for another process."""
     monkeypatch.setattr(weights_and_biases, 'check_wandb', lambda: None)
     for name in ('WANDB_MODE', 'WANDB_PROJECT', 'WANDB_NAME'):
         monkeypatch.delenv(name, raising=False)
@@ -89,12 +89,12 @@ def stand_in(monkeypatch):
 
 
 def logged(package):
-    """(step, names) of what was logged, in its order."""
+    """(step, names) of what was logged, in order."""
     return [(entry[0], sorted(entry[1])) for entry in package.logged if entry != 'finished']
 
 
 def test_offline_unless_asked(tmp_path, stand_in, monkeypatch):
-    """A run is offline with the resolved config in its workdir; WANDB_MODE says otherwise."""
+    """A run is offline, with the config in its workdir, unless WANDB_MODE says otherwise."""
     package = stand_in()
     open_log(tmp_path, 0).close()
     (asked,) = package.asked
@@ -110,14 +110,14 @@ def test_offline_unless_asked(tmp_path, stand_in, monkeypatch):
 
 
 def test_resumed_offline_run_is_whole(tmp_path, stand_in):
-    """After a kill the next start hands over all that still counts, in ascending order, once."""
+    """After a kill, the next start logs all records that still count, in order, once."""
     stand_in()
     log = open_log(tmp_path, 0)
     log.picture('views', PICTURE, 0)
     for step in (2, 4, 6):
         log.write(record(step))
         log.picture('set/map', PICTURE, step)
-    # Killed here, at step 6, with a checkpoint of step 4.
+    # Killed here, at step 6; the checkpoint is of step 4.
     package = stand_in()
     log = open_log(tmp_path, 4)
     log.write(record(6))
@@ -137,7 +137,7 @@ def test_resumed_offline_run_is_whole(tmp_path, stand_in):
 
 
 def test_resumed_online_run_gets_what_it_lacks(tmp_path, stand_in):
-    """Online W&B holds what it was given before the kill, and is given none of it again."""
+    """Online W&B keeps what it received before the kill, and receives none of it again."""
     stand_in()
     log = open_log(tmp_path, 0)
     for step in (2, 4, 6):
@@ -151,7 +151,7 @@ def test_resumed_online_run_gets_what_it_lacks(tmp_path, stand_in):
 
 
 def test_late_picture_keeps_the_order(tmp_path, stand_in):
-    """A picture that comes after a later record is logged beside it: W&B would drop it."""
+    """A picture that comes after a later record is logged beside it; W&B would drop it."""
     package = stand_in()
     log = open_log(tmp_path, 0)
     log.write(record(4))
@@ -161,7 +161,7 @@ def test_late_picture_keeps_the_order(tmp_path, stand_in):
 
 @pytest.mark.parametrize('error', [StandIn.Error, ValueError])
 def test_refusal_of_wandb(tmp_path, stand_in, error):
-    """What W&B refuses (no key, an unknown mode) is said with what to do."""
+    """If W&B refuses (no key, an unknown mode), a message says what to do."""
     package = stand_in()
 
     def refuse(**arguments):
@@ -174,7 +174,7 @@ def test_refusal_of_wandb(tmp_path, stand_in, error):
 
 @pytest.mark.parametrize('spec', [None, SimpleNamespace(origin=None)], ids=['none', 'a folder'])
 def test_not_installed(tmp_path, monkeypatch, spec):
-    """Without the package a run stops before it reads or writes anything; a folder is none."""
+    """Without the package, a run stops before it reads or writes; a folder does not count."""
     from byol_jax.app.loop import train
     from configs import default
 
@@ -188,21 +188,21 @@ def test_not_installed(tmp_path, monkeypatch, spec):
 
 
 def history(path):
-    """What W&B's transaction log holds: step -> the values as logged, and the run's record."""
+    """The content of W&B's transaction log: the logged values by step, and the run's record."""
     from wandb.proto.wandb_internal_pb2 import Record
 
     data, position, part = path.read_bytes(), 7, b''
     assert data.startswith(b':W&B')
     values, run = [], None
     while position + 7 <= len(data):
-        # LevelDB's log: blocks of 32 KiB, in which a record is one piece or several.
+        # LevelDB's log has blocks of 32 KiB; a record is one piece or several.
         if (left := -position % 32768) and left < 7:
             position += left
             continue
         _, length, kind = struct.unpack_from('<IHB', data, position)
         part += data[position + 7 : position + 7 + length]
         position += 7 + length
-        if kind in (1, 4):  # All of it, or its last piece.
+        if kind in (1, 4):  # A whole record, or its last piece.
             entry, part = Record.FromString(part), b''
             if entry.WhichOneof('record_type') == 'history':
                 items = {'/'.join(i.nested_key) or i.key: i.value_json for i in entry.history.item}
@@ -227,7 +227,7 @@ KILLED = """
 
 @pytest.mark.slow
 def test_real_wandb(tmp_path, monkeypatch):
-    """W&B's own file holds all scalars once, in order, after a kill; its picture is ours."""
+    """W&B's own file has all scalars once, in order, after a kill, and the right picture."""
     pytest.importorskip('wandb')
     monkeypatch.delenv('WANDB_MODE', raising=False)
     code = textwrap.dedent(KILLED)
@@ -235,7 +235,7 @@ def test_real_wandb(tmp_path, monkeypatch):
         [sys.executable, '-c', code, str(tmp_path)], cwd=ROOT, timeout=60, check=False
     )
     assert done.returncode == -9
-    # In a process of its own, for W&B leaves threads and files open.
+    # In a separate process, because W&B leaves threads and files open.
     code = textwrap.dedent("""
         import sys
         from pathlib import Path

@@ -1,4 +1,4 @@
-"""The online encoder measured during training: when, what, and that it costs the run nothing."""
+"""Measuring the online encoder during training: when, what, and without effect on the run."""
 
 from __future__ import annotations
 
@@ -45,15 +45,16 @@ def plan(every_steps: int, log_steps: int, total_steps: int = 100):
     ],
 )
 def test_due_at_the_first_logged_step(every, log, steps):
-    """It is measured at the first logged step at or after each multiple, the last step, 43, being
-    logged too; never if it is turned off."""
+    """Measures at the first logged step at or after each multiple, and at the last step, 43, which
+    is logged too; never if it is turned off.
+    """
     logged = [step for step in range(1, 44) if step % log == 0 or step == 43]
     assert [step for step in logged if due(plan(every, log, 43), step)] == steps
 
 
 @pytest.mark.parametrize(('epochs', 'steps'), [(0.0, 0), (0.001, 1), (1.0, 6), (2.5, 15)])
 def test_epochs_are_whole_steps(epochs, steps):
-    """evaluate.every_epochs of 50 examples in batches of 8, rounded down as all durations are."""
+    """evaluate.every_epochs for 50 examples in batches of 8 is rounded down."""
     config = make_config()
     config.evaluate.every_epochs = epochs
     assert make_plan(config, 50, 1).evaluate_steps == steps
@@ -63,7 +64,7 @@ def test_epochs_are_whole_steps(epochs, steps):
 
 
 class Flat(Source):
-    """Pictures of one colour each, which no view changes; pictures 4 and 7 cannot be read."""
+    """Pictures of one colour each, which views do not change; pictures 4 and 7 are unreadable."""
 
     label_names = ('dark', 'light')
 
@@ -84,7 +85,7 @@ class Flat(Source):
 
 
 def flat_config():
-    """Views of the colours of their pictures."""
+    """A config whose views have the colours of their pictures."""
     config = quick(make_config())
     for view in (config.views.view1, config.views.view2):
         view.gray = view.solarize = 0.0
@@ -93,7 +94,7 @@ def flat_config():
 
 
 def colour(images):
-    """Features by which every colour is told from every other: points on a circle."""
+    """Features that tell every colour from every other: points on a circle."""
     angle = images[:, 0, 0, 0] / 255 * np.pi
     return np.stack([np.cos(angle), np.sin(angle)], axis=1).astype(np.float32)
 
@@ -104,15 +105,16 @@ def data_of(train: Source, held_out: Source | None = None) -> Data:
 
 
 def seen(monkeypatch):
-    """The views, [2][M, D], that recall is asked about."""
+    """The views, [2][M, D], for which recall is measured."""
     given = []
     monkeypatch.setattr(periodic, 'recall', lambda *a: given.append(a[:2]) or recall(*a))
     return given
 
 
 def test_other_views_are_found():
-    """An encoder that tells all pictures apart finds each; one that sees nothing finds as many as
-    chance does; neither the batches' size nor pictures that fill them count."""
+    """An encoder that tells all pictures apart finds every view; a blind one finds as many as
+    chance; neither the batch size nor padding changes this.
+    """
     data = data_of(Flat(30))
     config = flat_config()
     assert other_views(colour, data, config) == {'recall_1': 1.0, 'recall_5': 1.0}
@@ -121,7 +123,7 @@ def test_other_views_are_found():
 
 
 def test_other_views_are_those_of_training():
-    """What is encoded are the views of the stream's first positions, to the bit."""
+    """The encoded views are those of the stream's first positions, bit for bit."""
     source, config = Mixed(), make_config()
     config.evaluate.batch_size = 4
     shown = []
@@ -139,8 +141,9 @@ def test_other_views_are_those_of_training():
 
 
 def test_the_pool(monkeypatch):
-    """Held-out pictures where there are any; at most POOL; one of a group; none that cannot be
-    read, and none in its place."""
+    """Held-out pictures if there are any; at most POOL; one from each group; no unreadable ones and
+    no replacements.
+    """
     given, config = seen(monkeypatch), flat_config()
     other_views(colour, data_of(Flat(30), Flat(9)), config)
     assert len(given[-1][0]) == 9
@@ -156,13 +159,14 @@ def test_the_pool(monkeypatch):
 
 
 def test_a_pool_too_small_says_nothing():
-    """Of five pictures all are among the first five: there is no figure."""
+    """All five pictures are among the first five, so there is no result."""
     assert other_views(colour, data_of(Flat(5)), flat_config()) == {}
 
 
 def test_accuracy_needs_labels_and_held_out_pictures():
     """The accuracy is that of the table at the end; without labels or held-out pictures there is
-    none."""
+    none.
+    """
     config = flat_config()
     found = neighbours_of(colour, data_of(Flat(60), Flat(60)), config)
     assert accuracy_of(found, config) == {'knn_20': found.accuracy}
@@ -173,7 +177,7 @@ def test_accuracy_needs_labels_and_held_out_pictures():
 
 @pytest.fixture
 def measured():
-    """Measures Flat pictures with `colour` in the encoder's place: (data) -> (values, watch)."""
+    """Measures Flat pictures with `colour` as the encoder: (data) -> (values, watch)."""
     encoder = types.SimpleNamespace(variables={}, compiled=lambda _, images: colour(images))
 
     def call(data):
@@ -187,7 +191,7 @@ def measured():
 
 
 def test_says_what_it_found_and_leaves_the_time_out(measured, capsys, monkeypatch):
-    """One line has the figures and the seconds, which are none of the steps'."""
+    """One line has the results and the seconds, which do not count as step time."""
     times = iter([100.0, 100.0, 107.0])
     monkeypatch.setattr(periodic.time, 'perf_counter', lambda: next(times))
     values, left_out = measured(data_of(Flat(30), Flat(30)))
@@ -198,7 +202,7 @@ def test_says_what_it_found_and_leaves_the_time_out(measured, capsys, monkeypatc
 
 
 def test_bad_pictures_do_not_stop_a_run(measured, capsys):
-    """Where no picture can be read the run goes on without the figures, and is told why."""
+    """If no picture can be read, the run continues without the results and says why."""
     values, _ = measured(data_of(Flat(8), Flat(8, bad=tuple(range(8)))))
     assert values == {}
     said = capsys.readouterr().out
@@ -207,7 +211,7 @@ def test_bad_pictures_do_not_stop_a_run(measured, capsys):
 
 
 def test_one_figure_does_not_take_the_other_with_it(measured, monkeypatch, capsys):
-    """Where labels cannot be used, views are sought all the same, and the reverse."""
+    """If labels cannot be used, recall is still measured, and the reverse."""
 
     def refused(*_, **__):
         raise UserError('refused')
@@ -240,8 +244,9 @@ def whole(main_py, tmp_path_factory):
 @pytest.mark.slow
 @pytest.mark.timeout(400)
 def test_a_run_is_measured_and_goes_on_bit_for_bit(whole, tmp_path, main_py):
-    """A run's records have the figures at the steps they are due at; the last are those of the
-    report's table; neither its figures nor the probe differ after a run was cut off and went on."""
+    """A run's records have the results at the steps that are due; the last equal those of the
+    report's table; a run that was interrupted and resumed has the same results and probe.
+    """
     whole, result = whole
     cut, made = tmp_path / 'cut', records(whole)
     names = {'knn_20', 'recall_1', 'recall_5', 'online_probe_accuracy', 'online_probe_loss'}
@@ -271,8 +276,9 @@ def test_a_run_is_measured_and_goes_on_bit_for_bit(whole, tmp_path, main_py):
 @pytest.mark.slow
 @pytest.mark.timeout(400)
 def test_two_processes_measure_as_one(whole, tmp_path):
-    """Each process has the labels of its share, and process 0 alone measures the encoder: all
-    figures of the first step are those of one process, up to rounding, and later ones are there."""
+    """Each process has the labels of its share, and only process 0 measures the encoder: all
+    results of the first step equal those of one process up to rounding, and later ones exist.
+    """
     said = finish(start_two(tmp_path / 'w', EVERY))
     assert 'evaluated at step' in said[0]
     assert 'evaluated at step' not in said[1]

@@ -1,4 +1,4 @@
-"""What a run derives from its config, and what it says about one that cannot be used."""
+"""The numbers that a run derives from its config, and the messages about wrong ones."""
 
 from __future__ import annotations
 
@@ -69,14 +69,14 @@ def test_steps_are_taken_as_given():
 
 
 def test_fractions_of_epochs():
-    """Epochs are a stretch of an endless stream: 2.5 epochs of 100 in batches of 8 is 31 steps."""
+    """Epochs are lengths of an endless stream: 2.5 epochs of 100 in batches of 8 are 31 steps."""
     config = config_with(total_epochs=2.5, warmup_epochs=0.5, batch_size=8)
     plan = plan_of(config, examples=100, device_count=1)
     assert (plan.total_steps, plan.warmup_steps) == (31, 6)
 
 
 def test_epoch_of_a_step():
-    """The epoch shown beside a step is the share of the data set seen, beyond one if need be."""
+    """The epoch of a step is the part of the data set seen so far, and may exceed 1."""
     config = config_with(total_epochs=3.0, warmup_epochs=0.0, batch_size=8)
     plan = plan_of(config, examples=100, device_count=1)
     assert plan.epoch(0) == 0
@@ -90,14 +90,14 @@ def test_a_data_set_smaller_than_a_batch():
 
 
 def test_checkpoint_interval_is_at_least_a_step():
-    """Checkpoints more often than every step become one every step."""
+    """An interval of less than a step becomes one step."""
     config = config_with(batch_size=8, checkpoint__every_epochs=0.001)
     assert plan_of(config, examples=100, device_count=1).checkpoint_steps == 1
 
 
 @pytest.mark.parametrize('key', ['checkpoint__every_epochs', 'checkpoint__every_steps'])
 def test_no_checkpoint_interval_means_never(key):
-    """0 is never, as elsewhere: only the last step is saved."""
+    """0 means never, as elsewhere: only the last step is saved."""
     changes = {'checkpoint__every_epochs': None, 'checkpoint__every_steps': None, key: 0}
     plan = plan_of(config_with(batch_size=8, **TWO_EPOCHS, **changes), 100, 1)
     assert plan.checkpoint_steps == 0
@@ -180,7 +180,7 @@ def test_accumulation_keeps_batch_and_steps():
     ids=lambda value: str(value)[:60] if isinstance(value, dict) else '',
 )
 def test_errors_name_the_key_and_the_way_out(changes, says):
-    """A value that cannot be used is refused with its key, the value and what is allowed."""
+    """The message has the key, the value and what is allowed."""
     with pytest.raises(UserError) as caught:
         plan_of(config_with(**changes), examples=1000, device_count=2)
     for words in says:

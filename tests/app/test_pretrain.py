@@ -35,7 +35,7 @@ def images():
 
 
 def test_an_array_and_again(images, tmp_path, capsys):
-    """A run on an array gives encoder, records and paths; the same call again gives the same."""
+    """A run on an array returns encoder, records and paths; a second call returns the same."""
     run = byol_jax.pretrain(images, workdir=tmp_path / 'a', **TINY)
     assert [record['step'] for record in run.metrics] == [2, 4]
     assert run.encoder(images[:3]).shape == (3, 8)
@@ -52,13 +52,13 @@ def test_an_array_and_again(images, tmp_path, capsys):
     again = byol_jax.pretrain(Array.of(images), workdir=str(tmp_path / 'a'), **TINY)
     assert again.encoder.weights_sha256 == run.encoder.weights_sha256
     assert 'all 4 steps are done' in capsys.readouterr().out
-    # Other pictures under the same names are other data.
+    # Other pictures with the same names are other data.
     with pytest.raises(UserError, match='The data is not what this run began with'):
         byol_jax.pretrain(images[::-1], workdir=tmp_path / 'a', **TINY)
 
 
 def test_ways_to_give_pictures(images, tmp_path):
-    """A path is the recipe's to open; files, arrays and sources are taken as they are."""
+    """A path is opened by the recipe; files, arrays and sources are used as they are."""
     assert module._source_of('photos') == ('photos', None)
     assert module._source_of(tmp_path) == (str(tmp_path), None)
     _, source = module._source_of(images)
@@ -114,7 +114,7 @@ def test_the_encoder_is_the_recipes_unless_given(images, monkeypatch, tmp_path):
     ],
 )
 def test_what_is_refused(images, tmp_path, changes, words):
-    """Wrong keys and values are told as main.py tells them, and nothing is written."""
+    """Wrong keys and values have main.py's messages, and nothing is written."""
     with pytest.raises(UserError) as caught:
         byol_jax.pretrain(images, workdir=tmp_path / 'w', **{**TINY, **changes})
     assert words in str(caught.value)

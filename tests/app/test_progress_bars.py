@@ -1,4 +1,4 @@
-"""How far slow work is: a bar on a terminal, lines elsewhere, nothing where it is quick."""
+"""Progress of slow work: a bar on a terminal, lines elsewhere, nothing for quick work."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def clock(monkeypatch) -> list[float]:
 
 
 def test_lines_where_there_is_no_terminal(clock, capsys):
-    """Every ten seconds a line says how many of how many, and the time that is left."""
+    """Every ten seconds, a line says how many of how many are done and the time that is left."""
     progress = ProgressBars()
     for done in range(1, 41):
         clock[0] += 1
@@ -54,7 +54,7 @@ def test_quick_work_shows_nothing(capsys):
 
 
 def test_a_bar_on_a_terminal(monkeypatch):
-    """A terminal shows a bar, which is gone at the end."""
+    """A terminal shows a bar, which disappears at the end."""
     terminal = Terminal()
     monkeypatch.setattr(progress_bars.sys, 'stderr', terminal)
     monkeypatch.setattr(progress_bars, '_BAR_AFTER_SECONDS', 0)
@@ -70,7 +70,7 @@ def test_a_bar_on_a_terminal(monkeypatch):
 
 
 def test_the_other_processes_of_a_run_are_quiet(clock, capsys):
-    """One process speaks for all."""
+    """Only one process shows progress."""
     progress = ProgressBars(quiet=True)
     for done in range(1, 100):
         clock[0] += 100
@@ -79,7 +79,7 @@ def test_the_other_processes_of_a_run_are_quiet(clock, capsys):
 
 
 def test_what_sources_log_is_shown(capsys):
-    """Messages of the sources are lines on stderr meanwhile, and nothing changes for later."""
+    """Messages of the sources are lines on stderr meanwhile; logging is unchanged afterwards."""
     logger = logging.getLogger('byol_jax')
     before = logger.level, logger.propagate, list(logger.handlers)
 

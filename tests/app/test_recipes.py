@@ -14,7 +14,7 @@ from byol_jax.errors import UserError
 
 @pytest.fixture
 def installed(tmp_path, monkeypatch):
-    """As in site-packages: the recipes inside the package, and no `configs` to be imported."""
+    """An installation as in site-packages: recipes inside the package, and no package `configs`."""
     package = tmp_path / 'site' / 'byol_jax'
     shutil.copytree(ROOT / 'configs', package / 'configs')
     monkeypatch.setattr(recipes, '__file__', str(package / 'app' / 'recipes.py'))
@@ -26,7 +26,7 @@ def installed(tmp_path, monkeypatch):
 
 
 def test_a_name_is_a_file(monkeypatch, tmp_path):
-    """A name means the package's recipe anywhere, and one's own in ./configs before it."""
+    """A name means the package's recipe in any folder; a file in ./configs takes precedence."""
     monkeypatch.chdir(tmp_path)
     assert recipes.find_recipe('div2k:sample') == f'{ROOT}/configs/div2k.py:sample'
     (tmp_path / 'configs').mkdir()
@@ -48,7 +48,7 @@ def test_a_name_is_a_file(monkeypatch, tmp_path):
     ],
 )
 def test_a_near_miss(monkeypatch, name, words):
-    """A wrong name or argument is answered with the nearest right one."""
+    """For a wrong name or argument, the nearest right one is suggested."""
     monkeypatch.chdir(ROOT)
     with pytest.raises(UserError) as error:
         recipes.load_recipe(name)
@@ -56,7 +56,7 @@ def test_a_near_miss(monkeypatch, name, words):
 
 
 def test_installed(installed):
-    """Installed, every recipe finds the others, and no package `configs` stays behind."""
+    """When installed, recipes import each other, and sys.modules keeps no package `configs`."""
     assert 'imagenet_vit' in recipes.recipe_names()
     for name in recipes.recipe_names():
         recipes.load_recipe(name)
@@ -66,7 +66,7 @@ def test_installed(installed):
 
 
 def test_own_configs_and_ours(installed, tmp_path, monkeypatch):
-    """A config of one's own in ./configs imports its neighbours there and the package's recipes."""
+    """A user's config in ./configs imports its neighbours there and the package's recipes."""
     own = tmp_path / 'configs'
     own.mkdir()
     (own / 'words.py').write_text("NAME = 'mine'\n")
@@ -83,7 +83,7 @@ def test_own_configs_and_ours(installed, tmp_path, monkeypatch):
 
 
 def test_a_module_called_configs(installed, tmp_path, monkeypatch):
-    """A configs.py of somebody else is put aside while a recipe is executed, and put back."""
+    """An imported configs.py of somebody else is set aside while a recipe runs, then restored."""
     (tmp_path / 'configs.py').write_text('THEIRS = True\n')
     monkeypatch.syspath_prepend(str(tmp_path))
     assert recipes.load_recipe('folder').name == 'folder'

@@ -65,7 +65,7 @@ def test_explains_itself(run):
 
 
 def test_metrics(run):
-    """metrics.jsonl has one object a logged step with the keys of the contract."""
+    """metrics.jsonl has one object for each logged step, with the keys of the contract."""
     records = [json.loads(x) for x in (run[0] / 'metrics.jsonl').read_text().splitlines()]
     assert [r['step'] for r in records] == [2, 4, 6, 8]
     for record in records:
@@ -106,10 +106,10 @@ def test_views_picture(run):
 
 
 def test_report_stands_alone(run):
-    """report.html loads nothing from elsewhere and has all sections, within 1 MB."""
+    """report.html loads nothing from elsewhere and has all sections, in at most 1 MB."""
     text = (run[0] / 'report.html').read_text()
     assert len(text) < 1_000_000
-    # A curve for each value of a record, one of two of them, and the spectrum.
+    # One curve for each value of a record, one of two values, and the spectrum.
     record = json.loads((run[0] / 'metrics.jsonl').read_text().splitlines()[-1])
     assert text.count('<svg') == len(set(record) - {'step', 'epoch'}) + 2
     assert 'src="http' not in text
@@ -137,7 +137,7 @@ def test_tensorboard_has_the_pictures(run):
 
 
 def test_encoder_is_the_online_network(run):
-    """The exported encoder is the online one of the last step."""
+    """The exported encoder is the online network of the last step."""
     from byol_jax import load_encoder
 
     encoder = load_encoder(run[0] / 'encoder')
@@ -151,7 +151,7 @@ def test_encoder_is_the_online_network(run):
 
 
 def test_again_is_a_no_op(run, main_py):
-    """Starting a finished run again trains nothing and keeps its weights."""
+    """Starting a finished run again trains nothing and does not change its weights."""
     workdir, _ = run
     before = final_state(workdir)
     result = main_py(SAMPLE, *TINY, f'--workdir={workdir}')
@@ -163,9 +163,9 @@ def test_again_is_a_no_op(run, main_py):
 
 @pytest.fixture
 def request_of(run):
-    """Gives the request that a mode is called with, of the finished run, here in this process.
+    """Gives the request with which main.py calls a mode on the finished run, in this process.
 
-    As from main.py; what reads flags, and ends a process, is tested with the runs above.
+    Reading flags and ending the process are tested with the runs above.
     """
 
     def request(**changes):
@@ -178,7 +178,7 @@ def request_of(run):
 
 @pytest.mark.parametrize('mode', ['evaluate', 'embed', 'export', 'views', 'summary'])
 def test_modes(run, request_of, mode, capsys):
-    """Every mode works on a finished run and changes none of its weights."""
+    """Every mode works on a finished run and does not change its weights."""
     workdir, _ = run
     weights = (workdir / 'encoder' / 'encoder.safetensors').read_bytes()
     MODES[mode](request_of(evaluate__protocols=('spectrum',)))
@@ -198,7 +198,7 @@ def test_modes(run, request_of, mode, capsys):
 
 
 def test_embed_with_any_encoder_to_parquet(run, main_py, tmp_path):
-    """--encoder and --output take the place of the workdir, which is then not even made."""
+    """With --encoder and --output no workdir is needed, and none is made."""
     from byol_jax import load_encoder
 
     parquet = pytest.importorskip('pyarrow.parquet')
@@ -220,7 +220,7 @@ def test_embed_with_any_encoder_to_parquet(run, main_py, tmp_path):
 
 
 def test_evaluate_takes_any_encoder(run, main_py, tmp_path):
-    """--encoder is measured as at the end of its own run, at its size, whatever the config's."""
+    """--encoder is measured as at the end of its run, at its own size, whatever the config's."""
     where = (f'--encoder={run[0] / "encoder"}', f'--workdir={tmp_path / "w"}')
     chosen = ("--config.evaluate.protocols=('knn','spectrum')", '--config.views.image_size=64')
     result = main_py(SAMPLE, *TINY, *chosen, '--mode=evaluate', *where)
@@ -236,7 +236,7 @@ def test_evaluate_takes_any_encoder(run, main_py, tmp_path):
     ('arguments', 'words'),
     [
         (('--encoder=x',), '--encoder=x goes with --mode=evaluate and --mode=embed, not with'),
-        # Which files a mode takes has tests without a process.
+        # The files that a mode accepts are tested elsewhere without a process.
         pytest.param(
             ('--output=x.npz', '--mode=evaluate'), 'ends in .json', marks=pytest.mark.slow
         ),
@@ -249,7 +249,7 @@ def test_evaluate_takes_any_encoder(run, main_py, tmp_path):
     ids=['encoder', 'output', 'suffix'],
 )
 def test_flags_of_modes(main_py, tmp_path, arguments, words):
-    """A flag that the mode does not take, or whose value is of no use, is named in one line."""
+    """A flag that the mode does not use, or a wrong value, is named in one line."""
     result = main_py(SAMPLE, *arguments, f'--workdir={tmp_path / "w"}')
     assert result.returncode != 0
     assert result.stderr.startswith('error: ')
@@ -260,7 +260,7 @@ def test_flags_of_modes(main_py, tmp_path, arguments, words):
 
 @pytest.mark.slow
 def test_resume_onto_a_logged_step(tmp_path, main_py):
-    """A run may log every step, and go on from a checkpoint whose next step is a logged one."""
+    """A run may log every step, and resume from a checkpoint whose next step is logged."""
     often = ('--config.log.every_steps=1', '--config.checkpoint.every_steps=3')
     process = start(tmp_path / 'w', '--config.total_steps=100000', *often)
     wait_for(tmp_path / 'w' / 'checkpoints' / '3', process)
@@ -276,7 +276,7 @@ def test_resume_onto_a_logged_step(tmp_path, main_py):
 
 
 def test_export_with_another_config_changes_nothing(run, request_of):
-    """--mode=export with another network's config is refused and leaves the checkpoints alone."""
+    """--mode=export with another network's config is refused and changes no checkpoint."""
     workdir, _ = run
     before = sorted(str(p) for p in workdir.rglob('*'))
     with pytest.raises(UserError, match='belongs to a run with another config'):
@@ -286,9 +286,9 @@ def test_export_with_another_config_changes_nothing(run, request_of):
 
 @pytest.mark.parametrize('devices', [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_killed_run_goes_on_bit_for_bit(run, tmp_path, main_py, devices):
-    """A run killed with SIGKILL half-way and started again ends as one that was not.
+    """A run killed with SIGKILL half-way and started again ends as an uninterrupted one.
 
-    What it runs is compiled anew each time.
+    Each start compiles anew.
     """
     how = {'devices': devices, 'compiling': 'alone' if devices == 1 else 'optimised'}
     whole = run[0] if devices == 1 else tmp_path / 'whole'
@@ -333,7 +333,7 @@ def test_sigterm_saves(tmp_path, main_py):
 
 @pytest.mark.slow
 def test_non_finite_loss_stops(tmp_path, main_py):
-    """A loss that is not finite stops the run; the checkpoint from before it is kept, and is good.
+    """A loss that is not finite stops the run; the checkpoint before it is kept and good.
 
     The first step of the warm-up has a learning rate of 0.
     """
@@ -360,7 +360,7 @@ def test_non_finite_loss_stops(tmp_path, main_py):
 
 @pytest.mark.slow
 def test_a_slow_source_is_named(tmp_path, main_py):
-    """Where pictures come too slowly, the run says so once, with the knob to turn."""
+    """If pictures come too slowly, the run says so once, with the setting to change."""
     rng = np.random.default_rng(0)
     (tmp_path / 'pictures').mkdir()
     for i in range(4):
@@ -401,7 +401,7 @@ def test_runs_with_bfloat16_and_accumulation(tmp_path, main_py):
 
 
 def test_missing_data_trains_on_nothing(tmp_path, main_py):
-    """configs/div2k.py with a folder that is not there stops; it takes no other data instead."""
+    """configs/div2k.py with a missing folder stops; it uses no other data instead."""
     result = main_py(
         '--config=configs/div2k.py',
         f'--config.data.path={tmp_path / "DIV2K"}',
@@ -414,7 +414,7 @@ def test_missing_data_trains_on_nothing(tmp_path, main_py):
 
 @pytest.mark.slow
 def test_official_div2k_folders(tmp_path, main_py):
-    """The official folders train, with the low-resolution picture as the first view's source."""
+    """The official folders train, with the low-resolution picture as the source of view 1."""
     rng = np.random.default_rng(0)
     hr = tmp_path / 'DIV2K_train_HR'
     lr = tmp_path / 'DIV2K_train_LR_bicubic' / 'X2'
@@ -440,7 +440,7 @@ def test_official_div2k_folders(tmp_path, main_py):
 
 @pytest.mark.slow
 def test_damaged_picture_loses_no_step(tmp_path, main_py):
-    """Where none may be bad, the first one is named, and the steps made before it are saved."""
+    """If no file may be bad, the first one is named, and the steps before it are saved."""
     folder = tmp_path / 'pictures'
     damaged = make_damaged_folder(folder)
     result = main_py(
@@ -464,9 +464,10 @@ def test_damaged_picture_loses_no_step(tmp_path, main_py):
 
 @pytest.fixture
 def sample_run(tmp_path, main_py):
-    """The sample run as shipped: (workdir, what it printed).
+    """The unchanged sample run: (workdir, what it printed).
 
-    The environment's SAMPLE_RUN is the workdir of one made already, WORKDIR.log what it printed.
+    The environment variable SAMPLE_RUN may name the workdir of an existing one; WORKDIR.log is
+    then what it printed.
     """
     made = os.environ.get('SAMPLE_RUN')
     if made:
@@ -479,7 +480,7 @@ def sample_run(tmp_path, main_py):
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_sample_run_beats_random(sample_run):
-    """The sample run as shipped ends with an encoder better than the random one."""
+    """The unchanged sample run ends with an encoder that is better than the random one."""
     workdir, printed = sample_run
     table = [x for x in printed.splitlines() if x.startswith(('randomly', 'trained'))]
     random, trained = (float(row.split('%')[0].split()[-1]) for row in table)

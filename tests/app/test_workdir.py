@@ -1,4 +1,4 @@
-"""A workdir belongs to one config: which ones count as the same, old ones included."""
+"""A workdir belongs to one config: which configs count as the same, old ones included."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def claimed(workdir, config):
     ],
 )
 def test_an_argument_given_at_its_default(tmp_path, given):
-    """The same config goes on with the run it began, and the run has the argument it was given."""
+    """The same config continues the run, which keeps the argument it was given."""
     config = config_with(**given)
     workdir = claimed(tmp_path, config)
     claimed(workdir, config)
@@ -48,7 +48,7 @@ def test_an_argument_given_at_its_default(tmp_path, given):
 
 @pytest.mark.parametrize('momentum', [0.9, 0.8])
 def test_a_config_of_an_older_version(tmp_path, momentum):
-    """Its run goes on, and is as it was: both optimizers' arguments stood in every config then."""
+    """A config from before optimizer.kwargs continues its run unchanged."""
     now = {} if momentum == 0.9 else {'optimizer__kwargs__momentum': momentum}
     config = config_with(**now)
     workdir = claimed(tmp_path, config)
@@ -69,7 +69,7 @@ def test_a_config_of_an_older_version(tmp_path, momentum):
 
 @pytest.mark.parametrize('begun', [False, True])
 def test_a_claim_that_fails_holds_nothing(tmp_path, monkeypatch, begun):
-    """A workdir that cannot be written is not kept from the next try, in the same process."""
+    """After a failed claim, the same process can claim the workdir again."""
     config = config_with()
     if begun:
         claimed(tmp_path, config)

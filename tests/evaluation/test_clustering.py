@@ -11,7 +11,7 @@ from byol_jax.evaluation.clustering import clustering_score, k_means, mutual_inf
 
 @pytest.fixture(scope='module')
 def groups():
-    """Features [120, 8] of many lengths in four tight groups of directions, and the groups."""
+    """Features [120, 8] of different lengths, in four groups of directions, and the groups."""
     rng = np.random.default_rng(0)
     labels = np.arange(120) % 4
     features = np.eye(8)[labels] + 0.05 * rng.normal(size=(120, 8))
@@ -31,7 +31,7 @@ def information_by_definition(labels1, labels2):
 
 
 def test_mutual_information_is_its_definition():
-    """Of random labellings, as the definition and as scikit-learn have it."""
+    """For random labellings it equals the definition and scikit-learn's value."""
     rng = np.random.default_rng(0)
     labels1, labels2 = rng.integers(0, 5, 300), rng.integers(0, 3, 300)
     labels2[:150] = labels1[:150] % 3
@@ -42,7 +42,7 @@ def test_mutual_information_is_its_definition():
 
 
 def test_mutual_information_known_answers():
-    """1 for the same groups under other names, 0 for independent ones and for one constant."""
+    """1 for the same groups with other names, 0 for independent groups and for a single group."""
     labels = np.repeat(np.arange(4), 6)
     assert mutual_information(labels, (labels + 1) % 4) == pytest.approx(1)
     assert mutual_information(labels, np.tile(np.arange(3), 8)) == pytest.approx(0, abs=1e-12)
@@ -62,7 +62,7 @@ def test_groups_of_directions_are_found(groups):
 
 
 def test_the_inertia_is_the_squared_distance_to_the_centres(groups):
-    """Inertia: squared distances of unit rows to the mean of their cluster."""
+    """The inertia is the sum of squared distances of unit rows to the mean of their cluster."""
     features, _ = groups
     found = k_means(features, 4, seed=0)
     unit = features / np.linalg.norm(features, axis=1, keepdims=True)
@@ -72,7 +72,7 @@ def test_the_inertia_is_the_squared_distance_to_the_centres(groups):
 
 
 def test_more_restarts_are_never_worse():
-    """Of several restarts the one of lowest inertia is kept, and a seed says which they are."""
+    """Of several restarts the one with the lowest inertia is kept; the seed determines them."""
     features = np.random.default_rng(1).normal(size=(150, 6))
     inertias = [k_means(features, 12, seed=0, restarts=n).inertia for n in (1, 10)]
     assert inertias[1] < inertias[0]
@@ -82,14 +82,14 @@ def test_more_restarts_are_never_worse():
 
 
 def test_random_features_have_no_groups():
-    """Clusters of noise know next to nothing of the labels."""
+    """Clusters of noise share almost no information with the labels."""
     rng = np.random.default_rng(2)
     assert clustering_score(rng.normal(size=(300, 16)), np.arange(300) % 5, seed=0) < 0.08
 
 
 @pytest.mark.parametrize('value', [0.0, 2.5])
 def test_collapsed_features_are_one_cluster(value):
-    """Features that are all the same fall into one cluster and say nothing of the labels."""
+    """Equal features fall into one cluster, which shares no information with the labels."""
     labels = np.arange(30) % 3
     features = np.full((30, 4), value)
     assert len(np.unique(k_means(features, 3, seed=0).assignments)) == 1
@@ -97,7 +97,7 @@ def test_collapsed_features_are_one_cluster(value):
 
 
 def test_unusable_input_is_refused(groups):
-    """NaN, too many clusters, labels of another number or type."""
+    """NaN, too many clusters, and labels of another number or type are errors."""
     features, labels = groups
     with pytest.raises(ValueError, match='NaN'):
         k_means(np.full((5, 2), np.nan), 2, seed=0)

@@ -1,4 +1,4 @@
-"""BYOL's linear protocol: its steps in NumPy, its minimum, and who chooses the learning rate."""
+"""BYOL's linear protocol: its steps in NumPy, its minimum, and the choice of the learning rate."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ N, D, C = 256, 10, 6
 
 
 def labelled(seed, spread=1.0, count=N):
-    """Gaussian classes around fixed centres, that overlap the more the larger the spread."""
+    """Gaussian classes around fixed centres, which overlap more the larger the spread."""
     rng = np.random.default_rng(seed)
     labels = rng.integers(0, C, count)
     centres = np.random.default_rng(99).normal(size=(C, D))
@@ -23,7 +23,7 @@ def labelled(seed, spread=1.0, count=N):
 
 
 def shuffled(data, seed):
-    """The same features every epoch, in an order drawn anew."""
+    """The same features in every epoch, in a new random order."""
 
     def epoch(number):
         order = np.random.default_rng([seed, number]).permutation(len(data.labels))
@@ -45,10 +45,11 @@ def train_alone(train, rate, **options):
 
 
 def sgd_in_numpy(weights, batches, base, momentum):
-    """Nesterov's SGD as its authors write it, a cosine from base x batch / 256, in float64.
+    """Nesterov's SGD as its authors write it, with a cosine from base x batch
+    256, in float64.
 
     v <- momentum v + g, W <- W - rate (g + momentum v): Sutskever et al. 2013 after the usual
-    change of variables; the gradient is that of softmax cross-entropy by hand.
+    change of variables; the gradient of softmax cross-entropy is written out.
     """
     bias = np.zeros(weights.shape[1])
     velocities = [np.zeros_like(weights), np.zeros_like(bias)]
@@ -68,7 +69,7 @@ def sgd_in_numpy(weights, batches, base, momentum):
 
 @pytest.mark.parametrize('part', [1000, 7])
 def test_training_is_the_papers_sgd(part):
-    """Every rate follows Nesterov's SGD in float64 to 1e-4; batches run over the ends of epochs."""
+    """Every rate equals Nesterov's SGD in float64 to 1e-4; batches span the ends of epochs."""
     train = labelled(0, count=90)
     seen = [[], []]
 
@@ -116,9 +117,9 @@ def test_the_protocol_is_the_papers():
 
 
 def test_it_finds_the_minimum_that_scikit_learn_finds():
-    """At convergence loss and answers are those of unpenalised logistic regression.
+    """At convergence, loss and predictions are those of unpenalised logistic regression.
 
-    The mean training loss to 1e-3 of scikit-learn's, 99 of 100 test predictions the same.
+    The mean training loss agrees to 1e-3 with scikit-learn's, and 99 of 100 test predictions.
     """
     train, test = labelled(0, 2.0), labelled(1, 2.0)
     found = train_alone(train, 2.0, epochs=600)
@@ -136,13 +137,13 @@ def test_it_finds_the_minimum_that_scikit_learn_finds():
 
 
 def test_separable_classes_are_told_apart():
-    """Well separated classes are all found, at top 1 and top 5."""
+    """Well separated classes are all recognised, at top 1 and top 5."""
     found = evaluate(*(labelled(seed, 0.2) for seed in range(3)))
     assert (found.top1, found.top5) == (1, 1)
 
 
 def test_random_labels_score_chance():
-    """Labels that have nothing to do with the features: 1 in C at top 1, 5 in C at top 5."""
+    """With labels independent of the features: 1 in C at top 1, 5 in C at top 5."""
     rng = np.random.default_rng(0)
     data = [labelled(seed, 3)._replace(labels=rng.integers(0, C, N)) for seed in range(3)]
     found = evaluate(*data)
@@ -151,7 +152,7 @@ def test_random_labels_score_chance():
 
 
 def test_the_test_set_chooses_nothing():
-    """With another test set the learning rate and the model stay the same to the bit."""
+    """With another test set, the learning rate and the model stay the same bit for bit."""
     train, held_out, test = (labelled(seed, 2) for seed in range(3))
     poisoned = Labelled(-test.features, (test.labels + 1) % C)
     found, other = (evaluate(train, held_out, data) for data in (test, poisoned))
@@ -162,14 +163,14 @@ def test_the_test_set_chooses_nothing():
 
 
 def test_the_held_out_images_choose_the_learning_rate():
-    """The rate of the highest held-out accuracy is tested, even where another is better there."""
+    """The rate with the highest held-out accuracy is tested, even if another tests better."""
     train, held_out, test = (labelled(seed, 1.5) for seed in range(3))
-    # Such a small rate hardly leaves the start.
+    # Such a small rate hardly changes the initial weights.
     rates = (1e-6, 0.4)
     found = evaluate(train, held_out, test, learning_rates=rates)
     assert found.chosen == 0.4
     assert set(found.held_out) == set(rates)
-    # Held-out labels that the untrained classifier gives.
+    # These held-out labels are what the untrained classifier predicts.
     untrained = train_alone(train, 1e-6)
     guessed = untrained.scores(held_out.features).argmax(axis=1)
     misled = evaluate(train, held_out._replace(labels=guessed), test, learning_rates=rates)
@@ -180,7 +181,7 @@ def test_the_held_out_images_choose_the_learning_rate():
 
 
 def test_rates_are_trained_as_if_alone():
-    """A learning rate's model does not depend on what is trained beside it."""
+    """A learning rate's model does not depend on the rates trained at the same time."""
     train, held_out, test = (labelled(seed, 2) for seed in range(3))
     rates = (0.4, 0.05)
     found = evaluate(train, held_out, test, learning_rates=rates)
@@ -192,7 +193,7 @@ def test_rates_are_trained_as_if_alone():
 
 
 def test_the_same_seed_gives_the_same_bits():
-    """Equal seeds give equal models; another seed, or another order, another model."""
+    """Equal seeds give equal models; another seed or another order gives another model."""
     train = labelled(0, 2)
     first = train_alone(train, 0.2, epochs=4)
     again, other = (train_alone(train, 0.2, epochs=4, seed=seed) for seed in (0, 1))
@@ -211,14 +212,14 @@ def test_the_same_seed_gives_the_same_bits():
 
 
 def test_progress_counts_steps():
-    """What is done, steps done and steps in all, after each step."""
+    """The kind of work, the steps done and the number of all steps, after each step."""
     train, seen = labelled(0), []
     train_alone(train, 0.2, epochs=2, progress=lambda *x: seen.append(x))
     assert seen == [('linear evaluation', step, 8) for step in range(1, 9)]
 
 
 def test_a_rate_that_diverges_is_not_chosen():
-    """A learning rate beyond float32 leaves NaN and loses; it does not stop the others."""
+    """A learning rate that overflows float32 gives NaN and loses, but does not stop others."""
     train, held_out, test = (labelled(seed) for seed in range(3))
     found = evaluate(train, held_out, test, learning_rates=(3e38, 0.1), epochs=10)
     assert found.held_out[3e38] == 0
@@ -226,7 +227,7 @@ def test_a_rate_that_diverges_is_not_chosen():
 
 
 def test_unusable_input_is_refused():
-    """Epochs of another length, too few examples, repeated rates, bad features and labels."""
+    """Epochs of other lengths, too few examples, repeated rates, bad features and labels."""
     train, held_out, test = (labelled(seed) for seed in range(3))
     for options in ({'learning_rates': ()}, {'learning_rates': (0.1, 0.1)}, {'epochs': 0}):
         with pytest.raises(ValueError, match='all different, and at least one step'):

@@ -1,4 +1,4 @@
-"""The monitors: known answers on made-up features, and the way from the step to the host."""
+"""The monitors: known answers for made-up features, and the way from the step to the host."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ NAMES = ('representation', 'projection', 'prediction', 'target')
 
 
 def features(rows, **changes):
-    """The same rows as every feature of both views; `changes` put others in their place."""
+    """The same rows for every feature of both views; `changes` replaces some features."""
     both = np.stack([rows, rows]).astype(np.float32)
     return dict.fromkeys(NAMES, both) | changes
 
@@ -45,13 +45,13 @@ def test_orthogonal_features():
     assert found['rankme_representation'] == pytest.approx(n, rel=1e-4)
     assert found['rankme_projection'] == pytest.approx(n, rel=1e-4)
     assert found['representation_std'] == pytest.approx(math.sqrt((n - 1) / n / n), rel=1e-6)
-    # Two of them lie sqrt(2) apart: exp(-2 x 2).
+    # Two of them have distance sqrt(2): exp(-2 x 2).
     assert found['uniformity'] == pytest.approx(-4, rel=1e-6)
     assert found['alignment'] == pytest.approx(0, abs=1e-9)
 
 
 def test_random_features_have_the_std_of_even_cover():
-    """Evenly spread directions have a std of 1/sqrt(D) a channel, the level called healthy."""
+    """Evenly spread directions have a std of 1/sqrt(D) for each channel, the healthy level."""
     rows = np.random.default_rng(0).normal(size=(256, 64))
     found = measure(features(rows))
     assert found['representation_std'] == pytest.approx(1 / 8, rel=0.01)
@@ -66,8 +66,8 @@ def test_collapsed_features():
 
 
 def test_cosines_are_between_what_they_say():
-    """Which view is compared with which: every feature has directions of its own."""
-    # Unit vectors at an angle, in degrees: [view, picture, 2].
+    """Shows which view is compared with which: every feature has its own directions."""
+    # Unit vectors at these angles, degrees: [view, picture, 2].
     at = lambda *degrees: np.stack(  # noqa: E731
         [[(math.cos(math.radians(d)), math.sin(math.radians(d)))] * 2 for d in degrees]
     )
@@ -87,14 +87,14 @@ def test_cosines_are_between_what_they_say():
 
 
 def test_one_picture_has_no_uniformity():
-    """A process that sees a single picture leaves out what needs two."""
+    """A process with a single picture leaves out the metrics that need two."""
     found = measure(features(np.ones((1, 4))))
     assert 'uniformity' not in found
     assert found['rankme_projection'] == pytest.approx(1, abs=1e-4)
 
 
 def test_only_what_is_there_is_measured():
-    """Without a predictor or a target their cosines are left out; other features do no harm."""
+    """Without a predictor or target their cosines are left out; other features are ignored."""
     rows = np.random.default_rng(0).normal(size=(6, 4))
     both = features(rows)
     found = measure({'representation': both['representation'], 'anchors': np.ones(3)})
@@ -106,7 +106,7 @@ def test_only_what_is_there_is_measured():
 
 
 def test_more_than_two_views():
-    """Each two views count alike: 2 of 6 ordered pairs of these three are the same picture."""
+    """All pairs of views count alike: 2 of 6 ordered pairs of these show the same picture."""
     views = np.stack([np.eye(4), np.eye(4), -np.eye(4)])
     found = measure({'projection': views, 'prediction': views, 'target': views})
     assert found['alignment'] == pytest.approx((0 + 4 + 4) / 3)
@@ -114,7 +114,7 @@ def test_more_than_two_views():
 
 
 def test_wide_features_are_thinned_out():
-    """Of very wide features a few evenly spaced rows are taken: their rank says how many."""
+    """Of very wide features, only a few evenly spaced rows are used; their rank says how many."""
     rows = np.zeros((600, 32_768), np.float32)
     rows[np.arange(600), np.arange(600)] = 1
     wide = np.stack([rows, rows])
@@ -147,7 +147,7 @@ def linear_byol():
 
 
 def test_the_step_hands_out_the_features_of_its_batch():
-    """On two devices with two passes each: those of every picture, in the batch's order.
+    """On two devices with two microbatches each: the features of every picture, in order.
 
     They are computed here from the parameters before the step.
     """
@@ -194,14 +194,14 @@ def test_the_step_hands_out_the_features_of_its_batch():
     [(64, 1, 1, 64), (4096, 1, 1, 256), (4096, 8, 2, 16), (8, 2, 2, 2), (4096, 512, 8, 1)],
 )
 def test_how_many_examples_are_looked_at(batch, devices, passes, expected):
-    """Of all devices and passes together 256 of a batch, evenly, or all of a smaller one."""
+    """256 evenly spaced examples over all devices and microbatches, or all of a smaller batch."""
     config = make_config(batch_size=batch, accumulate_steps=passes)
     assert make_plan(config, 10_000, devices).monitored == expected
     assert min(256, batch) <= expected * devices * passes <= max(256, devices * passes)
 
 
 def test_spread_of_statistics():
-    """Statistics of 1 and 3 lie 1 from their mean of 2, half its size; whole numbers count not."""
+    """Statistics of 1 and 3 differ by 1 from their mean of 2, by half; integers are ignored."""
     own = {'mean': np.array([[1.0], [3.0]]), 'count': np.array([[1], [5]])}
 
     def both(own):
@@ -230,7 +230,7 @@ class Pictures(Source):
 
 
 def test_lidar_views_are_those_of_training():
-    """Views 2 k and 2 k + 1 of a picture are what training is given of it in epoch k."""
+    """Views 2 k and 2 k + 1 of a picture are those that training shows of it in epoch k."""
     config, source = make_config(), Pictures()
     stream = stream_of(source, config)
     views = lidar_views(stream, 2)
@@ -246,7 +246,7 @@ def test_lidar_views_are_those_of_training():
 
 
 def test_lidar_is_that_of_the_online_projections():
-    """Views of one picture are a class; projections are made without training anything."""
+    """The views of a picture form a class; projections are made without training anything."""
     config, source = make_config(projector__output_size=4), Pictures()
     byol = linear_byol()
     params, stats = byol.init(jax.random.key(0), 8)
@@ -262,7 +262,7 @@ def test_lidar_is_that_of_the_online_projections():
 
 
 def test_lidar_comes_at_its_interval(tmp_path):
-    """Every log.lidar_every_steps steps, never with 0; the other monitors come every time."""
+    """At every log.lidar_every_steps-th step, never with 0; the other monitors always."""
     byol = linear_byol()
     params, stats = byol.init(jax.random.key(0), 8)
     state = SimpleNamespace(online_params=params, online_stats=stats)
@@ -305,7 +305,7 @@ def make_event(run, step, state=None, handed_out=None):
 
 
 def test_what_is_not_finite_stops_a_run(tmp_path, capsys):
-    """NaN in a metric or a feature raises, and alarms.jsonl says which and what is kept."""
+    """NaN in a metric or a feature is an error; alarms.jsonl says which, and what is kept."""
     check_finite(3, VALUES)
     with pytest.raises(NonFinite, match='The loss of step 3 is nan'):
         check_finite(3, VALUES | {'loss': math.nan})
@@ -323,9 +323,9 @@ def test_what_is_not_finite_stops_a_run(tmp_path, capsys):
 
 
 def test_a_bad_state_is_not_saved(tmp_path):
-    """A state in which something became infinite is refused, whatever the loss says.
+    """A state in which a value became infinite is not saved, whatever the loss is.
 
-    What was infinite from the start (a mask, say) is no reason.
+    Values that were infinite from the start, such as a mask's, do not count.
     """
     state = lambda step, var: State(jnp.array(step), jnp.array([0, -jnp.inf]), jnp.array(var))  # noqa: E731
     saved = []
@@ -339,7 +339,7 @@ def test_a_bad_state_is_not_saved(tmp_path):
 
 
 class State(NamedTuple):
-    """A state with a mask that holds -inf on purpose."""
+    """A state with a mask that contains -inf on purpose."""
 
     step: jax.Array
     mask: jax.Array

@@ -1,4 +1,4 @@
-"""Nearest neighbours against scikit-learn, recall against a sort, and ties that count fairly."""
+"""Nearest neighbours against scikit-learn, recall against a sort, and fair counts of ties."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ TEMPERATURE = 0.07
 
 @pytest.fixture(scope='module')
 def features():
-    """Random gallery [200, 16], queries [61, 16] of many lengths, and gallery labels."""
+    """Random gallery [200, 16], queries [61, 16] of different lengths, and the gallery's labels."""
     rng = np.random.default_rng(0)
     gallery, queries = (rng.normal(size=(n, 16)) * rng.uniform(0.1, 10, (n, 1)) for n in (200, 61))
     return gallery, queries, rng.integers(0, CLASSES, 200)
@@ -31,7 +31,7 @@ def features():
 @pytest.mark.parametrize('k', [1, 20, 200])
 @pytest.mark.parametrize('block', [1024, 7])
 def test_neighbours_and_votes_match_scikit_learn(features, k, block):
-    """Neighbours, cosines and weighted votes are those of KNeighborsClassifier, block or not."""
+    """Neighbours, cosines and weighted votes equal KNeighborsClassifier's, with any block size."""
     gallery, queries, labels = features
     sklearn = KNeighborsClassifier(
         k,
@@ -48,7 +48,7 @@ def test_neighbours_and_votes_match_scikit_learn(features, k, block):
 
 
 def test_accuracy_of_plain_arrays(features):
-    """The share of right votes; a label that no gallery picture has is a wrong answer."""
+    """The share of right votes; a label that no gallery picture has counts as wrong."""
     gallery, queries, labels = features
     found = nearest(gallery, queries, 20)
     truth = classify(found, labels, TEMPERATURE, CLASSES)
@@ -62,7 +62,7 @@ def test_accuracy_of_plain_arrays(features):
 
 
 def test_the_temperature_matters():
-    """A low temperature lets the nearest neighbour decide, a high one the majority."""
+    """With a low temperature the nearest neighbour decides, with a high one the majority."""
     neighbours = Neighbours(np.array([[0, 1, 2]]), np.array([[0.9, 0.8, 0.8]], np.float32))
     labels = np.array([1, 0, 0])
     assert classify(neighbours, labels, 0.01, 2) == [1]
@@ -76,7 +76,7 @@ def test_a_tiny_temperature_does_not_overflow():
 
 
 def test_equal_cosines_come_in_gallery_order():
-    """Of equally near pictures the lower index comes first, in a gallery of any size."""
+    """Of equally near pictures, the lower index comes first, for any gallery size."""
     lengths = 2.0 ** (np.arange(300) % 5)
     gallery = np.eye(3)[np.arange(300) % 3] * lengths[:, None]
     found = nearest(gallery, np.array([[0, 1, 0]]), 200)
@@ -93,21 +93,21 @@ def test_equal_votes_go_to_the_lowest_label():
 
 
 def test_more_neighbours_than_pictures():
-    """A k above the size of the gallery means the whole gallery."""
+    """A k above the gallery's size means the whole gallery."""
     found = nearest(np.eye(3), np.eye(3)[:2], 20)
     assert found.indices.shape == found.cosines.shape == (2, 3)
     np.testing.assert_array_equal(found.indices[:, 0], [0, 1])
 
 
 def test_a_zero_feature_is_no_neighbour_of_anything():
-    """A feature vector of zeros has cosine 0 with everything, and is no NaN."""
+    """A feature vector of zeros has cosine 0 with everything, not NaN."""
     found = nearest(np.array([[0.0, 0.0], [1.0, 1.0]]), np.array([[1.0, 0.0], [0.0, 0.0]]), 2)
     np.testing.assert_array_equal(found.indices, [[1, 0], [0, 1]])
     np.testing.assert_allclose(found.cosines, [[np.sqrt(0.5), 0], [0, 0]], atol=1e-6)
 
 
 def recall_by_sorting(view1, view2, k):
-    """The share of queries whose own index is among the first k of all, sorted by cosine."""
+    """The share of queries whose own index is among the first k when all are sorted by cosine."""
     hits = 0
     for index, query in enumerate(view1):
         cosines = [query @ other / np.linalg.norm(query) / np.linalg.norm(other) for other in view2]
@@ -118,7 +118,7 @@ def recall_by_sorting(view1, view2, k):
 @pytest.mark.parametrize('block', [1024, 17, 1])
 @pytest.mark.parametrize('dtype', [np.float32, np.float64])
 def test_recall_is_what_sorting_finds(block, dtype):
-    """Recall at 1, 5 and 20 of noisy views, whatever their lengths and the size of a block."""
+    """Recall at 1, 5 and 20 of noisy views, for any lengths and block size."""
     rng = np.random.default_rng(0)
     view1 = rng.normal(size=(100, 8))
     view2 = (view1 + rng.normal(size=(100, 8))) * rng.uniform(0.1, 10, (100, 1))
@@ -130,13 +130,13 @@ def test_recall_is_what_sorting_finds(block, dtype):
 
 
 def test_equal_views_are_always_found():
-    """A view that equals its query is the nearest of all."""
+    """A view that equals its query is always the nearest."""
     view = np.random.default_rng(0).normal(size=(50, 6))
     assert recall(view, 2 * view) == {1: 1.0, 5: 1.0}
 
 
 def test_opposite_views_are_never_found():
-    """A view opposite to its query is the last of all."""
+    """A view opposite to its query is always the last."""
     angles = np.arange(12) * 2 * np.pi / 12
     view = np.stack([np.cos(angles), np.sin(angles)], axis=1)
     assert recall(view, -view, (1, 11, 12)) == pytest.approx({1: 0, 11: 0, 12: 1})
@@ -145,20 +145,20 @@ def test_opposite_views_are_never_found():
 @pytest.mark.parametrize('value', [0.0, 0.3])
 @pytest.mark.parametrize('block', [1024, 7])
 def test_collapsed_features_score_chance(value, block):
-    """Features that are all the same, or all zeros, find the other view k times in N."""
+    """If all features are the same, or zeros, the other view is found k times in N."""
     view = value * np.tile(np.linspace(-1, 2, 17), (40, 1))
     chance = pytest.approx({1: 1 / 40, 5: 5 / 40, 100: 1})
     assert recall(view, view, (1, 5, 100), block) == chance
-    # Lengths that differ leave unit rows that differ in their last bit.
+    # Rows of different lengths differ in the last bit when scaled to unit length.
     lengths = np.random.default_rng(0).uniform(0.1, 10, (40, 1))
     assert recall(view * lengths, view[::-1] / lengths, (1, 5, 100), block) == chance
 
 
 def test_ties_count_their_expected_value():
-    """Two copies of a picture find each other as often as themselves: half the time at k = 1."""
+    """Two copies of a picture find each other as often as themselves: half of the time at k = 1."""
     view = np.eye(3)[[0, 0, 1, 2]]
     assert recall(view, view, (1, 2)) == pytest.approx({1: (0.5 + 0.5 + 1 + 1) / 4, 2: 1})
-    # Behind one that is nearer: places 2 and 3 are drawn for, so k = 2 has one half.
+    # One is nearer, so two share places 2 and 3: at k = 2 each counts one half.
     queries, pool = np.array([[1.0, 0]] * 3), np.array([[1.0, 1], [1, 1], [1, 0]])
     assert recall(queries, pool, (1, 2, 3)) == pytest.approx(
         {1: 1 / 3, 2: (0.5 + 0.5 + 1) / 3, 3: 1}
@@ -166,7 +166,7 @@ def test_ties_count_their_expected_value():
 
 
 def test_a_rotation_and_an_order_change_nothing():
-    """Both views rotated alike, or both in another order, are found as often."""
+    """If both views are rotated or reordered alike, they are found as often."""
     rng = np.random.default_rng(1)
     view1 = rng.normal(size=(60, 5))
     view2 = view1 + 0.8 * rng.normal(size=(60, 5))
@@ -189,7 +189,7 @@ def test_unusable_views_are_refused():
 
 @pytest.mark.parametrize('k', [1, 2, 5, 7])
 def test_top_k_is_scikit_learns(k):
-    """Of scores without ties, as scikit-learn counts them."""
+    """For scores without ties it equals scikit-learn's value."""
     rng = np.random.default_rng(0)
     scores, labels = rng.normal(size=(200, 7)), rng.integers(0, 7, 200)
     expected = top_k_accuracy_score(labels, scores, k=k, labels=range(7)) if k < 7 else 1
@@ -197,7 +197,7 @@ def test_top_k_is_scikit_learns(k):
 
 
 def test_equal_scores_count_their_expected_value():
-    """A constant answer scores k / C whatever the labels are, also where all are of one class."""
+    """A constant score counts k / C for any labels, also if all have one class."""
     for label in (0, 3):
         labels = np.full(10, label)
         assert top_k(np.ones((10, 4)), labels, 1) == pytest.approx(1 / 4)

@@ -1,4 +1,4 @@
-"""Features in a plane: PCA is scikit-learn's, and UMAP is asked for what it should be."""
+"""Features in a plane: PCA equals scikit-learn's, and UMAP gets the right arguments."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from byol_jax.evaluation.plane import pca, umap
 
 
 def groups(count=120, size=16, seed=0):
-    """Features in three groups, and which group each is of."""
+    """Features in three groups, and the group of each."""
     rng = np.random.default_rng(seed)
     labels = np.arange(count) % 3
     return (5 * np.eye(size)[labels] + rng.normal(size=(count, size))).astype(np.float32), labels
 
 
 def test_pca_is_scikit_learns():
-    """Places and shares of the variance equal scikit-learn's of unit rows, but for the signs."""
+    """Coordinates and shares of variance equal scikit-learn's for unit rows, except for signs."""
     x = groups()[0].astype(np.float64)
     found = pca(x)
     reference = PCA(2)
@@ -34,7 +34,7 @@ def test_pca_is_scikit_learns():
 
 
 def test_pca_of_few_and_of_equal_rows():
-    """One picture, one value each, or all alike: places of 0 and no share, not NaN."""
+    """With one picture, one channel, or equal rows: coordinates of 0 and no share, not NaN."""
     for x in (np.ones((1, 5)), np.ones((4, 1)), np.ones((6, 3)), np.zeros((3, 3))):
         found = pca(x)
         assert found.places.shape == (len(x), 2)
@@ -45,14 +45,14 @@ def test_pca_of_few_and_of_equal_rows():
 
 
 def test_a_folder_named_umap_is_no_package(monkeypatch, tmp_path):
-    """Such a folder in the working directory does not pass for umap-learn."""
+    """A folder named umap in the working directory does not count as umap-learn."""
     (tmp_path / 'umap').mkdir()
     monkeypatch.setattr(sys, 'path', [str(tmp_path)])
     assert not plane.umap_installed()
 
 
 def test_umap_that_is_not_installed_is_said(monkeypatch):
-    """Without umap-learn the error says how to get it."""
+    """Without umap-learn the error says how to install it."""
     monkeypatch.setattr(plane.importlib.util, 'find_spec', lambda name: None)
     assert not plane.umap_installed()
     with pytest.raises(UserError, match='pip install'):
@@ -60,7 +60,7 @@ def test_umap_that_is_not_installed_is_said(monkeypatch):
 
 
 def test_umap_is_asked_for_cosine_and_one_seed(monkeypatch):
-    """UMAP is given the features, the cosine, a seed and no more neighbours than there are."""
+    """UMAP gets features, cosine metric, seed, and at most as many neighbours as exist."""
     asked = {}
 
     class Layout:
@@ -83,7 +83,7 @@ def test_umap_is_asked_for_cosine_and_one_seed(monkeypatch):
 
 
 def test_umap_keeps_groups_together():
-    """The real UMAP, where it is installed: the same twice, and groups stay apart."""
+    """The real UMAP, if installed, is deterministic and keeps groups apart."""
     pytest.importorskip('umap')
     x, labels = groups(60)
     places = umap(x)

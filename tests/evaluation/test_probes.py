@@ -1,4 +1,4 @@
-"""Logistic and ridge regression, how a penalty is chosen, and what all linear probes share."""
+"""Logistic and ridge regression, the choice of a penalty, and what all linear probes share."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ N, D, C = 300, 12, 4
 
 
 def labelled(seed, spread=1.0, shift=0.0, scale=1.0):
-    """Gaussian classes around fixed centres, that overlap the more the larger the spread."""
+    """Gaussian classes around fixed centres, which overlap more the larger the spread."""
     rng = np.random.default_rng(seed)
     labels = rng.integers(0, C, N)
     centres = np.random.default_rng(99).normal(size=(C, D))
@@ -33,7 +33,7 @@ def labelled(seed, spread=1.0, shift=0.0, scale=1.0):
 
 @pytest.mark.parametrize('probe', PROBES)
 def test_separable_classes_are_told_apart(probe):
-    """Well separated classes are all found, of any shift and scale of the features."""
+    """Well separated classes are all recognised, for any shift and scale of the features."""
     for shift, scale in ((0, 1), (1000, 1), (-3, 1e-4)):
         data = [labelled(seed, 0.2, shift, scale) for seed in (0, 1)]
         found = probe(*data, classes=C)
@@ -44,7 +44,7 @@ def test_separable_classes_are_told_apart(probe):
 
 @pytest.mark.parametrize('probe', PROBES)
 def test_random_labels_score_chance(probe):
-    """Labels that have nothing to do with the features are guessed at about 1 in C."""
+    """Labels independent of the features are guessed about once in C."""
     rng = np.random.default_rng(0)
     train, test = (labelled(seed)._replace(labels=rng.integers(0, C, N)) for seed in (0, 1))
     assert probe(train, test, classes=C).top1 == pytest.approx(1 / C, abs=0.08)
@@ -52,7 +52,7 @@ def test_random_labels_score_chance(probe):
 
 @pytest.mark.parametrize('probe', PROBES)
 def test_the_test_labels_choose_nothing(probe):
-    """With other test labels and features the penalty and the model stay the same to the bit."""
+    """With other test labels and features, penalty and model stay the same bit for bit."""
     train, test = labelled(0, spread=3), labelled(1, spread=3)
     poisoned = Labelled(-test.features, (test.labels + 1) % C)
     found, other = (probe(train, data, classes=C) for data in (test, poisoned))
@@ -65,12 +65,12 @@ def test_the_test_labels_choose_nothing(probe):
 
 @pytest.mark.parametrize('probe', PROBES)
 def test_the_held_out_images_choose_the_penalty(probe):
-    """The accuracies are those on the held-out rows alone, and the model is fitted to all rows."""
+    """The accuracies are those on the held-out rows only, and the model is fitted to all rows."""
     train, test = labelled(0, spread=3), labelled(1, spread=3)
     by_seed = probe(train, test, classes=C, seed=7)
     given = probe(train, test, classes=C, held_out=held_out_rows(train.labels, seed=7))
     assert by_seed.held_out == given.held_out
-    # Held-out images unlike the others, so that any use of them in the fit would show.
+    # Held-out images differ from the others, so that using them in the fit would show.
     held = held_out_rows(train.labels, 0.5)
     train.features[held] = 4 * train.features[held] + 3
     found = probe(train, test, classes=C, held_out=held)
@@ -95,7 +95,7 @@ def test_the_held_out_images_choose_the_penalty(probe):
 
 @pytest.mark.parametrize('probe', PROBES)
 def test_wrong_held_out_labels_mislead_the_choice_only(probe):
-    """Held-out labels do steer the penalty: with all of them turned, the accuracies fall."""
+    """Held-out labels do determine the penalty: if all are wrong, the accuracies fall."""
     train, test = labelled(0), labelled(1)
     held = held_out_rows(train.labels)
     turned = np.where(held, (train.labels + 1) % C, train.labels)
@@ -105,7 +105,7 @@ def test_wrong_held_out_labels_mislead_the_choice_only(probe):
 
 @pytest.mark.parametrize('probe', PROBES)
 def test_constant_channels_and_missing_classes(probe):
-    """A constant channel carries no weight; a class without images is never predicted."""
+    """A constant channel gets no weight; a class without images is never predicted."""
     train, test = labelled(0, 0.2), labelled(1, 0.2)
     train.features[:, 3] = 1000.1
     test.features[:, 3] = 1000.1
@@ -134,7 +134,7 @@ def test_unusable_input_is_refused():
 
 
 def test_held_out_rows_are_a_share_of_every_class():
-    """A tenth of each class, at least one and never all; the seed says which."""
+    """A tenth of each class, at least one and never all; the seed determines which."""
     labels = np.repeat([0, 1, 2, 3], [100, 50, 3, 1])
     held = held_out_rows(labels)
     assert held.dtype == bool
@@ -146,7 +146,7 @@ def test_held_out_rows_are_a_share_of_every_class():
 
 
 def test_held_out_rows_that_cannot_be():
-    """A share outside (0, 1), or classes of one image each."""
+    """A share outside (0, 1), or classes of one image each, are errors."""
     for fraction in (0, 1, -0.1):
         with pytest.raises(ValueError, match='between 0 and 1'):
             held_out_rows(np.zeros(10, int), fraction)
@@ -155,7 +155,7 @@ def test_held_out_rows_that_cannot_be():
 
 
 def test_the_best_is_the_first_of_the_highest():
-    """Of equal accuracies the first value tried."""
+    """Of equal accuracies, the first value wins."""
     assert best({0.4: 0.5, 0.3: 0.7, 0.2: 0.7, 0.1: 0.6}) == 0.3
 
 
@@ -180,7 +180,7 @@ def test_a_diverged_model_scores_nothing():
 
 
 def test_unusable_data_is_refused():
-    """NaN, another number of channels or labels, labels out of range: with the data's name."""
+    """NaN, wrong numbers of channels or labels, labels out of range; the data is named."""
     features, labels = np.ones((4, 2)), np.arange(4) % 2
     assert checked_labelled(Labelled(features, labels), 2, 'test', 2).labels.dtype == np.int64
     for data, said in (
@@ -197,7 +197,7 @@ def test_unusable_data_is_refused():
 
 @pytest.mark.parametrize('probe', PROBES)
 def test_two_labels_of_plain_arrays(probe):
-    """Two labels, as many classes as the labels show, and a model of both of them."""
+    """Two labels, with as many classes as the labels show, and a model of both."""
     train, test = (
         data._replace(labels=data.labels // 2) for data in (labelled(0, 0.2), labelled(1, 0.2))
     )
@@ -208,7 +208,7 @@ def test_two_labels_of_plain_arrays(probe):
 
 @pytest.mark.parametrize('probe', PROBES)
 def test_labels_without_images_are_never_predicted(probe):
-    """Labels 0 and 2 of four alone: the answer is one of them, and the other two come last."""
+    """With only labels 0 and 2 of four, one of them is predicted, and the other two come last."""
     train, test = (
         data._replace(labels=data.labels // 2 * 2) for data in (labelled(0, 0.2), labelled(1, 0.2))
     )

@@ -1,4 +1,4 @@
-"""Protocols of plain arrays, the user's own, and the names and arguments of a config."""
+"""Protocols on plain arrays, the user's own ones, and their names and arguments in a config."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ C, D = 3, 6
 
 
 def features(count, seed):
-    """Classes around fixed centres, that overlap a little."""
+    """Classes around fixed centres, which overlap a little."""
     rng = np.random.default_rng(seed)
     labels = rng.integers(0, C, count)
     centres = np.random.default_rng(9).normal(size=(C, D))
@@ -36,7 +36,7 @@ def options(*protocols, **changes):
 
 @dataclasses.dataclass(frozen=True)
 class Spread(Protocol):
-    """A protocol of the user's own: the largest over the smallest norm."""
+    """A user's own protocol: the largest norm over the smallest."""
 
     factor: float = 1.0
 
@@ -53,26 +53,26 @@ class Spread(Protocol):
 
 
 def count(subject, *, times=1):
-    """As a function, with a number that is not explained."""
+    """A protocol as a function, whose metric has no explanation."""
     return Found({'count': times * len(subject.gallery)}, {'times': times})
 
 
 def wrong(subject):
-    """Gives no `Found`."""
+    """Returns no `Found`."""
     return {'x': 1.0}
 
 
 def nan(subject):
-    """One number of two cannot be."""
+    """One of its two metrics is NaN."""
     return Found({'fine': 1.0, 'broken': float('nan'), 'count': 2.0})
 
 
 class NoProtocol:
-    """Has no `measure`."""
+    """A class without `measure`."""
 
 
 def test_all_of_ours_that_need_no_pictures():
-    """Arrays alone do for all but the two that need new views, which say so."""
+    """Arrays are enough for all protocols but the two that need new views, which say so."""
     built = build_protocols(options(*PROTOCOLS, knn_k=(5, 20)))
     assert list(built) == list(PROTOCOLS)
     lines = []
@@ -89,7 +89,7 @@ def test_all_of_ours_that_need_no_pictures():
 
 
 def test_the_same_numbers_as_the_functions():
-    """A protocol adds nothing to what the function of arrays gives."""
+    """A protocol gives the numbers of the function that it wraps."""
     gallery, queries = features(90, 0), features(40, 1)
     found = measure_encoder(subject(), build_protocols(options('knn', 'kmeans', 'spectrum')))
     sets = gallery.features, gallery.labels, queries.features, queries.labels
@@ -100,7 +100,7 @@ def test_the_same_numbers_as_the_functions():
 
 
 def test_ones_own(monkeypatch):
-    """A class or a function, with arguments; what it says of its numbers is kept."""
+    """A class or a function, with arguments; its explanations are kept."""
     own = options(
         (f'{__name__}:Spread', {'factor': 2.0}), (f'{__name__}:count', {'times': 3}), 'spectrum'
     )
@@ -118,7 +118,7 @@ def test_ones_own(monkeypatch):
 
 
 def test_what_own_protocols_may_get_wrong():
-    """Nothing but `Found`, NaN, and names that another protocol has taken."""
+    """Results other than `Found`, NaN, and the name of another protocol's metric are errors."""
     with pytest.raises(
         UserError, match=r":wrong' returned a dict, not a byol_jax.evaluation.Found"
     ):
@@ -130,7 +130,7 @@ def test_what_own_protocols_may_get_wrong():
 
 
 def test_arguments_beside_a_name_go_before_the_flat_keys():
-    """evaluate.knn_k and the like are the arguments of the built-in protocols."""
+    """evaluate.knn_k and the like are arguments of the built-in protocols; others override them."""
     built = build_protocols(options(('knn', {'k': (1, 3)}), knn_temperature=0.5))
     assert built == {'knn': Knn((1, 3), 0.5)}
 
@@ -150,13 +150,13 @@ def test_arguments_beside_a_name_go_before_the_flat_keys():
     ],
 )
 def test_names_and_arguments_that_cannot_be(protocols, words):
-    """One line says what was given and what there is, before anything is measured."""
+    """One line says what was given and what exists, before anything is measured."""
     with pytest.raises(UserError, match=words):
         build_protocols(options(*protocols))
 
 
 def test_every_name_of_the_package_is_there():
-    """Each public name is importable, and a wrong one is an AttributeError."""
+    """Each public name can be imported, and a wrong one is an AttributeError."""
     for name in evaluation.__all__:
         assert getattr(evaluation, name).__name__ == name
     with pytest.raises(AttributeError, match='no attribute'):

@@ -13,7 +13,7 @@ from byol_jax.sources.data import Data
 
 
 def test_encode_source_pads_the_last_batch():
-    """The encoder always sees full batches of the right size; padding leaves no features."""
+    """The encoder always gets full batches of the right size; padding gives no features."""
     colours = np.arange(21).reshape(7, 3)
     calls = []
 
@@ -50,7 +50,7 @@ def test_unit_std_known_answers():
 
 
 def test_perfect_features_have_accuracy_one():
-    """An encoder that tells the classes apart classifies every held-out picture rightly."""
+    """An encoder that tells the classes apart classifies every held-out picture correctly."""
     data = Data(labelled(40, 0), labelled(13, 1))
     options = options_with(knn_k=(3,))
     found = measured(one_hot_of_label, data, options)
@@ -69,7 +69,7 @@ def test_useless_features_have_the_accuracy_of_a_constant():
 
 
 def test_wrong_labels_are_counted():
-    """The accuracy is the share of right answers, one wrong in four being 0.75."""
+    """The accuracy is the share of right answers: with one wrong in four it is 0.75."""
     gallery = labelled(40, 0)
     queries = Colours([[0, 0, 0], [50, 0, 0], [100, 0, 0], [150, 0, 0]], np.array([0, 1, 2, 4]))
     found = measured(one_hot_of_label, Data(gallery, queries), options_with(knn_k=(3,)))
@@ -89,7 +89,7 @@ def test_unlabelled_data_has_no_accuracy():
 
 @pytest.mark.parametrize(('count', 'gallery', 'queries'), [(30, 22, 8), (5, 5, 5)])
 def test_nothing_held_out(count, gallery, queries):
-    """With nothing held out a few training pictures become queries, and there is no accuracy."""
+    """Without held-out pictures, a few training pictures are queries, and there is no accuracy."""
     data = Data(labelled(count, 0), labelled(0, 1))
     found = measured(one_hot_of_label, data, options_with(knn_k=(3,)))
     assert found.accuracy is None
@@ -100,7 +100,7 @@ def test_nothing_held_out(count, gallery, queries):
 
 
 def test_large_data_is_thinned_evenly():
-    """At most max_gallery and max_queries pictures are compared, spread over all of them."""
+    """At most max_gallery and max_queries pictures are compared, evenly spaced over all."""
     data = Data(labelled(40, 0), labelled(20, 1))
     found = measured(
         one_hot_of_label, data, options_with(knn_k=(1,), max_gallery=10, max_queries=5)

@@ -1,4 +1,4 @@
-"""The examples: what they promise a reader who runs them or copies from them."""
+"""The examples keep the promises of their documentation."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ from byol_jax.models.tap import TappedEncoder
 
 SIZE = 16
 FINETUNE = ROOT / 'examples' / 'finetune.py'
-# Two classes of noise: mean colour, 0 to 255.
+# Mean colours, 0 to 255, of two classes of noise.
 COLOURS = {'brick': (150, 110, 100), 'sea': (100, 110, 150)}
 OPTIONS = ('--epochs=10', '--batch=8', '--learning_rate=1e-2')
-# A head that starts at zero has far to go.
+# A head that starts at zero needs this rate.
 LINEAR = ('--linear', '--learning_rate=1e-1')
 
 NNX = """
@@ -59,7 +59,7 @@ def write_encoder(folder, name='resnet', hidden_layer='avgpool', **kwargs):
 
 
 def write_pictures(folder, count, seed):
-    """Writes `count` pictures of each class of COLOURS, PNG, of various sizes."""
+    """Writes `count` PNGs of various sizes for each class of COLOURS."""
     rng = np.random.default_rng(seed)
     for name, colour in COLOURS.items():
         (folder / name).mkdir(parents=True)
@@ -118,7 +118,7 @@ def run_on(data, *arguments, **environment):
 
 
 def accuracies(printed):
-    """The accuracies of the lines printed, per cent."""
+    """The accuracies in the printed lines, per cent."""
     return [float(share) for share in re.findall(r'test accuracy (\S+) %', printed)]
 
 
@@ -127,7 +127,7 @@ def contents(folder):
 
 
 def test_finetuning_learns_and_repeats(data):
-    """From chance to 90 %, the same figures again from the same seed, the export untouched."""
+    """From chance to 90 %; the same seed repeats the numbers, and the export does not change."""
     before = contents(data / 'encoder')
     printed = run_on(data, '--seed=3')
     assert '40 pictures of 2 classes, 20 to test on' in printed
@@ -140,14 +140,14 @@ def test_finetuning_learns_and_repeats(data):
 
 
 def test_linear_head_learns_without_tensorflow(data, tmp_path):
-    """A head on the frozen encoder beats chance, and nothing of it needs TensorFlow."""
+    """A head on the frozen encoder beats chance, and nothing needs TensorFlow."""
     (tmp_path / 'tensorflow.py').write_text("raise ImportError('not here')")
     shares = accuracies(run_on(data, *LINEAR, PYTHONPATH=str(tmp_path)))
     assert shares[-1] >= 75
 
 
 def finetune(example, data, linear):
-    """Variables before and after two epochs, and the head."""
+    """The variables before and after two epochs, and the head."""
     encoder = load_encoder(data / 'encoder')
     train, test = example.open_folders(data / 'train', data / 'test')
     params, state = example.finetune(
@@ -159,14 +159,14 @@ def finetune(example, data, linear):
 
 
 def test_linear_leaves_the_encoder(example, data):
-    """With --linear neither a parameter nor a batch statistic of the encoder moves by a bit."""
+    """With --linear, no parameter and no batch statistic of the encoder changes by a bit."""
     before, after, head = finetune(example, data, linear=True)
     jax.tree.map(np.testing.assert_array_equal, after, before)
     assert all(np.any(leaf) for leaf in jax.tree.leaves(head))
 
 
 def test_finetuning_trains_all(example, data):
-    """Without it every parameter and every batch statistic moves."""
+    """Without --linear, every parameter and every batch statistic changes."""
     before, after, head = finetune(example, data, linear=False)
     moved = jax.tree.map(lambda a, b: bool(np.any(a != b)), after, before)
     assert all(jax.tree.leaves(moved)), moved
@@ -174,7 +174,7 @@ def test_finetuning_trains_all(example, data):
 
 
 def test_other_classes_are_an_error(data, tmp_path):
-    """Folders that differ in classes end the run with one line that names the odd ones."""
+    """Folders that differ in classes end the run with one line that names the differing ones."""
     write_pictures(tmp_path, 1, seed=0)
     (tmp_path / 'sea').rename(tmp_path / 'sky')
     done = run(f'--encoder={data / "encoder"}', f'--train={data / "train"}', f'--test={tmp_path}')
@@ -184,7 +184,7 @@ def test_other_classes_are_an_error(data, tmp_path):
 
 
 def test_wrong_folders_are_errors(example, data, tmp_path):
-    """A folder that is absent, empty, or without classes is named together with its flag."""
+    """A folder that is missing, empty, or without classes is named with its flag."""
     absent, empty, flat = data / 'tests', tmp_path / 'empty', data / 'train' / 'sea'
     empty.mkdir()
     for path, message in (
@@ -198,7 +198,7 @@ def test_wrong_folders_are_errors(example, data, tmp_path):
 
 @pytest.mark.parametrize('part', ['train', 'test'])
 def test_a_damaged_picture_is_an_error(example, tmp_path, part):
-    """Neither trained around nor left out of the accuracy: the file is named."""
+    """A damaged picture is neither skipped in training nor in the accuracy: its file is named."""
     write_encoder(tmp_path / 'encoder', stage_sizes=(1,), width=0.125)
     for seed, name in enumerate(('train', 'test')):
         write_pictures(tmp_path / name, 4, seed)
@@ -210,7 +210,7 @@ def test_a_damaged_picture_is_an_error(example, tmp_path, part):
 @pytest.mark.slow
 @pytest.mark.parametrize(('flags', 'least'), [((), 90), (LINEAR, 75)], ids=['all', 'linear'])
 def test_nnx_encoder(data, tmp_path, monkeypatch, flags, least):
-    """An NNX network with batch normalisation and dropout learns by the same command."""
+    """An NNX network with batch normalisation and dropout learns with the same command."""
     (tmp_path / 'own_finetuned.py').write_text(NNX)
     with monkeypatch.context() as patch:
         patch.syspath_prepend(tmp_path)

@@ -1,4 +1,4 @@
-"""examples/make_array.py: an array of a folder that training takes."""
+"""examples/make_array.py: an array from a folder, in the form that training reads."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ CLASSES = {'brick': 3, 'sea': 5}
 
 
 def make_array(*arguments) -> subprocess.CompletedProcess:
-    """Runs the example as a user would, under a hard time limit."""
+    """Runs the example as a user would, with a time limit."""
     return subprocess.run(
         [sys.executable, '-W', 'error', 'examples/make_array.py', *map(str, arguments)],
         cwd=ROOT,
@@ -44,7 +44,7 @@ def folder(tmp_path):
 
 
 def test_holds_the_folder(folder, tmp_path):
-    """Without options: every picture as it is, with its path and its class."""
+    """Without options: every picture unchanged, with its path and its class."""
     done = make_array(f'--folder={folder}', f'--output={tmp_path / "a.npz"}')
     assert (done.returncode, done.stderr) == (0, '')
     assert done.stdout.startswith('8 pictures of 20x16, 2 classes, ')
@@ -74,7 +74,7 @@ def test_size_and_limit(folder, tmp_path):
 
 @pytest.fixture
 def refused(monkeypatch):
-    """Runs the example in this process; gives what it says as it exits with an error."""
+    """Runs the example in this process, and returns the error with which it exits."""
     spec = importlib.util.spec_from_file_location('make_array', ROOT / 'examples/make_array.py')
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
@@ -89,8 +89,9 @@ def refused(monkeypatch):
 
 
 def test_what_cannot_be_taken_is_named(folder, tmp_path, refused):
-    """Pictures of another size or damaged ones stop it, with their names, and nothing is written;
-    so do flags that cannot be used."""
+    """Damaged pictures or other sizes stop it, with their names, and nothing is written;
+    so do wrong flags.
+    """
     output = f'--output={tmp_path / "a.npz"}'
     Image.new('RGB', (9, 7)).save(folder / 'sea' / '2.png')
     said = refused(f'--folder={folder}', output)

@@ -1,4 +1,4 @@
-"""examples/own: a part of each kind, by value, and through main.py without an edit of ours."""
+"""examples/own: each part by its values, and through main.py without an edit of ours."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ SAMPLE = '--config=configs/div2k.py:sample'
 
 @pytest.fixture(autouse=True)
 def _checkout_on_the_path(monkeypatch):
-    """As main.py, which stands there, has it."""
+    """Puts the checkout on the path, as for main.py."""
     monkeypatch.syspath_prepend(str(ROOT))
 
 
@@ -38,7 +38,7 @@ def records(workdir) -> list[dict]:
 
 @pytest.fixture(scope='module')
 def database(tmp_path_factory):
-    """A SQLite file of 24 pictures with two labels: every pixel says which picture it is."""
+    """A SQLite file of 24 pictures with two labels; every pixel shows which picture it is."""
     path = tmp_path_factory.mktemp('sqlite') / 'pictures.db'
     with sqlite3.connect(path) as connection:
         connection.execute('CREATE TABLE pictures (name TEXT, image BLOB, label TEXT)')
@@ -52,12 +52,12 @@ def database(tmp_path_factory):
 
 
 def test_angle():
-    """The distance is the angle: 0 of equal directions, a right angle of unrelated ones."""
+    """The distance is the angle: 0 for equal directions, a right angle for orthogonal ones."""
     loss = own('loss').AngleByol
     vectors = jnp.array([[1.0, 0.0], [1.0, 0.0], [3.0, 0.0]])
     others = jnp.array([[1.0, 1.0], [0.0, 2.0], [-1.0, 0.0]])
     found = loss.distance(None, vectors, others)
-    # At 180 degrees the clipped cosine is 0.8 degrees short.
+    # At 180 degrees, clipping the cosine makes the angle 0.8 degrees smaller.
     np.testing.assert_allclose(found, [math.pi / 4, math.pi / 2, math.pi], atol=0.015)
     assert loss.loss_scale == (0.0, math.pi, 2 * math.pi)
     slope = jax.grad(lambda x: loss.distance(None, x, others).sum())(vectors)
@@ -65,7 +65,7 @@ def test_angle():
 
 
 def test_quarter_turns():
-    """Each of four turns, the same on the CPU and in JAX, as NumPy turns."""
+    """Each of the four rotations equals NumPy's, on the CPU and in JAX."""
     turns = own('view').QuarterTurns()
     drawn = turns.parameters(np.array([[0.0], [0.3], [0.5], [0.99]]), np.ones(4), np.ones(4))
     assert drawn.tolist() == [0, 1, 2, 3]
@@ -77,7 +77,7 @@ def test_quarter_turns():
 
 
 def test_clipped_sgd():
-    """One step by hand: a long gradient is shortened to 1, decay is for what the mask names."""
+    """One step by hand: a long gradient is scaled to 1, and the mask chooses what decays."""
     params = {'kernel': jnp.array([1.0, 2.0]), 'bias': jnp.array([4.0])}
     grads = {'kernel': jnp.array([3.0, 0.0]), 'bias': jnp.array([4.0])}
     mask = {'kernel': True, 'bias': False}
@@ -91,7 +91,7 @@ def test_clipped_sgd():
 
 
 def test_sqlite(database):
-    """Pictures, names and labels are those of the table; what is no table is said."""
+    """Pictures, names and labels are those of the table; another file is an error."""
     source = own('source').SqliteSource(str(database))
     assert len(source) == 24
     assert [source.name(i) for i in (0, 23)] == ['0.png', '23.png']
@@ -107,7 +107,7 @@ def test_sqlite(database):
 
 
 def test_through_main_py(main_py, tmp_path):
-    """Loss, view operation, optimizer and hook of one's own, in one run of main.py."""
+    """A user's own loss, view operation, optimizer and hook in one run of main.py."""
     operations = "('crop','flip','examples.own.view:QuarterTurns','jitter','gray','blur')"
     done = main_py(
         SAMPLE,
@@ -162,7 +162,7 @@ def test_source_through_main_py(main_py, tmp_path, database):
     ],
 )
 def test_near_misses(flag, words):
-    """A wrong name or argument of any part is answered with the nearest, by one rule."""
+    """For a wrong name or argument of any part, the nearest is suggested, by one rule."""
     from byol_jax.app.build import build_run
     from byol_jax.app.hooks import own_hooks
     from byol_jax.app.recipes import load_recipe

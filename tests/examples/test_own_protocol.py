@@ -1,4 +1,4 @@
-"""The example of a protocol of one's own: on arrays, and by main.py."""
+"""The example of a user's own protocol, on arrays and through main.py."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from examples.own.protocol import ClassMeans
 
 
 def test_it_is_scikit_learns_nearest_centroid():
-    """Of features as they are and at unit length; too few pictures are said to be so."""
+    """For plain and unit-length features it equals scikit-learn's; too few pictures are said."""
     rng = np.random.default_rng(0)
     sets = [FeatureSet(rng.normal(size=(n, 4)) + 1, rng.integers(0, 3, n)) for n in (60, 40)]
     for cosine in (False, True):
@@ -31,7 +31,7 @@ def test_it_is_scikit_learns_nearest_centroid():
 
 
 def test_main_py(tmp_path, main_py):
-    """Named in a config with its argument, it is in the table and in evaluation.json."""
+    """Named in a config with its argument, it appears in the table and in evaluation.json."""
     encoder = save_random_encoder(tmp_path / 'encoder')
     write_pictures(tmp_path / 'pictures', {'bird': 12, 'cat': 12}, 0)
     done = main_py(

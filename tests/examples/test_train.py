@@ -1,4 +1,4 @@
-"""examples/train.py: a whole run with the library, and what it leaves."""
+"""examples/train.py: a whole run with the library, and its result."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ TRAIN = ROOT / 'examples' / 'train.py'
 
 
 def test_train(tmp_path):
-    """It trains on a folder and writes an encoder that loads; at most 80 lines."""
+    """It has at most 80 lines, trains on a folder, and writes an encoder that loads."""
     assert len(TRAIN.read_text().splitlines()) <= 80
     rng = np.random.default_rng(0)
     (tmp_path / 'pictures').mkdir()

@@ -15,11 +15,11 @@ NOTEBOOK = ROOT / 'examples' / 'tutorial.ipynb'
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_tutorial(tmp_path):
-    """Every cell runs; pretraining and fine-tuning give what the text says they do."""
+    """Every cell runs, and pretraining and fine-tuning give what the text says."""
     cells = json.loads(NOTEBOOK.read_text())['cells']
     code = '\n\n'.join(''.join(c['source']) for c in cells if c['cell_type'] == 'code')
     assert code.count('STEPS = 120') == 1
-    # A tenth of the training: the text's figures are not tested, only that all of it works.
+    # A tenth of the steps: this tests that the notebook works, not its numbers.
     script = tmp_path / 'tutorial.py'
     script.write_text(code.replace('STEPS = 120', 'STEPS = 20') + CHECKS)
     done = subprocess.run(

@@ -1,4 +1,4 @@
-"""The ways from pictures to the step: all show it the same views, wherever they are made."""
+"""All ways from pictures to the step give the same views, wherever they are made."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from byol_jax.training.step import (
     shard_batch,
 )
 
-# A step that is not awaited can deadlock on simulated devices: a hard limit.
+# A step that is not awaited can deadlock on simulated devices, so there is a time limit.
 pytestmark = pytest.mark.timeout(120)
 
 
@@ -50,8 +50,9 @@ def same(a, b) -> bool:
 
 @pytest.mark.parametrize('kind', ['pictures', 'array', 'part of an array'])
 def test_views_are_those_of_the_cpu(array, kind):
-    """Over two epochs, every view of every batch is the CPU pipeline's, at most 1 of 255 apart;
-    so order, epochs and all that is drawn are the same."""
+    """Over two epochs, every view of every batch is within 1 of 255 of the CPU pipeline's, so
+    order, epochs and draws are the same.
+    """
     source = {
         'pictures': Mixed(),
         'array': array,
@@ -68,7 +69,7 @@ def test_views_are_those_of_the_cpu(array, kind):
         for name, expected in expects.items():
             assert made[name].dtype == expected.dtype
             if name not in ('view1', 'view2'):
-                # XLA divides by multiplying.
+                # XLA divides by multiplying with the inverse.
                 np.testing.assert_allclose(made[name], expected, rtol=3e-7)
                 continue
             apart = np.abs(np.asarray(made[name]).astype(int) - expected)
@@ -79,8 +80,9 @@ def test_views_are_those_of_the_cpu(array, kind):
 
 @pytest.mark.parametrize('kind', ['pictures', 'array'])
 def test_starting_late_gives_the_same_batches(array, kind):
-    """A feed from step k on gives what one from step 0 gives from there, to the bit: a run that
-    goes on needs nothing but the number of its step."""
+    """A feed that begins at step k gives, bit for bit, the batches from k on: a resumed run needs
+    only the number of its step.
+    """
     source = array if kind == 'array' else Mixed()
     whole = list(feed_of(source, make_config()).batches)
     late = list(feed_of(source, make_config(), start=4).batches)
@@ -90,7 +92,7 @@ def test_starting_late_gives_the_same_batches(array, kind):
 
 
 def test_hosts_share_a_batch(array):
-    """Of two processes each feeds its half of every batch, in order."""
+    """Each of two processes feeds its half of every batch, in order."""
     (whole, *_) = feed_of(array, make_config()).batches
     halves = [
         next(feed_of(array, make_config(), process_index=index, process_count=2).batches)
@@ -101,15 +103,17 @@ def test_hosts_share_a_batch(array):
 
 
 def test_a_batch_of_an_array_is_small(array):
-    """Of an array only what was drawn travels to the device: at most 100 bytes an example,
-    whatever the size of the pictures."""
+    """With an array, only the draws travel to the device: at most 100 bytes for an example, for
+    pictures of any size.
+    """
     (batch, *_) = feed_of(array, make_config()).batches
     assert sum(leaf.nbytes for leaf in jax.tree.leaves(batch)) <= 100 * BATCH
 
 
 def test_array_is_given_not_compiled_in(array):
-    """The array is an argument of the step that lies whole on every device; no constant of the
-    program, and not copied where all of it is trained on."""
+    """The array is an argument of the step, whole on every device, not a constant of the program,
+    and is not copied if all of it is trained on.
+    """
     assert pictures_in_memory(array) is array.images
     assert pictures_in_memory(Subset(array, np.arange(COUNT))) is array.images
     feed = feed_of(array, make_config())
@@ -122,8 +126,9 @@ def test_array_is_given_not_compiled_in(array):
 
 
 def test_every_device_makes_its_own_views(array):
-    """The mapped step gets on each of four devices the views of that device's share; called twice,
-    since nothing shared may be donated."""
+    """On each of four devices, the mapped step gets the views of that device's share; it is called
+    twice, because nothing shared may be donated.
+    """
     devices = jax.local_device_count()
     assert devices == 4
     feed = feed_of(array, quick(make_config()))
@@ -143,7 +148,8 @@ def test_every_device_makes_its_own_views(array):
 @pytest.mark.slow
 def test_step_trains_on_the_views(array):
     """A step that makes its views, on four devices and with accumulation, changes the state as the
-    plain step does on the same views made beforehand; twice, so nothing shared was donated."""
+    plain step does on the same views; twice, because nothing shared may be donated.
+    """
     config = quick(make_config(accumulate_steps=2))
     devices = jax.local_device_count()
     feed = feed_of(array, config)
@@ -168,7 +174,7 @@ def test_step_trains_on_the_views(array):
 
 
 def test_shown_views_are_those_of_the_step(array):
-    """The picture of view pairs shows, for any place, what the step makes there, to the bit."""
+    """The picture of view pairs shows, bit for bit, the views that the step makes at a position."""
     config = quick(make_config())
     for source in (Mixed(), array):
         feed = feed_of(source, config)
@@ -184,7 +190,7 @@ def test_shown_views_are_those_of_the_step(array):
 
 
 def test_array_that_does_not_fit_is_refused(array, monkeypatch):
-    """An array larger than the device's memory is refused before it is sent there."""
+    """An array larger than the device's memory is refused before it is sent."""
     device = types.SimpleNamespace(memory_stats=lambda: {'bytes_limit': array.images.nbytes - 1})
     monkeypatch.setattr(jax, 'local_devices', lambda: [device])
     with pytest.raises(UserError, match=r"views.on='cpu'"):
@@ -208,9 +214,9 @@ except byol_jax.errors.UserError as error:
 
 @pytest.mark.slow
 def test_array_needs_no_tensorflow(array):
-    """Where TensorFlow is not installed, all that main.py imports is importable and an array
-    feeds the step; what does need it says so. (tests/app/test_device_run.py trains so, from main.py
-    to the report.)"""
+    """Without TensorFlow, everything that main.py imports can be imported, and an array feeds the
+    step; what needs TensorFlow says so. (tests/app/test_device_run.py trains this way.)
+    """
     result = subprocess.run(
         [sys.executable, '-c', WITHOUT_TENSORFLOW + FEED_WITHOUT, str(array.path)],
         cwd=ROOT,

@@ -1,4 +1,4 @@
-"""The pipeline is a function of integers: order, resume, shares of hosts, workers."""
+"""The pipeline is a function of integers: order, resuming, shares of hosts, workers."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from byol_jax.views.view import View
 
 
 def stream(count: int, batch_size: int, steps: int) -> list[int]:
-    """The examples seen, in order, read off the colours of the views."""
+    """The examples in order, read from the colours of the views."""
     made = collect(Plain(count), make_config(batch_size, neutral=True), 0, steps)
     np.testing.assert_array_equal(made['view1'], made['view2'])
     assert np.all(made['view1'] == made['view1'][..., :1, :1, :])
@@ -35,8 +35,9 @@ def stream(count: int, batch_size: int, steps: int) -> list[int]:
 
 
 def test_batches_are_uint8_of_the_asked_shape():
-    """A batch is two arrays of uint8 [batch_size, S, S, 3], their boxes and whether they are
-    mirrored, and the numbers of the examples; there are stop - start of them."""
+    """A batch has two arrays uint8 [batch_size, S, S, 3], their boxes and mirror flags, and the
+    indices of the examples; there are stop - start batches.
+    """
     made = list(batches(Photographs(5), make_config(4), start_step=2, stop_step=5))
     assert len(made) == 3
     for batch in made:
@@ -51,7 +52,7 @@ def test_batches_are_uint8_of_the_asked_shape():
 
 
 def test_batches_are_not_copied(monkeypatch):
-    """Both views lie where they were made: TensorFlow hands on the memory it is given."""
+    """TensorFlow passes both views on without copying them."""
     made = []
     aligned = pipeline._aligned
     monkeypatch.setattr(pipeline, '_aligned', lambda shape: made.append(aligned(shape)) or made[-1])
@@ -61,12 +62,12 @@ def test_batches_are_not_copied(monkeypatch):
 
 
 def test_no_steps_no_batches():
-    """A run that is at its end already gets no batch."""
+    """A run that is at its end gets no batch."""
     assert list(batches(Photographs(5), make_config(), start_step=3, stop_step=3)) == []
 
 
 def test_starting_late_gives_the_same_batches():
-    """Starting at step k gives exactly the k-th and later batches of a run from step 0."""
+    """A start at step k gives exactly the batches from the k-th on of a run from step 0."""
     source, config = Photographs(10), make_config(4)
     whole = collect(source, config, 0, 8)
     for start in (1, 2, 5, 7):
@@ -76,7 +77,7 @@ def test_starting_late_gives_the_same_batches():
 
 
 def test_starting_late_costs_nothing():
-    """A start at step 10^9 loads the pictures of its own batches and no others."""
+    """A start at step 10^9 loads only the pictures of its own batches."""
     loaded = []
 
     class Counting(Photographs):
@@ -99,7 +100,7 @@ def test_starting_late_costs_nothing():
     ],
 )
 def test_every_example_once_an_epoch(count, batch_size):
-    """Every run of N positions of the stream from a multiple of N holds each example once."""
+    """Every N positions of the stream from a multiple of N show each example once."""
     epochs = 4
     examples = stream(count, batch_size, steps=-(-epochs * count // batch_size))
     for epoch in range(epochs):
@@ -108,7 +109,7 @@ def test_every_example_once_an_epoch(count, batch_size):
 
 
 def test_epochs_and_seeds_reorder():
-    """No two epochs and no two seeds share an order, and none is the order on disk."""
+    """No two epochs and no two seeds have the same order, and none has the order on disk."""
     orders = {tuple(epoch_order(seed, epoch, 50)) for seed in range(5) for epoch in range(5)}
     assert len(orders) == 25
     assert tuple(range(50)) not in orders
@@ -116,7 +117,7 @@ def test_epochs_and_seeds_reorder():
 
 
 def test_first_examples_of_epochs_are_uniform():
-    """Over many epochs each example comes first about as often as any other."""
+    """Over many epochs, each example comes first about equally often."""
     firsts = np.bincount([epoch_order(0, epoch, 4)[0] for epoch in range(2000)], minlength=4)
     # Binomial(2000, 1/4): mean 500, standard deviation 19.
     assert np.all(np.abs(firsts - 500) < 4 * 19.4)
@@ -124,7 +125,7 @@ def test_first_examples_of_epochs_are_uniform():
 
 @pytest.mark.parametrize('processes', [2, 4])
 def test_shares_of_processes_make_up_the_batch(processes):
-    """The shares of 2 or 4 processes, one after the other, are the batch of one process."""
+    """The shares of 2 or 4 processes, joined in order, are the batch of one process."""
     source, config = Photographs(10), make_config(8)
     shares = [
         collect(source, config, 1, 4, process_index=i, process_count=processes)
@@ -136,14 +137,14 @@ def test_shares_of_processes_make_up_the_batch(processes):
 
 
 def test_workers_do_not_change_the_batches():
-    """One worker and six, which finish out of order, make the same batches."""
+    """One worker, and six that finish out of order, make the same batches."""
     alone = collect(Photographs(7), make_config(4, workers=1), 0, 6)
     many = collect(Photographs(7, delay=0.01), make_config(4, workers=6), 0, 6)
     assert_same(alone, many)
 
 
 def test_prefetch_does_not_change_the_batches():
-    """Preparing batches ahead changes when they are made, not what they are."""
+    """Preparing batches ahead changes when they are made, not their content."""
     made = [collect(Photographs(7), make_config(4, prefetch=p), 0, 4) for p in (1, 5)]
     assert_same(*made)
 
@@ -167,7 +168,7 @@ def test_views_are_those_of_seed_epoch_and_example():
 
 
 class Places(Photographs):
-    """Pictures of 250x200 pixels whose red and green say where each pixel is."""
+    """Pictures of 250x200 pixels whose red and green values encode each pixel's place."""
 
     def load(self, index: int, key: str) -> np.ndarray:
         y, x = np.mgrid[:250, :200]
@@ -175,7 +176,7 @@ class Places(Photographs):
 
 
 def test_boxes_and_mirrors_say_what_is_shown():
-    """A view's box and mirror flag are where its pixels come from."""
+    """A view's box and mirror flag say where its pixels come from."""
     found = set()
     for batch in batches(Places(8), make_config(8, neutral=True), start_step=0, stop_step=4):
         for name in ('view1', 'view2'):
@@ -188,7 +189,7 @@ def test_boxes_and_mirrors_say_what_is_shown():
             ):
                 y, x = (image[:, SIZE // 2, 0], image[SIZE // 2, :, 1])
                 x = x[::-1] if flipped else x
-                # The centres of the first and the last pixel, half a pixel of the view inside.
+                # The centres of the first and last pixel, half a pixel of the view inside the box.
                 half = np.array([0.5, SIZE - 0.5]) / SIZE
                 np.testing.assert_allclose(y[[0, -1]], 250 * (top + half * height) - 0.5, atol=4)
                 np.testing.assert_allclose(x[[0, -1]], 200 * (left + half * width) - 0.5, atol=4)
@@ -196,7 +197,7 @@ def test_boxes_and_mirrors_say_what_is_shown():
 
 
 def test_any_number_of_views_of_any_size():
-    """Views come by name, each of its own size, made as if they stood alone at their place."""
+    """Views have names and sizes of their own; each is the same as without the others."""
     small = View([Crop(8)])
     views = {**paper_views(SIZE), 'small': small}
     source = Photographs(5)
@@ -209,21 +210,21 @@ def test_any_number_of_views_of_any_size():
 
 
 def test_batches_without_an_end():
-    """Without stop_step batches go on, and closing ends them."""
+    """Without stop_step batches never end, and closing stops them."""
     made = view_batches(Photographs(3), paper_views(SIZE), batch_size=2, start_step=10**9)
     assert [len(next(made)['example']) for _ in range(3)] == [2, 2, 2]
     made.close()
 
 
 def test_two_views_of_an_example_differ():
-    """The views of one example differ, even where both are drawn from the same distribution."""
+    """The two views of an example differ, even if both have the same distribution."""
     made = collect(Photographs(6), make_config(6, neutral=True), 0, 2)
     same = [np.array_equal(a, b) for a, b in zip(*(v[0] for v in made.values()), strict=True)]
     assert not any(same)
 
 
 def test_views_of_an_example_differ_between_epochs_and_seeds():
-    """An example is augmented anew in every epoch and with every seed."""
+    """Every epoch and every seed augments an example differently."""
     source, config = Photographs(1), make_config(4)
     made = collect(source, config, 0, 1)['view1'][0]
     assert len({row.tobytes() for row in made}) == 4
@@ -244,7 +245,7 @@ def test_pair_keys_choose_the_picture_of_each_view(pair_keys):
 
 
 def test_pictures_of_a_pair_may_have_different_sizes():
-    """A low-resolution picture is cropped by its own size, not by that of its partner."""
+    """A low-resolution picture is cropped by its own size, not by its partner's."""
 
     class TwoSizes(Plain):
         def load(self, index, key):
@@ -258,7 +259,7 @@ def test_pictures_of_a_pair_may_have_different_sizes():
 
 
 class Broken(Photographs):
-    """Loading photograph 3 fails as a damaged file does."""
+    """Loading photograph 3 fails as for a damaged file."""
 
     def load(self, index: int, key: str) -> np.ndarray:
         if index == 3:
@@ -267,7 +268,7 @@ class Broken(Photographs):
 
 
 def test_a_picture_that_cannot_be_read_stops_the_run():
-    """A failing load is neither skipped nor silent: the consumer gets it, file name included."""
+    """A failing load is not skipped: the consumer gets the error, with the file name."""
     made = batches(Broken(6), make_config(6), start_step=0, stop_step=3)
     with pytest.raises(Exception, match=r'photograph3\.jpg cannot be decoded: broken data'):
         list(made)
@@ -281,7 +282,7 @@ def test_a_picture_that_cannot_be_read_is_the_users_error():
 
 
 def test_batches_before_a_bad_picture_are_right():
-    """An example that fails does not shift or change the batches before it."""
+    """A failing example does not change the batches before it."""
     config = make_config(2)
     bad = int(np.flatnonzero(epoch_order(config.seed, 0, 12) == 3)[0]) // 2
     assert bad > 0

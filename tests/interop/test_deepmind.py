@@ -1,4 +1,4 @@
-"""DeepMind's checkpoints: the same features as Haiku's own modules give."""
+"""DeepMind's checkpoints give the same features as Haiku's own modules."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ _ByolExperimentState.__module__ = 'byol.byol_experiment'
 
 
 class Torso(hk.Module):
-    """A ResNet put together from Haiku's modules, as DeepMind's are."""
+    """A ResNet made of Haiku's modules, like DeepMind's."""
 
     def __init__(self, blocks, channels, bottleneck, width, name):
         super().__init__(name=name)
@@ -83,7 +83,7 @@ class Torso(hk.Module):
 
 
 def haiku_network(name):
-    """A ResNet and, as in a checkpoint, a projector beside it; gives the ResNet's output."""
+    """A ResNet with a projector beside it, as in a checkpoint; returns the ResNet's output."""
 
     def forward(images, train=False):
         features = Torso(*NETWORKS[name], name=name)(images, train)
@@ -95,7 +95,7 @@ def haiku_network(name):
 
 
 def random_trees(name):
-    """Random parameters and state of a network, none at its initial value."""
+    """Random parameters and state of a network, with no initial values."""
     images = jax.ShapeDtypeStruct((1, 64, 64, 3), np.float32)
     shapes = jax.eval_shape(lambda x: haiku_network(name).init(jax.random.key(0), x, True), images)
     rng = np.random.default_rng(0)
@@ -130,7 +130,7 @@ def checkpoint(params, state, step=123):
 
 @pytest.fixture
 def byol_module(monkeypatch):
-    """DeepMind's module, importable while a file is written."""
+    """Makes DeepMind's module importable while a file is written."""
     module: Any = types.ModuleType('byol.byol_experiment')
     module._ByolExperimentState = _ByolExperimentState
     monkeypatch.setitem(sys.modules, 'byol', types.ModuleType('byol'))
@@ -138,7 +138,7 @@ def byol_module(monkeypatch):
 
 
 def write(path, data, protocol=2):
-    """DeepMind writes protocol 2."""
+    """Writes a pickle of protocol 2, as DeepMind does."""
     path.write_bytes(pickle.dumps(data, protocol))
     return path
 
@@ -177,9 +177,9 @@ def relative_error(actual, expected):
     ],
 )
 def test_features_are_haikus(tmp_path, network, name, kwargs, sizes):
-    """Converted networks of several depths and widths give the features Haiku's modules give."""
+    """Converted networks of several depths and widths give the features of Haiku's modules."""
     trees = random_trees(network)
-    # Whole checkpoints are tested with the tiny network: these would be half a gigabyte.
+    # Whole checkpoints are tested with the tiny network, since these would take half a gigabyte.
     encoder = load_deepmind(write(tmp_path / 'pair.pkl', trees, protocol=5))
     assert encoder.description['name'] == name
     assert encoder.description['kwargs'] == {'same_padding': True, **kwargs}
@@ -195,7 +195,7 @@ def test_features_are_haikus(tmp_path, network, name, kwargs, sizes):
 
 
 def test_evaluation_uses_the_debiased_average(tmp_path, tiny, images):
-    """After training steps of Haiku's own, the running averages converted are the debiased ones."""
+    """After training steps in Haiku, the converted running averages are the debiased ones."""
     params, state = tiny
     network = haiku_network('tiny_res_net')
     x = jnp.asarray((images / np.float32(255) - MEAN) / STD)
@@ -246,7 +246,7 @@ def test_layouts(tmp_path, tiny, layout, protocol):
 
 
 def test_dills_spelling(tmp_path, tiny, images, tiny_features):
-    """dill writes NamedTuple classes by their fields, and arrays through calls of its own."""
+    """dill writes NamedTuple classes by their fields, and arrays through its own calls."""
     path = tmp_path / 'dill.pkl'
     path.write_bytes(raw(checkpoint(*tiny), _ByolExperimentState))
     encoder = load_deepmind(path)
@@ -266,7 +266,7 @@ def test_dills_spelling(tmp_path, tiny, images, tiny_features):
     ids=['half', 'last-byte', 'empty', 'zip', 'html'],
 )
 def test_damaged_files(tmp_path, tiny, content, words):
-    """A file cut off anywhere, or none at all, is refused by its name."""
+    """A file that is cut off anywhere or empty is refused by its name."""
     path = write(tmp_path / 'damaged.pkl', tiny)
     path.write_bytes(content(path.read_bytes()))
     with pytest.raises(UserError, match=words) as error:
@@ -275,7 +275,7 @@ def test_damaged_files(tmp_path, tiny, content, words):
 
 
 def test_missing_file(tmp_path):
-    """A file that is not there is named."""
+    """A missing file is named."""
     with pytest.raises(UserError, match=r'no file .*nowhere\.pkl'):
         load_deepmind(tmp_path / 'nowhere.pkl')
 
@@ -356,14 +356,14 @@ ODD = {
 
 @pytest.mark.parametrize('name', ODD)
 def test_other_contents_are_refused(tmp_path, tiny, name):
-    """Another layout or another network is refused, naming what is odd about it."""
+    """Another layout or network is refused; the message says what does not fit."""
     make, words = ODD[name]
     with pytest.raises(UserError, match=words):
         load_deepmind(write(tmp_path / 'odd.pkl', make(*tiny)))
 
 
 def test_defaults_of_the_resnet_are_unchanged():
-    """The options DeepMind's networks need are off, and change no weight's shape but their own."""
+    """DeepMind's options are off by default, and change only the shapes of their weights."""
     images = jax.ShapeDtypeStruct((1, 64, 64, 3), np.float32)
 
     def count(**kwargs):
@@ -393,7 +393,7 @@ def test_command_line(main_py, tmp_path, tiny, images, tiny_features):
 
 
 def test_command_line_errors(main_py, tmp_path):
-    """A wrong use of --from ends in one readable line and writes nothing."""
+    """A wrong use of --from is one readable line, and nothing is written."""
     workdir = tmp_path / 'w'
     result = main_py('--mode=export', '--from=deepmind:/nowhere.pkl', f'--workdir={workdir}')
     assert result.returncode == 1
@@ -410,7 +410,7 @@ def test_command_line_errors(main_py, tmp_path):
     ],
 )
 def test_unknown_prefix(source, words):
-    """A prefix that does not exist is refused with those there are."""
+    """An unknown prefix is refused; the message lists the known ones."""
     with pytest.raises(UserError, match=words):
         load_from(source)
 

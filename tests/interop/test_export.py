@@ -1,4 +1,4 @@
-"""The exported encoder: what is written is what was trained, and it needs little to be read."""
+"""The exported encoder is the trained one, and needs few packages to load."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def byol():
 
 @pytest.fixture(scope='module')
 def trained(byol):
-    """Parameters and statistics as after some training: nothing at its initial value."""
+    """Parameters and statistics as after some training: none has its initial value."""
     images = jax.ShapeDtypeStruct((1, SIZE, SIZE, 3), np.float32)
     shapes = jax.eval_shape(byol.encoder.init, jax.random.key(0), images)
     rng = np.random.default_rng(0)
@@ -74,7 +74,7 @@ def folder(exported, tmp_path):
 
 @pytest.fixture(scope='module')
 def expected(byol, trained, images):
-    """Features computed the way training computes them, statistics frozen."""
+    """Features computed as in training, with frozen statistics."""
     represent = jax.jit(lambda params, stats, x: byol.represent(params, stats, x, False)[0])
     return np.asarray(represent(*trained, images))
 
@@ -94,7 +94,7 @@ def expected(byol, trained, images):
 def test_a_value_that_is_refused_on_reading_is_refused_on_writing(
     exported, folder, key, value, says
 ):
-    """encoder.json is never written with what the loader would call damaged."""
+    """Writing encoder.json refuses every value that reading would call damaged."""
     given = {**exported.description, key: value}
     names = ('name', 'kwargs', 'hidden_layer', 'image_size', 'step', 'mean', 'std')
     with pytest.raises(UserError, match=says) as writing:
@@ -107,7 +107,7 @@ def test_a_value_that_is_refused_on_reading_is_refused_on_writing(
 
 
 def test_loaded_features_are_the_trained_ones(folder, images, expected):
-    """A loaded encoder gives, bit for bit, the features of the network that was trained."""
+    """A loaded encoder gives the features of the trained network bit for bit."""
     encoder = load_encoder(folder)
     features = encoder(images)
     assert features.dtype == np.float32
@@ -126,7 +126,7 @@ def test_loaded_variables_are_the_saved_ones(folder, exported):
 
 
 def test_loaded_network_can_be_fine_tuned(folder, images, expected):
-    """The Flax network and its variables are there to be used without the wrapper."""
+    """The Flax network and its variables can be used without the wrapper."""
     encoder = load_encoder(folder)
     x = (images / 255 - np.array(MEAN)) / np.array(STD)
     features = jax.jit(encoder.module.apply)(encoder.variables, x.astype(np.float32))
@@ -134,7 +134,7 @@ def test_loaded_network_can_be_fine_tuned(folder, images, expected):
 
 
 def test_the_folder_holds_json_and_safetensors_only(folder, exported):
-    """An export is two plain files: no pickle, no code, nothing left over."""
+    """An export is two plain files: no pickle, no code, and nothing else."""
     assert sorted(p.name for p in folder.iterdir()) == ['encoder.json', 'encoder.safetensors']
     description = json.loads((folder / 'encoder.json').read_text())
     assert description == {
@@ -175,7 +175,7 @@ np.save(features, load_encoder(folder)(np.load(images)))
 
 
 def test_loading_needs_no_training_libraries(folder, images, expected, tmp_path):
-    """Without TensorFlow, orbax, ml_collections, OpenCV and Pillow features are the same."""
+    """Without TensorFlow, orbax, ml_collections, OpenCV and Pillow, the features are the same."""
     np.save(tmp_path / 'images.npy', images)
     paths = [folder, tmp_path / 'images.npy', tmp_path / 'features.npy']
     done = subprocess.run(
@@ -202,7 +202,7 @@ def test_loading_needs_no_training_libraries(folder, images, expected, tmp_path)
     ],
 )
 def test_wrong_images_are_refused(exported, given, says):
-    """Images of another type or layout are refused, saying what was given and what is wanted."""
+    """Images of another type or layout are refused; the message says what was given and wanted."""
     with pytest.raises(UserError, match=rf'uint8 images \[B, H, W, 3\].*given: {says}'):
         exported(given)
 
@@ -214,14 +214,14 @@ def test_other_sizes_are_taken(exported):
 
 @pytest.mark.parametrize('name', ['encoder.json', 'encoder.safetensors'])
 def test_a_missing_file_is_named(folder, name):
-    """A folder without one of the files is refused, naming it and how to make it."""
+    """A folder without one of the files is refused; the message names it and how to make it."""
     (folder / name).unlink()
     with pytest.raises(UserError, match=rf'{name} is missing.*--mode=export'):
         load_encoder(folder)
 
 
 def test_a_workdir_leads_to_its_encoder(tmp_path):
-    """Who gives the workdir of a run is told where its encoder is."""
+    """For the workdir of a run, the message says where its encoder is."""
     save_random_encoder(tmp_path / 'run' / 'encoder')
     with pytest.raises(UserError, match=r'workdir of a run: its encoder is .*run/encoder\.'):
         load_encoder(tmp_path / 'run')
@@ -272,7 +272,7 @@ def without(key):
     ],
 )
 def test_a_damaged_file_is_refused(folder, name, damage):
-    """A file that was cut off or changed is refused as damaged when it is loaded."""
+    """A file that was cut off or changed is refused as damaged."""
     path = folder / name
     path.write_bytes(damage(path.read_bytes()))
     with pytest.raises(UserError, match='encoder'):
@@ -280,7 +280,7 @@ def test_a_damaged_file_is_refused(folder, name, damage):
 
 
 def test_weights_of_another_network_are_refused(folder):
-    """Weights that do not fit the described network are refused when they are loaded."""
+    """Weights that do not fit the described network are refused."""
     path = folder / 'encoder.json'
     description = json.loads(path.read_text())
     description['kwargs']['channels'] = [4, 8]
@@ -298,7 +298,7 @@ def test_another_format_is_refused(folder):
 
 
 def test_transposed_arrays_are_saved_rightly(exported, tmp_path):
-    """An array that lies in memory in another order is saved by its values."""
+    """An array with another order in memory is saved by its values."""
     other_order = jax.tree.map(np.asfortranarray, exported.variables)
     save_encoder(type(exported)(exported.module, other_order, exported.description), tmp_path)
     for a, e in zip(
@@ -310,7 +310,7 @@ def test_transposed_arrays_are_saved_rightly(exported, tmp_path):
 
 
 def test_saving_again_replaces_the_export(exported, folder):
-    """A second export into the same folder takes the place of the first."""
+    """A second export to the same folder replaces the first."""
     params = {
         **exported.variables,
         'params': jax.tree.map(np.negative, exported.variables['params']),

@@ -1,4 +1,4 @@
-"""A user's own network by its name and arguments: from a config, from a file, and exported."""
+"""A user's own network by name and arguments: from a config, from a file, and exported."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ FIRST = {LINEN: 'conv1', NNX: 'stages/0/layers/0'}
 
 @both
 def test_a_partial_of_a_class(api):
-    """A functools.partial is an encoder's name like a class; its arguments may be overridden."""
+    """A functools.partial is an encoder like a class; its arguments may be overridden."""
 
     def width(network, **kwargs):
         _, variables = api.tap(network, 'output', **kwargs)
@@ -43,7 +43,7 @@ def test_a_partial_of_a_class(api):
 
 
 def test_a_partial_keeps_its_arguments():
-    """The arguments of a partial that are not overridden are the partial's own."""
+    """Arguments of a partial that are not overridden are the partial's own."""
     assert LINEN.network('PartialConvNet') == ConvNet('group', width=6)
     assert LINEN.network('PartialConvNet', width=2) == ConvNet('group', width=2)
 
@@ -53,7 +53,7 @@ STAGE = {LINEN: 'stage{}', NNX: 'stages/{}'}
 
 
 def arguments(api):
-    """Lists and dicts."""
+    """Takes lists and dicts as arguments."""
     options = {FEATURES[api]: 4, 'use_bias': False}
     return {'stages': [{'width': 5}, {'width': 6}], 'options': options}
 
@@ -68,7 +68,7 @@ def test_arguments_from_a_config(api):
 
 @both
 def test_arguments_from_json(api, tmp_path):
-    """A network with lists and dicts for arguments gives the same features once it is loaded."""
+    """A network with list and dict arguments gives the same features once it is loaded."""
     name, kwargs = api.path('Configured'), arguments(api)
     _, variables = api.tap('Configured', 'out', **kwargs)
     loaded = saved_and_loaded(exported(name, 'out', variables, kwargs), tmp_path)
@@ -81,7 +81,7 @@ def test_arguments_from_json(api, tmp_path):
 
 
 class ListField(nn.Module):
-    """A list for a default."""
+    """Has a list as a default."""
 
     widths: list = dataclasses.field(default_factory=lambda: [5, 6])
 
@@ -95,7 +95,7 @@ class ListField(nn.Module):
 
 @pytest.mark.parametrize('name', [f'{__name__}:ListField', 'own_networks:Stack'])
 def test_attributes_that_cannot_be_hashed(name):
-    """A network whose attributes are lists trains like any; so its export must give features."""
+    """A network whose attributes are lists trains like any other, so its export must work."""
     module = build_encoder(name, {})
     tapped, variables = tap(module, 'output')
     tapped.check(SHAPE)
@@ -106,7 +106,7 @@ def test_attributes_that_cannot_be_hashed(name):
 
 
 class Spectral(nn.Module):
-    """Flax's own spectral normalisation: names of its variables hold a '/'."""
+    """Flax's own spectral normalisation; the names of its variables contain a '/'."""
 
     @nn.compact
     def __call__(self, x, train=False):

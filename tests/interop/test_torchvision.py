@@ -45,7 +45,7 @@ IDS = [f'{name}-{"-".join(map(str, kwargs.values()))}' for name, kwargs in NETWO
 
 @pytest.mark.parametrize(('name', 'kwargs'), NETWORKS, ids=IDS)
 def test_round_trip_bit_for_bit(name, kwargs, tmp_path):
-    """Ours -> file -> ours: the same network, bits, image size and normalisation."""
+    """Our encoder -> file -> our encoder: the same network, bits, image size and normalisation."""
     encoder = our_encoder(name, **kwargs)
     save_torchvision(encoder, tmp_path / 'made' / 'weights.safetensors')
     loaded = load_torchvision(str(tmp_path / 'made' / 'weights.safetensors'))
@@ -60,13 +60,13 @@ def test_round_trip_bit_for_bit(name, kwargs, tmp_path):
     assert [p.name for p in (tmp_path / 'made').iterdir()] == ['weights.safetensors']
 
 
-# Parameters with fc's 1000 classes: torchvision's documentation of the two models.
+# Numbers of parameters, with fc's 1000 classes, from torchvision's documentation.
 @pytest.mark.parametrize(
     ('name', 'entries', 'parameters', 'features'),
     [('resnet18', 122, 11_689_512, 512), ('resnet50', 320, 25_557_032, 2048)],
 )
 def test_names_and_shapes_are_torchvisions(name, entries, parameters, features, tmp_path):
-    """The file holds torchvision's names, shapes and types: all of them, and no others."""
+    """The file has exactly torchvision's names, shapes and types."""
     path = tmp_path / 'weights.safetensors'
     save_torchvision(our_encoder(name), path)
     weights = safetensors.numpy.load_file(path)
@@ -87,8 +87,8 @@ def test_names_and_shapes_are_torchvisions(name, entries, parameters, features, 
     ('name', 'small'), [*((name, False) for name in DEPTHS), ('resnet18', True), ('resnet50', True)]
 )
 def test_the_architecture_is_found(name, small, tmp_path):
-    """Depth, width and stem come from names and shapes; the rest is ImageNet's."""
-    # A sixteenth of the width: the names are those of the whole network.
+    """Depth, width and stem are found by names and shapes; the rest is ImageNet's."""
+    # A sixteenth of the width; the names are those of the whole network.
     weights = random_weights(torchvision_shapes(name, 1 / 16, small))
     found = load_torchvision(write(tmp_path / 'weights.safetensors', weights)).description
     kwargs = {'width': 0.0625, **({'small_images': True} if small else {})}
@@ -99,7 +99,7 @@ def test_the_architecture_is_found(name, small, tmp_path):
     assert found['feature_size'] == (128 if DEPTHS[name][1] else 32)
 
 
-# Odd sides show on which side a convolution pads.
+# Odd sizes show on which side a convolution pads.
 @pytest.mark.parametrize(
     ('name', 'width', 'small', 'side'),
     [
@@ -109,7 +109,7 @@ def test_the_architecture_is_found(name, small, tmp_path):
     ],
 )
 def test_features_agree_with_numpy(name, width, small, side, tmp_path):
-    """Features of a torchvision file agree with a float64 forward pass over its own arrays."""
+    """Features of a torchvision file agree with a float64 forward pass on its arrays."""
     weights = random_weights(torchvision_shapes(name, width, small))
     encoder = load_torchvision(write(tmp_path / 'weights.safetensors', weights))
     images = pictures(side)
@@ -154,7 +154,7 @@ def test_features_agree_with_torch(name, width, small, side, tmp_path):
 
 
 def test_ours_serves_numpy(tmp_path):
-    """An encoder of ours, written out, gives its own features outside of JAX."""
+    """An encoder of ours, written to a file, gives its own features outside JAX."""
     encoder = our_encoder('resnet18', width=0.25)
     weights = random_weights(torchvision_shapes('resnet18', 0.25), seed=3)
     start = load_torchvision(write(tmp_path / 'start.safetensors', weights))
@@ -170,7 +170,7 @@ def test_ours_serves_numpy(tmp_path):
     )
 
 
-# What is accepted beside the plain file.
+# Other files that are accepted.
 
 
 @pytest.fixture(scope='module')
@@ -185,7 +185,7 @@ def assert_loads(path, weights):
 
 @pytest.mark.parametrize('prefix', ['module.', 'model.', 'encoder.', 'module.encoder.'])
 def test_common_prefixes_are_taken_off(prefix, weights, tmp_path):
-    """A wrapper's prefix before all names is taken off, and the classifier dropped."""
+    """A wrapper's prefix of all names is removed, and the classifier is dropped."""
     fc = {'fc.weight': np.zeros((10, 32), np.float32), 'fc.bias': np.zeros(10, np.float32)}
     prefixed = {prefix + name: array for name, array in {**fc, **weights}.items()}
     assert_loads(write(tmp_path / 'a.safetensors', prefixed), weights)
@@ -205,7 +205,7 @@ def test_half_floats_and_missing_counters(weights, tmp_path):
 @pytest.mark.parametrize('key', [None, 'state_dict', 'model'])
 @pytest.mark.parametrize('suffix', ['.pth', '.pt'])
 def test_a_pth_loads(key, suffix, weights, tmp_path):
-    """A state dict that torch.save wrote loads, by itself or inside a training checkpoint."""
+    """A state dict written by torch.save loads, alone or inside a training checkpoint."""
     torch = pytest.importorskip('torch')
     state = {
         n: torch.nn.Parameter(torch.from_numpy(np.array(a)), False) for n, a in weights.items()
@@ -216,7 +216,7 @@ def test_a_pth_loads(key, suffix, weights, tmp_path):
 
 
 def test_an_old_pth_loads(weights, tmp_path):
-    """The format of before PyTorch 1.6, in which torchvision's first weights are, loads."""
+    """The format from before PyTorch 1.6, in which torchvision's first weights are, loads."""
     torch = pytest.importorskip('torch')
     state = {n: torch.from_numpy(np.array(a)).half().float() for n, a in weights.items()}
     half = {n: a.astype(np.float16).astype(np.float32) for n, a in weights.items()}
@@ -225,7 +225,7 @@ def test_an_old_pth_loads(weights, tmp_path):
 
 
 def test_a_head_is_left_out(tmp_path):
-    """A classification head behind the tap stays behind; fc is the PyTorch side's own."""
+    """A classification head behind the tap is not written; PyTorch adds its own fc."""
     kwargs = {'stage_sizes': [1, 1, 1, 1], 'width': 0.125, 'num_classes': 3}
     encoder = our_encoder('resnet', **kwargs)
     save_torchvision(encoder, tmp_path / 'weights.safetensors')
@@ -235,7 +235,7 @@ def test_a_head_is_left_out(tmp_path):
 
 
 def test_loading_needs_no_torch(weights, tmp_path):
-    """Importing this and reading a .safetensors touches neither PyTorch nor TensorFlow."""
+    """Importing the module and reading a .safetensors imports neither PyTorch nor TensorFlow."""
     path = write(tmp_path / 'weights.safetensors', weights)
     code = (
         'import sys; from byol_jax.interop.torchvision import load_torchvision; '

@@ -1,4 +1,4 @@
-"""Files that are no torchvision ResNet, or not safe, and encoders that cannot become one."""
+"""Files that are not a torchvision ResNet or not safe, and encoders that cannot become one."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class Malicious:
 
 @pytest.mark.parametrize('how', ['torch.save', 'pickle'])
 def test_a_malicious_pth_is_refused(how, weights, tmp_path):
-    """A file that would run code runs none, and the message names what it called."""
+    """A file that would run code runs none, and the message names what it would call."""
     torch = pytest.importorskip('torch')
     trap, path = str(tmp_path / 'trap'), tmp_path / 'weights.pth'
     content = {'conv1.weight': Malicious(trap)}
@@ -51,7 +51,7 @@ def test_a_malicious_pth_is_refused(how, weights, tmp_path):
 
 @pytest.mark.parametrize('kind', ['cut', 'empty', 'text', 'list', 'number', 'sparse', 'module'])
 def test_a_wrong_pth_is_refused(kind, weights, tmp_path):
-    """A damaged file, or one with other things than tensors in it, is refused by its name."""
+    """A damaged file, or one that contains other things than tensors, is refused by its name."""
     torch = pytest.importorskip('torch')
     path = tmp_path / 'weights.pth'
     content = {n: torch.from_numpy(np.array(a)) for n, a in weights.items()}
@@ -75,7 +75,7 @@ def test_a_wrong_pth_is_refused(kind, weights, tmp_path):
 
 @pytest.mark.parametrize('version', ['2.5.1', '2.9.1+cu128'])
 def test_an_unsafe_torch_is_refused(version, tmp_path, monkeypatch):
-    """Versions of PyTorch whose weights-only loading can be broken are not used."""
+    """Versions of PyTorch with an unsafe weights-only loader are not used."""
     fake = type(sys)('torch')
     fake.__version__ = version
     monkeypatch.setitem(sys.modules, 'torch', fake)
@@ -85,7 +85,7 @@ def test_an_unsafe_torch_is_refused(version, tmp_path, monkeypatch):
 
 
 def test_a_pth_without_torch(tmp_path, monkeypatch):
-    """Without PyTorch the message says to install it or to convert the file, and how."""
+    """Without PyTorch, the message says to install it or how to convert the file."""
     monkeypatch.setitem(sys.modules, 'torch', None)
     (tmp_path / 'net.pth').write_bytes(b'')
     with pytest.raises(UserError, match=r"Install torch .*convert .*save_file.*'net.safetensors'"):
@@ -127,7 +127,7 @@ def zeros(*shape, dtype=np.float32):
     ],
 )
 def test_a_wrong_weight_is_named(edits, says, weights, tmp_path):
-    """The first weight that is odd, missing or of the wrong shape is named, with the file."""
+    """The first weight that is unknown, missing or of a wrong shape is named, with the file."""
     path = write(tmp_path / 'weights.safetensors', edited(weights, edits))
     with pytest.raises(UserError, match=rf'weights\.safetensors: .*{says}'):
         load_torchvision(path)
@@ -135,7 +135,7 @@ def test_a_wrong_weight_is_named(edits, says, weights, tmp_path):
 
 @pytest.mark.parametrize('missing', ['layer1.0.conv3.weight', 'layer4.2.bn3.weight'])
 def test_a_missing_bottleneck_weight_is_named(missing, bottleneck_weights, tmp_path):
-    """A bottleneck without its third convolution or its norm is not taken for another block."""
+    """A bottleneck without its third convolution or norm is not mistaken for another block."""
     path = write(tmp_path / 'weights.safetensors', edited(bottleneck_weights, {missing: None}))
     with pytest.raises(UserError, match=f"'{missing}' is missing"):
         load_torchvision(path)
@@ -151,13 +151,13 @@ def test_a_stage_must_not_be_missing(weights, tmp_path):
 @pytest.mark.parametrize(
     ('inner', 'group', 'says'),
     [
-        # resnext50_32x4d: 32 groups of 4; wide_resnet50_2: inside its blocks twice as wide.
+        # resnext50_32x4d has 32 groups of 4; wide_resnet50_2 is twice as wide inside its blocks.
         (128, 4, 'in 32 groups: this is a ResNeXt'),
         (128, 128, 'this is a wide ResNet'),
     ],
 )
 def test_relatives_are_refused(inner, group, says, tmp_path):
-    """ResNeXt and wide ResNets, whose names are a ResNet's, are refused by what they are."""
+    """ResNeXt and wide ResNets have a ResNet's names; the message says what they are."""
     shapes = torchvision_shapes('resnet50')
     for stage in range(4):
         width, out = inner * 2**stage, 256 * 2**stage
@@ -173,7 +173,7 @@ def test_relatives_are_refused(inner, group, says, tmp_path):
 
 
 def test_wrong_files_are_refused(weights, tmp_path):
-    """No file, another kind of file, a damaged one, an empty one: each is said."""
+    """A missing file, another kind, a damaged or empty one each have a message."""
     with pytest.raises(UserError, match=r'nowhere\.pth: there is no such file'):
         load_torchvision(tmp_path / 'nowhere.pth')
     other = tmp_path / 'weights.ckpt'
@@ -203,7 +203,7 @@ def test_wrong_files_are_refused(weights, tmp_path):
     ],
 )
 def test_damaged_metadata_is_refused(kept, weights, tmp_path):
-    """Image size and normalisation written by this package are read whole or refused."""
+    """Image size and normalisation written by this package are read completely or refused."""
     path = write(tmp_path / 'weights.safetensors', weights, {'byol_jax': kept})
     with pytest.raises(UserError, match="metadata 'byol_jax' is damaged"):
         load_torchvision(path)
@@ -223,7 +223,7 @@ def test_damaged_metadata_is_refused(kept, weights, tmp_path):
     ],
 )
 def test_what_torchvision_cannot_express_stays(kwargs, says, tmp_path):
-    """An encoder that torchvision's ResNet would compute otherwise is not written."""
+    """An encoder that torchvision's ResNet would compute differently is not written."""
     given = {'stage_sizes': [1, 1, 1, 1], 'width': 0.125, **kwargs}
     with pytest.raises(UserError, match=says):
         save_torchvision(our_encoder('resnet', **given), tmp_path / 'weights.safetensors')

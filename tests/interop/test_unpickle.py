@@ -1,4 +1,4 @@
-"""The restricted unpickler: arrays and plain containers come through, and nothing ever runs."""
+"""The restricted unpickler loads arrays and plain containers, and never runs anything."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ HARMFUL = {
 
 @pytest.mark.parametrize('name', HARMFUL)
 def test_harmful_names_are_refused(tmp_path, monkeypatch, name):
-    """Names other than arrays' and containers' are refused by name; none is imported or called."""
+    """Only names of arrays and containers are allowed; others are neither imported nor called."""
     mark, path = tmp_path / 'mark', tmp_path / 'evil.pkl'
     path.write_bytes(raw({'step': 1, 'experiment_state': HARMFUL[name](mark)}))
 
@@ -79,7 +79,7 @@ WRONG = {
 
 @pytest.mark.parametrize('name', WRONG)
 def test_wrong_arguments_are_refused(tmp_path, name):
-    """A permitted name called with anything but its own arguments makes the file unreadable."""
+    """An allowed name with other than its own arguments makes the file unreadable."""
     path = tmp_path / 'wrong.pkl'
     path.write_bytes(raw([WRONG[name]]))
     with pytest.raises(UserError, match=r'wrong\.pkl'):
@@ -98,7 +98,7 @@ def test_wrong_arguments_are_refused(tmp_path, name):
 )
 @pytest.mark.parametrize('state', [{'a': 1}, (None, {'__defaults__': (1,)})], ids=['dict', 'slots'])
 def test_stand_ins_cannot_be_changed(tmp_path, target, state):
-    """A pickle cannot set attributes of the functions and classes it may name."""
+    """A pickle cannot set attributes of the functions and classes that it may name."""
     path = tmp_path / 'build.pkl'
     body = pickle.dumps(state, 2)[2:-1]
     path.write_bytes(b'\x80\x02c' + '\n'.join(target).encode() + b'\n' + body + b'b.')
@@ -119,7 +119,7 @@ def test_forged_array_states_are_refused(tmp_path):
 
 
 def test_read_pickle_leaves_plain_data(tmp_path):
-    """Plain data comes back as it is; arrays read-only; optimizer states as plain records."""
+    """Plain data is returned unchanged, arrays read-only, and optimizer states as plain records."""
     data = {'a': [1, 2.5, None, True, 'x', b'y', b''], 'b': (np.arange(6).reshape(2, 3),)}
     for protocol in (2, 4, 5):
         path = tmp_path / 'plain.pkl'

@@ -11,7 +11,7 @@ from byol_jax.app.report.charts import HEIGHT, WIDTH, Level, Line, line_chart, s
 
 
 def test_thin_keeps_ends_and_extremes():
-    """At most as many points as asked for, in order, with both ends, the lowest and highest."""
+    """Has at most the wanted number of points, in order, with both ends, lowest and highest."""
     values = np.random.default_rng(0).normal(size=5_003)
     points = [(float(i), float(v)) for i, v in enumerate(values)]
     kept = thin(points, 100)
@@ -57,6 +57,6 @@ def test_charts_stay_in_their_frame(points, options):
 
 
 def test_short_numbers():
-    """Numbers beside the curves are short, and right."""
+    """Numbers beside the curves are short and right."""
     values = (1_234_567, 12_345, 0.068_83, 3e-7, 42.04, 0)
     assert [*map(short_number, values)] == ['1.235M', '12.35k', '0.0688', '3e-07', '42', '0']

@@ -1,4 +1,4 @@
-"""--mode=compare: what stands in the table and on the page, and what cannot be compared."""
+"""--mode=compare: the table, the page, and what cannot be compared."""
 
 from __future__ import annotations
 
@@ -60,14 +60,14 @@ def finish(workdir, **metrics):
 
 
 def table_of(workdirs, title):
-    """heading -> cells of a table."""
+    """The cells of a table by heading."""
     found = [t for t in tables(read_runs(workdirs)) if t.title == title]
     assert len(found) == 1, [t.title for t in tables(read_runs(workdirs))]
     return {row.heading: row.cells for row in found[0].rows}
 
 
 def test_config_shows_what_differs_alone(tmp_path):
-    """Only keys in which the configs differ are shown; one that a config lacks is a dash."""
+    """Only keys in which the configs differ are shown; a dash stands for a missing key."""
     a = make_run(tmp_path / 'a')
     b = make_run(tmp_path / 'b', seed=3, views__view1__blur=0.5)
     config = json.loads((b / 'config.json').read_text())
@@ -80,7 +80,7 @@ def test_config_shows_what_differs_alone(tmp_path):
     }
     c = make_run(tmp_path / 'c')
     assert 'The configs are the same.' in [t.note for t in tables(read_runs([a, c]))]
-    # A run of the version in which tau_base was called base_ema, and there were no hooks.
+    # A run from when tau_base was called base_ema and there were no hooks.
     config = json.loads((c / 'config.json').read_text())
     config['target'] = {'base_ema': config['target']['tau_base']}
     del config['hooks'], config['method']
@@ -89,7 +89,7 @@ def test_config_shows_what_differs_alone(tmp_path):
 
 
 def test_last_values(tmp_path):
-    """The last value of each metric; one of an earlier step says so, one that is not there: -."""
+    """Shows the last value of each metric, with its step if that is earlier, or a dash."""
     a = make_run(tmp_path / 'a', values={'images_per_second': 1234.5, 'input_wait_fraction': 0.125})
     with (a / 'metrics.jsonl').open('a') as file:
         file.write(json.dumps({'step': 8, 'epoch': 0.8, 'loss': 0.5, 'new_metric': 3}) + '\n')
@@ -97,7 +97,7 @@ def test_last_values(tmp_path):
     values = table_of([a, b], 'Last values')
     assert values['loss'] == ('0.5000', '0.6667')
     assert values['feature_std'] == ('0.2000 (step 6)', '0.1000')
-    # What compares over different P.
+    # Metrics that depend on P.
     assert values[SCALED_STD] == ('0.8000 (step 6)', '0.8000')
     assert values['images_per_second'] == ('1,234 (step 6)', '-')
     assert values['input_wait_fraction'] == ('12.5% (step 6)', '-')
@@ -108,14 +108,14 @@ def test_last_values(tmp_path):
 
 
 def test_same_step(tmp_path):
-    """Runs of unlike length are compared at the last step, or epoch, that all have reached."""
+    """Runs of different length are compared at the last step, or epoch, that all have reached."""
     a = make_run(tmp_path / 'a', steps=(2, 4, 6, 8))
     b = make_run(tmp_path / 'b', steps=(1, 3, 5))
     c = make_run(tmp_path / 'c', steps=())
     at = table_of([a, b, c], 'At step 5')
     assert at['step'] == ('4', '5', '-')
     assert at['loss'] == ('1.000', '0.8000', '-')
-    # Twice as many epochs a step.
+    # Twice as many epochs for a step.
     d = make_run(tmp_path / 'd', steps=(1, 2, 3), batch_size=16)
     at = table_of([a, d], 'At epoch 0.6000')
     assert at['step'] == ('6', '3')
@@ -129,7 +129,7 @@ def test_state(tmp_path):
     epochs = make_run(tmp_path / 'epochs', steps=(), total_steps=None, total_epochs=5.0)
     lock = (epochs / '.lock').open('w')
     fcntl.flock(lock, fcntl.LOCK_EX)
-    # Given up again: nothing is left locked by looking.
+    # Looking at a run leaves no lock.
     (stopped / '.lock').touch()
     runs = [finished, stopped, epochs]
     try:
@@ -144,7 +144,7 @@ def test_state(tmp_path):
 
 
 def test_evaluations_and_results(tmp_path):
-    """evaluation.json and the before/after table stand side by side, with what is missing."""
+    """evaluation.json and the before/after table stand side by side; missing ones are said."""
     a, b, c = (make_run(tmp_path / name) for name in 'abc')
     finish(a, knn_20=0.8125, kmeans_nmi=0.5, linear=0.9)
     finish(b, knn_20=0.5, rankme=12.5)
@@ -167,7 +167,7 @@ def test_evaluations_and_results(tmp_path):
 
 
 def test_what_training_writes_is_read(tmp_path):
-    """The table and command of a run are found where training puts them."""
+    """The table and the command of a run are found where training writes them."""
     from byol_jax.app import workdir as workdirs
     from byol_jax.app.report.run_report import Result, write_results
 
@@ -202,7 +202,7 @@ def raise_alarms(workdir):
 
 
 def test_alarms(tmp_path):
-    """Each alarm at its worst, from when to when, and whether it still stands."""
+    """Shows each alarm at its worst, from when to when, and whether it still stands."""
     a, b = make_run(tmp_path / 'a'), make_run(tmp_path / 'b')
     raise_alarms(b)
     assert table_of([a, b], 'Alarms') == {
@@ -212,7 +212,7 @@ def test_alarms(tmp_path):
 
 
 class Page(HTMLParser):
-    """Tags that are open, all attributes, and what a page would load."""
+    """Collects open tags, all attributes, and what a page would load."""
 
     def __init__(self, text):
         super().__init__()
@@ -266,7 +266,7 @@ def test_page_is_self_contained_and_sound(page):
 
 
 def test_page_has_a_chart_of_each_metric(page):
-    """A chart a metric over steps, and one over epochs as the batch sizes differ, with a legend."""
+    """Each metric has a chart over steps, and over epochs if batch sizes differ, with a legend."""
     figures = re.findall(
         r'<figure><figcaption>([\w ()]+)</figcaption>(.*?)</figure>', page, re.DOTALL
     )
@@ -291,7 +291,7 @@ def test_lines_are_told_apart():
 
 
 def test_text_fits_the_terminal(tmp_path):
-    """Ten runs stand below each other in 80 columns, none lost, long names cut in the middle."""
+    """Ten runs fit into 80 columns, below each other; long names are cut in the middle."""
     workdirs = [make_run(tmp_path / f'{"a long name " * 5}{n}', seed=n) for n in range(10)]
     runs = read_runs(workdirs)
     text = text_of([run.name for run in runs], tables(runs), 80)
@@ -304,7 +304,7 @@ def test_text_fits_the_terminal(tmp_path):
 
 
 def test_names_are_as_short_as_they_can_be(tmp_path):
-    """The last part of the path, or as many as tell all apart."""
+    """A name is the last part of the path, or as many parts as tell all runs apart."""
     assert names([tmp_path / 'x' / 'a', tmp_path / 'y' / 'b']) == ['a', 'b']
     assert names([tmp_path / 'x' / 'a', tmp_path / 'y' / 'a']) == ['x/a', 'y/a']
 
@@ -330,7 +330,7 @@ def test_numbers(name, value, text):
 
 
 def test_written_and_replaced(tmp_path, capsys, monkeypatch):
-    """The page goes to compare.html, is replaced by the next one, and nothing else ever is."""
+    """The page goes to compare.html and is replaced by the next one; no other file is."""
     monkeypatch.chdir(tmp_path)
     make_run(tmp_path / 'a')
     make_run(tmp_path / 'b')
@@ -375,7 +375,7 @@ def test_written_and_replaced(tmp_path, capsys, monkeypatch):
     ids=str,
 )
 def test_what_cannot_be_compared(tmp_path, monkeypatch, workdirs, words):
-    """It is said which folder is wrong, why, what is near, and nothing is written."""
+    """The message says which folder is wrong, why, and what is near; nothing is written."""
     monkeypatch.chdir(tmp_path)
     make_run(tmp_path / 'runs' / 'first')
     make_run(tmp_path / 'runs' / 'second')
@@ -398,7 +398,7 @@ def test_as_a_user_starts_it(tmp_path):
     """main.py compares without a config, TensorFlow or device."""
     a, b = make_run(tmp_path / 'a'), make_run(tmp_path / 'b')
     output = tmp_path / 'page.html'
-    # An import of TensorFlow, or a look for devices, fails.
+    # Importing TensorFlow, or asking for devices, fails.
     code = textwrap.dedent("""
         import sys
         sys.modules['tensorflow'] = None

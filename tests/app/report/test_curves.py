@@ -34,7 +34,7 @@ def test_curves_show_what_records_have():
     """A curve for each metric of the records, known or not; none for what they do not have."""
     records = [record(step, my_own=step / 7) for step in LATE]
     text = page_of(records, FACTS, [])
-    # Each value, the made one, but not step and epoch.
+    # Each value, the invented one too, but not step and epoch.
     assert text.count('<svg') == len(records[0]) - 2 + 1
     assert '<b>my_own</b>' in text
     assert 'nearest neighbours' not in text
@@ -44,12 +44,12 @@ def test_curves_show_what_records_have():
 
 
 def test_alarms_are_marked_from_raised_to_over():
-    """A band lies over the curves an alarm is about, while it stood."""
+    """A band covers the curves of an alarm for the time it stood."""
     alarms = [alarm('collapse', 'alarm', 120), alarm('collapse', 'over', 150)]
     text = page_of([record(step) for step in LATE], FACTS, alarms)
     bands = re.findall(r'<rect x="([\d.]+)" y="\d+" width="([\d.]+)".*?</title>', text)
     assert len(bands) == 2
-    # The axis is from step 0 to 190, across 270 units from 54 on.
+    # The axis spans steps 0 to 190 over 270 units, from 54 on.
     left, width = map(float, bands[0])
     assert left == pytest.approx(54 + 270 * 120 / 190, abs=0.1)
     assert width == pytest.approx(270 * 30 / 190, abs=0.1)

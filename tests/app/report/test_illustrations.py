@@ -1,4 +1,4 @@
-"""What the report shows of an encoder: spectrum, map and neighbours."""
+"""The report's pictures of an encoder: spectrum, map and neighbours."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def test_section_says_what_is_missing():
 
 
 def test_spectrum_names_rankme():
-    """Both spectra are drawn, over their largest value, with RankMe: equal values use all."""
+    """Both spectra are drawn relative to their largest value, with RankMe."""
     spectra = {'before': np.full(8, 3.0), 'after': np.array([2.0, 0, 0, 0])}
     text = page_of(Illustrations(pictures=100, spectrum=draw_spectrum(spectra)))
     assert 'before: RankMe 8.0 of 8; after: RankMe 1.0 of 4' in text

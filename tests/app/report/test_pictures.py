@@ -1,4 +1,4 @@
-"""The sheet of the map: where pictures go, that none hides another, and their colours."""
+"""The sheet of the map: places of pictures without overlap, and their colours."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from byol_jax.app.report.pictures import CELL, grid_cells, legend, map_picture
 
 
 def test_no_two_pictures_in_one_cell():
-    """Each place has a cell of its own, and the right and upper ones stay right and up."""
+    """Each place has its own cell, and the order to the right and upwards is kept."""
     places = np.random.default_rng(1).normal(size=(200, 2))
     places[0] = 1e6
     cells, side = grid_cells(places)
@@ -27,13 +27,13 @@ def test_no_two_pictures_in_one_cell():
 
 @pytest.mark.parametrize('count', [1, 2, 7])
 def test_equal_places_are_told_apart(count):
-    """Pictures at one place still have cells of their own."""
+    """Pictures at the same place still get different cells."""
     cells, _ = grid_cells(np.zeros((count, 2)))
     assert len({tuple(cell) for cell in cells}) == count
 
 
 def test_map_shows_every_picture_with_its_border():
-    """As many cells as pictures, each with its border and the middle of the picture."""
+    """Each picture has a cell, with its border and the middle of the picture."""
     labels = np.arange(30) % 3
     colours = legend(labels, ['a', 'b', 'c'])
     pictures = [Image.new('RGB', (96, 40), (n, 200, 0)) for n in range(30)]
@@ -52,7 +52,7 @@ def test_map_shows_every_picture_with_its_border():
 
 
 def test_legend():
-    """Each label has a colour of its own up to 20; the rarest of more share a grey, and say so."""
+    """Up to 20 labels have their own colours; the rarest of more share a grey, which is said."""
     few = legend(np.array([2, 2, 0]), ['x', 'unseen', 'y'])
     assert [name for name, _ in few.names] == ['y', 'x']
     assert few.of_example == [few.names[0][1], few.names[0][1], few.names[1][1]]

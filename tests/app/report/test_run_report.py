@@ -1,4 +1,4 @@
-"""report.html: its sections, that the page suits a phone, and when it is written."""
+"""report.html: its sections, its layout on a phone, and when it is written."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def test_evaluation_table(tmp_path):
 
 
 def test_names_that_are_no_utf8_are_shown(tmp_path):
-    """A file or class folder may have any bytes in its name: the page is written all the same."""
+    """The page is written although the name of a file or class folder is not UTF-8."""
     name = b'caf\xe9.png'.decode(errors='surrogateescape')
     write_page(tmp_path / 'report.html', 'report.html', report=Report(command=name))
     assert r'<pre>caf\udce9.png</pre>' in (tmp_path / 'report.html').read_text(encoding='utf-8')
@@ -119,7 +119,7 @@ def page(tmp_path_factory):
 
 
 def test_page_loads_nothing(page):
-    """No script, no style sheet, no address but data: ones; the title is escaped."""
+    """No script, no style sheet, no address except data: URLs; the title is escaped."""
     assert '<h1>A &lt;run&gt;</h1>' in page
     for tag, attributes, _ in Elements(page).found:
         assert tag not in ('script', 'link', 'iframe', 'object')
@@ -130,7 +130,7 @@ def test_page_loads_nothing(page):
 
 
 def test_page_fits_a_phone(page):
-    """Nothing has a width that 360 pixels cannot hold but what scrolls by itself."""
+    """Nothing is wider than 360 pixels except what scrolls on its own."""
     assert '<meta name="viewport" content="width=device-width, initial-scale=1">' in page
     for tag, attributes, around in Elements(page).found:
         if tag in ('table', 'img') and attributes.get('class') != 'wide':
@@ -146,7 +146,7 @@ def test_page_fits_a_phone(page):
             sizes = [float(n) * (16 if u == 'rem' else 1) for n, u in _sizes(value)]
             bounded = name == 'max-width' or 'min(100%' in value or 'img.map' in selector
             assert bounded or all(size <= 320 for size in sizes), (selector, name, value)
-    # Words are never below 12 pixels but within charts, which are drawn at their own size.
+    # Text is at least 12 pixels high, except in charts, which are scaled.
     letters = re.findall(r'([^{}]+)\{[^}]*font-size: ([\d.]+)(rem|px)', style)
     assert all(float(n) * (16 if u == 'rem' else 1) >= 12 or '.chart' in s for s, n, u in letters)
 
@@ -157,7 +157,7 @@ def _sizes(value):
 
 @pytest.fixture
 def live(tmp_path):
-    """A report of the sample run, in a workdir of its own."""
+    """A report of the sample run, in its own workdir."""
     Image.new('RGB', (30, 20)).save(tmp_path / 'views.png')
     run = SimpleNamespace(
         config=CONFIG,
@@ -177,7 +177,7 @@ def log(workdir, *records):
 
 
 def test_report_of_a_run_under_way(live, tmp_path):
-    """It says how far the run is and what is known; it goes on where another start left it."""
+    """It says how far the run is and what is known, also when the run is resumed."""
     path = tmp_path / 'report.html'
     live.begin(0)
     assert 'Starting at step 0 of 320' in path.read_text()
@@ -224,7 +224,7 @@ def test_report_of_a_run_under_way(live, tmp_path):
 
 
 def test_report_is_written_once_a_minute_and_is_no_step(live, tmp_path):
-    """Between two pages lies a minute, whatever is logged; their time is not the steps'."""
+    """Pages are a minute apart however much is logged, and their time does not count as steps'."""
     log(tmp_path, record(20), record(30))
     watch = Stopwatch(PLAN, 10)
     start = watch._last
@@ -241,7 +241,7 @@ def test_report_is_written_once_a_minute_and_is_no_step(live, tmp_path):
 
 
 def test_report_that_cannot_be_written_ends_nothing(live, tmp_path, capsys):
-    """It is said in one line, once, naming the file, and the next one is tried all the same."""
+    """The error is said in one line, once, with the file; the next page is tried all the same."""
     path = tmp_path / 'report.html'
     path.mkdir()
     log(tmp_path, record(20), record(30))
