@@ -47,11 +47,11 @@ class Twice(nn.Module):
         return self.last(self.fc(nn.tanh(self.fc(x.mean(axis=(1, 2))))))
 
 
-# Told whether they train.
+# Networks that are told whether they train.
 
 
 class SeveralWords(nn.Module):
-    """Told in several words at once."""
+    """Told by several arguments at once."""
 
     @nn.compact
     def __call__(self, x, train, *, deterministic, use_running_average=False, is_training=None):
@@ -62,7 +62,7 @@ class SeveralWords(nn.Module):
 
 
 class Attribute(nn.Module):
-    """Told by an attribute of its own."""
+    """Told by an attribute."""
 
     deterministic: bool = True
 
@@ -76,7 +76,7 @@ class Attribute(nn.Module):
 
 
 class Merged(nn.Module):
-    """Told by an attribute or by an argument, as Flax's own layers are."""
+    """Told by an attribute or by an argument, like Flax's own layers."""
 
     deterministic: bool | None = None
 
@@ -101,7 +101,7 @@ class Both(nn.Module):
 
 
 class Flagged(nn.Module):
-    """Has a switch that has nothing to do with training, and does the same in both modes."""
+    """Has a switch that is not about training, and does the same in both modes."""
 
     @nn.compact
     def __call__(self, x, all_tokens: bool = False):
@@ -109,11 +109,11 @@ class Flagged(nn.Module):
         return x if all_tokens else x.mean(axis=1)
 
 
-# That draw.
+# Networks that draw random numbers.
 
 
 class Streams(nn.Module):
-    """Puts out what it draws: two layers of one stream, one of another."""
+    """Returns what it draws: two layers from one stream, one from another."""
 
     @nn.compact
     def __call__(self, x, train=False):
@@ -131,7 +131,7 @@ class Drawing(nn.Module):
 
 
 class AlwaysNoisy(nn.Module):
-    """Draws whether or not it trains."""
+    """Draws in training and in evaluation."""
 
     @nn.compact
     def __call__(self, x, train=False):
@@ -139,11 +139,11 @@ class AlwaysNoisy(nn.Module):
         return nn.Dropout(0.5, deterministic=False, name='drop')(x)
 
 
-# With variables of their own.
+# Networks with variables of their own.
 
 
 class Statistics(nn.Module):
-    """Keeps a running mean, counts its passes, iterates for a spectral norm, holds constants."""
+    """Keeps a running mean, a count of passes, a power iteration, and constants."""
 
     @nn.compact
     def __call__(self, x, train=False):
@@ -166,7 +166,7 @@ class Statistics(nn.Module):
 
 
 class Sowing(nn.Module):
-    """Sows what it sees, in Flax's collection and one of its own."""
+    """Sows its inputs into Flax's collection and into its own."""
 
     @nn.compact
     def __call__(self, x, train=False):
@@ -177,7 +177,7 @@ class Sowing(nn.Module):
         return nn.relu(x)
 
 
-# Under transformations.
+# Networks with transformations.
 
 
 class Block(nn.Module):
@@ -193,7 +193,7 @@ class Block(nn.Module):
 
 
 class Blocks(nn.Module):
-    """Two blocks under a transformation of Flax, or under none."""
+    """Two blocks, under one of Flax's transformations or under none."""
 
     transformation: str = 'plain'
     rate: float = 0.2
@@ -240,11 +240,11 @@ class Round(nn.Module):
         return Block(self.rate, name='block')(x, train), None
 
 
-# With several outputs.
+# Networks with several outputs.
 
 
 class Packing(nn.Module):
-    """Its block, and the network itself, put out two arrays in a container."""
+    """Its block and the network itself return two arrays in a container."""
 
     container: str
 
@@ -263,7 +263,7 @@ class PackingBlock(nn.Module):
 
 
 class NamedOutput(nn.Module):
-    """Has a layer that is called 'output', and puts out something else."""
+    """Has a layer named 'output', and returns something else."""
 
     @nn.compact
     def __call__(self, x):
@@ -271,11 +271,11 @@ class NamedOutput(nn.Module):
         return nn.Dense(4, name='after')(x)
 
 
-# That are refused.
+# Networks that are refused.
 
 
 class FailsInTraining(nn.Module):
-    """Works as long as it does not train."""
+    """Works except in training."""
 
     error: str
 
@@ -294,7 +294,7 @@ class FailsInTraining(nn.Module):
 
 
 class Windows(nn.Module):
-    """Cuts pictures into four windows that it lines up along the batch."""
+    """Cuts pictures into four windows, stacked along the batch axis."""
 
     @nn.compact
     def __call__(self, x):
@@ -304,7 +304,7 @@ class Windows(nn.Module):
 
 
 class Backwards(nn.Module):
-    """Puts out tokens before images."""
+    """Returns the axis of tokens before that of images."""
 
     @nn.compact
     def __call__(self, x):

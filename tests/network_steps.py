@@ -1,4 +1,4 @@
-"""Real training steps of networks of one's own, small enough for tests."""
+"""Real training steps of own networks, small enough for tests."""
 
 from __future__ import annotations
 
@@ -36,11 +36,11 @@ class Case(NamedTuple):
     devices: int
 
     def run(self, steps, state=None):
-        """The states, on the host, after each of some steps from a state, each awaited."""
+        """The states, on the host, after each of some steps; every step is awaited."""
         states = [self.initial if state is None else state]
         for _ in range(steps):
             batch = shard_batch(make_batch(int(states[-1].step)), self.devices)
-            # All devices' copies: to fetch one of them would not wait for the others.
+            # Fetch the copies of all devices: fetching one would not wait for the others.
             state, _ = jax.block_until_ready(self.step(states[-1], batch))
             states.append(jax.device_get(state))
         return states[1:]
@@ -75,7 +75,7 @@ def make_method(config):
 
 
 def make_case(config, devices):
-    """What a run of this config trains, but for its data; its weights are as after training."""
+    """What a run of this config trains, without its data; the weights are as after training."""
     config = Settings.of(config)
     byol = make_method(config)
     plan = make_plan(config, examples=100, device_count=devices)
@@ -100,7 +100,7 @@ def make_case(config, devices):
 
 
 def make_batch(step):
-    """The batch of a step, whatever the number of devices."""
+    """The batch of a step, independent of the number of devices."""
     shape = (2, BATCH, SIZE, SIZE, 3)
     view1, view2 = np.random.default_rng(step).integers(0, 256, shape, np.uint8)
     return {'view1': view1, 'view2': view2}
@@ -126,9 +126,9 @@ def encoder_of(state, network='online'):
 
 
 def as_trained(shapes, seed=0):
-    """Variables of these shapes as after training: no float at an initial value, no integer set.
+    """Variables of these shapes as after training: no initial values, and integers at 0.
 
-    Nothing is compiled for them. Variances, and whatever else is no parameter, are positive.
+    Nothing is compiled. Variances, and all others that are not parameters, are positive.
     """
     rng = np.random.default_rng(seed)
 
@@ -150,7 +150,7 @@ def tap(module, layer, pool='mean', **attributes):
 
 
 def features_of(tapped, variables, images=IMAGES, train=False, seed=None):
-    """Features, and the other collections after the pass, on the host."""
+    """The features, and the other collections after the pass, on the host."""
     rng = None if seed is None else jax.random.key(seed)
     return jax.device_get(_applied(tapped, train)(variables, images, rng))
 

@@ -1,4 +1,4 @@
-"""NNX networks with one particular each, of the same names as those of `linen_networks.py`."""
+"""NNX networks with one peculiarity each, with the same names as in `linen_networks.py`."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class Containers(nnx.Module):
 
 
 class Twice(nnx.Module):
-    """Calls the same layer twice, by two names."""
+    """Calls the same layer twice, under two names."""
 
     def __init__(self, *, rngs: nnx.Rngs):
         self.fc = nnx.Linear(3, 3, rngs=rngs)
@@ -44,7 +44,7 @@ class Twice(nnx.Module):
         return self.last(self.zz_shared(nnx.tanh(self.fc(x.mean(axis=(1, 2))))))
 
 
-# Told whether they train.
+# Networks that are told whether they train.
 
 
 class SeveralWords(nnx.Module):
@@ -62,14 +62,14 @@ class SeveralWords(nnx.Module):
 
 
 class Methods(SeveralWords):
-    """Told by .train() and .eval() alone."""
+    """Told only by .train() and .eval()."""
 
     def __call__(self, x):
         return self.drop(self.bn(self.fc(x.mean(axis=(1, 2)))))
 
 
 class Listening(SeveralWords):
-    """Has .train() and .eval() of its own."""
+    """Has its own .train() and .eval()."""
 
     def __init__(self, *, rngs: nnx.Rngs):
         super().__init__(rngs=rngs)
@@ -87,7 +87,7 @@ class Listening(SeveralWords):
 
 
 class Flagged(nnx.Module):
-    """Has a switch that has nothing to do with training, and does the same in both modes."""
+    """Has a switch that is not about training, and does the same in both modes."""
 
     def __init__(self, *, rngs: nnx.Rngs):
         self.fc = nnx.Linear(3, 6, rngs=rngs)
@@ -98,11 +98,11 @@ class Flagged(nnx.Module):
         return x if all_tokens else x.mean(axis=1)
 
 
-# That draw.
+# Networks that draw random numbers.
 
 
 class Streams(nnx.Module):
-    """Puts out what it draws: twice of one stream, of another, of a fork and in an inner layer."""
+    """Returns what it draws: twice from one stream, from another, a fork, and an inner layer."""
 
     def __init__(self, *, rngs: nnx.Rngs):
         self.fc = nnx.Linear(3, 2, rngs=rngs)
@@ -128,7 +128,7 @@ class Drawing(nnx.Module):
 
 
 class AlwaysNoisy(nnx.Module):
-    """Draws whether or not it trains."""
+    """Draws in training and in evaluation."""
 
     def __init__(self, *, rngs: nnx.Rngs):
         self.fc = nnx.Linear(3, 6, rngs=rngs)
@@ -139,7 +139,7 @@ class AlwaysNoisy(nnx.Module):
         return x + jax.random.normal(self.rngs.noise(), x.shape)
 
 
-# With variables of their own.
+# Networks with variables of their own.
 
 
 class Power(nnx.Variable):
@@ -147,7 +147,7 @@ class Power(nnx.Variable):
 
 
 class Statistics(nnx.Module):
-    """Keeps a running mean, counts its passes, iterates for a spectral norm, holds constants."""
+    """Keeps a running mean, a count of passes, a power iteration, and constants."""
 
     def __init__(self, *, rngs: nnx.Rngs):
         self.bn = nnx.BatchNorm(3, momentum=0.9, rngs=rngs)
@@ -171,7 +171,7 @@ class Statistics(nnx.Module):
 
 
 class Sowing(nnx.Module):
-    """Sows what it sees, as Flax's kind of variable and as one of its own."""
+    """Sows its inputs as Flax's kind of variable and as its own."""
 
     def __init__(self, *, rngs: nnx.Rngs):
         self.bn = nnx.BatchNorm(3, rngs=rngs)
@@ -184,7 +184,7 @@ class Sowing(nnx.Module):
         return nnx.relu(x)
 
 
-# Under transformations.
+# Networks with transformations.
 
 
 class Block(nnx.Module):
@@ -200,7 +200,7 @@ class Block(nnx.Module):
 
 
 class RematBlock(Block):
-    """Rematerialises itself."""
+    """Rematerialises its own call."""
 
     @nnx.remat
     def __call__(self, x):
@@ -208,7 +208,7 @@ class RematBlock(Block):
 
 
 class JitBlock(Block):
-    """Compiles itself."""
+    """Compiles its own call."""
 
     @nnx.jit
     def __call__(self, x):
@@ -216,7 +216,7 @@ class JitBlock(Block):
 
 
 class Blocks(nnx.Module):
-    """Two blocks under a transformation of NNX, or under none."""
+    """Two blocks, under one of NNX's transformations or under none."""
 
     def __init__(self, transformation: str = 'plain', rate: float = 0.2, *, rngs: nnx.Rngs):
         self.stem = nnx.Linear(3, 6, rngs=rngs)
@@ -254,7 +254,7 @@ class Scanned(nnx.Module):
 
 
 class Functional(nnx.Module):
-    """Hands its blocks to functions under nnx.remat and nnx.jit."""
+    """Passes its blocks to functions under nnx.remat and nnx.jit."""
 
     def __init__(self, rate: float = 0.2, *, rngs: nnx.Rngs):
         self.stem = nnx.Linear(3, 6, rngs=rngs)
@@ -268,11 +268,11 @@ class Functional(nnx.Module):
         return self.head(nnx.jit(call)(self.second, x))
 
 
-# With several outputs.
+# Networks with several outputs.
 
 
 class Packing(nnx.Module):
-    """Its block, and the network itself, put out two arrays in a container."""
+    """Its block and the network itself return two arrays in a container."""
 
     def __init__(self, container: str, *, rngs: nnx.Rngs):
         self.block = PackingBlock(container, rngs=rngs)
@@ -293,7 +293,7 @@ class PackingBlock(nnx.Module):
 
 
 class NamedOutput(nnx.Module):
-    """Has a layer that is called 'output', and puts out something else."""
+    """Has a layer named 'output', and returns something else."""
 
     def __init__(self, *, rngs: nnx.Rngs):
         self.output = nnx.Linear(3, 5, rngs=rngs)
@@ -303,11 +303,11 @@ class NamedOutput(nnx.Module):
         return self.after(self.output(x.mean(axis=(1, 2))))
 
 
-# That are refused.
+# Networks that are refused.
 
 
 class FailsInTraining(nnx.Module):
-    """Works as long as it does not train."""
+    """Works except in training."""
 
     def __init__(self, error: str, *, rngs: nnx.Rngs):
         self.fc = nnx.Linear(3, 6, rngs=rngs)
@@ -325,7 +325,7 @@ class FailsInTraining(nnx.Module):
 
 
 class Windows(nnx.Module):
-    """Cuts pictures into four windows that it lines up along the batch."""
+    """Cuts pictures into four windows, stacked along the batch axis."""
 
     def __init__(self, *, rngs: nnx.Rngs):
         self.tapped = nnx.Linear(3, 6, rngs=rngs)
@@ -335,7 +335,7 @@ class Windows(nnx.Module):
 
 
 class Backwards(nnx.Module):
-    """Puts out tokens before images."""
+    """Returns the axis of tokens before that of images."""
 
     def __init__(self, *, rngs: nnx.Rngs):
         self.tapped = nnx.Linear(3, 6, rngs=rngs)

@@ -1,4 +1,4 @@
-"""Networks as a user of this package writes them: nothing here knows of it.
+"""Networks as a user of this package writes them, without knowing the package.
 
 The tests name them in configs as 'own_networks:Class', with this folder on PYTHONPATH.
 """
@@ -16,7 +16,7 @@ from flax import nnx
 
 
 class ConvNet(nn.Module):
-    """A Linen convnet; batch normalisation knows nothing of devices."""
+    """A Linen convnet whose batch normalisation does not know of devices."""
 
     norm: str = 'batch'
     width: int = 4
@@ -37,7 +37,7 @@ class ConvNet(nn.Module):
 
 
 class Headless(nn.Module):
-    """`ConvNet` as its author may have left it later: no dropout and no head."""
+    """A later version of `ConvNet` by its author, without dropout and head."""
 
     @nn.compact
     def __call__(self, x, train: bool = False):
@@ -48,7 +48,7 @@ class Headless(nn.Module):
 
 
 class TokenNet(nn.Module):
-    """A Linen transformer: class token, attention dropout, stochastic depth of its own stream."""
+    """A Linen transformer: class token, attention dropout, stochastic depth with its own stream."""
 
     width: int = 6
     depth: int = 1
@@ -81,7 +81,7 @@ class TokenBlock(nn.Module):
         return x + self.dropped(nn.Dense(x.shape[-1], name='fc2')(y), deterministic)
 
     def dropped(self, x, deterministic):
-        """Stochastic depth: leaves a branch out, one image at a time."""
+        """Stochastic depth: drops a branch for some images."""
         if deterministic:
             return x
         kept = jax.random.bernoulli(self.make_rng('drop_path'), 1 - self.rate, (len(x), 1, 1))
@@ -89,7 +89,7 @@ class TokenBlock(nn.Module):
 
 
 class Mlp(nn.Module):
-    """Takes pictures as vectors and knows no training mode."""
+    """Takes pictures as vectors and has no training mode."""
 
     @nn.compact
     def __call__(self, x):
@@ -98,7 +98,7 @@ class Mlp(nn.Module):
 
 
 class Configured(nn.Module):
-    """Takes a list of dicts and a dict, and wants them to be dicts."""
+    """Takes a list of dicts and a dict, and needs them to be dicts."""
 
     stages: Any = ()
     options: Any = None
@@ -113,7 +113,7 @@ class Configured(nn.Module):
         return nn.Dense(**self.options, name='out')(x)
 
 
-# A network may come with its arguments, one of them a list.
+# A network with its arguments, one of which is a list.
 WideConvNet = functools.partial(ConvNet, 'group', width=6)
 Stack = functools.partial(
     nn.Sequential, [nn.Conv(4, (3, 3), strides=2), nn.relu, nn.Conv(6, (3, 3), strides=2)]
@@ -129,10 +129,10 @@ class Keep(nn.Module):
 
 
 class Everything(nn.Module):
-    """What a user may do that matters to the training step, all of it in one small network.
+    """All that a user may do and that matters to the training step, in one small network.
 
-    A norm handed in; a norm made inside; a statistic of its own, the running peak; both kinds of
-    random layers; a head. 'seen/masks' are the masks of the last passes, for tests to look at.
+    A norm passed in; a norm made inside; its own statistic, the running peak; both kinds of random
+    layers; a head. 'seen/masks' keeps the masks of the last passes, for tests.
     """
 
     norm: nn.Module = nn.BatchNorm(momentum=0.9)
@@ -145,7 +145,7 @@ class Everything(nn.Module):
         x = nn.BatchNorm(use_running_average=not train, momentum=0.9, name='bn')(x)
         peak = self.variable('own', 'peak', jnp.zeros, 6)
         masks = self.variable('seen', 'masks', jnp.zeros, (4, 2, 32))
-        # Used, if only as zeros, so that they do not lie behind the tap.
+        # Used as zeros, so that they are not behind the tap.
         y = x / (2 + peak.value) + 0 * masks.value.sum()
         if train:
             peak.value = 0.5 * peak.value + 0.5 * x.max(axis=0)
@@ -212,7 +212,7 @@ class NnxViT(nnx.Module):
 
 
 class NnxTokenBlock(nnx.Module):
-    """Stochastic depth draws from a stream of its own name."""
+    """Its stochastic depth draws from its own stream."""
 
     def __init__(self, width: int, rate: float, *, rngs: nnx.Rngs):
         self.norm1 = nnx.LayerNorm(width, rngs=rngs)
@@ -276,11 +276,11 @@ NarrowNnxConvNet = functools.partial(NnxConvNet, width=2)
 
 
 class Peak(nnx.Variable):
-    """A statistic of a user's own kind."""
+    """A user's own kind of statistic."""
 
 
 class Seen(nnx.Variable):
-    """What tests look at."""
+    """Values that tests read."""
 
 
 class NnxEverything(nnx.Module):

@@ -48,14 +48,14 @@ class Turn(Operation):
 
 
 class Far(Operation):
-    """Returns values far outside [0, 1], as doubles, and not contiguous."""
+    """Returns float64 values far outside [0, 1], not contiguous."""
 
     def apply(self, image, params):
         return (2.0 * image.astype(np.float64) - 0.5)[:, ::-1]
 
 
 class Patch(Operation):
-    """Greys a square of random place, whose corner is an array for each image."""
+    """Greys a square at a random place; its corner is an array for each image."""
 
     variates = 2
     dtype = 'uint8'
@@ -75,7 +75,7 @@ class Patch(Operation):
 
 
 class Wrong(Operation):
-    """Returns what is no image."""
+    """Returns something that is not an image."""
 
     def apply(self, image, params):
         return image.transpose(2, 0, 1)

@@ -1,4 +1,4 @@
-"""Two arrays in each kind of container that a layer may put out."""
+"""Two arrays in each kind of container that a layer may return."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class Registered:
 
 
 class Packed(NamedTuple):
-    """How two arrays are packed, and by what names the tap knows them then."""
+    """How two arrays are packed, and their names for the tap."""
 
     pack: Callable[[Any, Any], Any]
     first: str

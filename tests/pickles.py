@@ -1,4 +1,4 @@
-"""Pickles as others write them, of names that cannot be imported here."""
+"""Pickles as others write them, with names that cannot be imported here."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import numpy as np
 
 
 class Named:
-    """Pickles as a function of that name, called with arguments; the name need not exist."""
+    """Pickles as a call of the function of that name, which need not exist."""
 
     def __init__(self, module, name, *args):
         self.module, self.name, self.args = module, name, args
@@ -45,7 +45,7 @@ class Writer(pickle._Pickler):  # type: ignore[name-defined]
 
 
 def raw(data, *namedtuples):
-    """A pickle of protocol 2, with NamedTuples of the given classes written as dill does."""
+    """A pickle of protocol 2, with NamedTuples of the given classes written as by dill."""
     buffer = io.BytesIO()
     writer = Writer(buffer, 2)
     writer.dispatch = {**Writer.dispatch, **dict.fromkeys(namedtuples, Writer.save_namedtuple)}

@@ -1,4 +1,4 @@
-"""Pictures, files and sources that the tests are made with."""
+"""Pictures, files and sources for the tests."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def png_chunk(kind: bytes, data: bytes) -> bytes:
 
 
 def png_that_declares(width: int, height: int) -> bytes:
-    """A PNG of a hundred bytes whose header declares any size."""
+    """A PNG of a hundred bytes whose header declares this size."""
     header = struct.pack('>IIBBBBB', width, height, 8, 2, 0, 0, 0)
     return (
         b'\x89PNG\r\n\x1a\n'
@@ -64,9 +64,9 @@ def png_that_declares(width: int, height: int) -> bytes:
 
 
 class Coordinates(Source):
-    """Pixels that know their place: (row, column, picture), in pixels of 'hr'.
+    """Every pixel has its place as its value: (row, column, picture), in pixels of 'hr'.
 
-    'lr' has half as many pixels a side. Pictures are of shape `shapes[i]`; loads are counted.
+    'lr' has half as many pixels a side. Picture i has shape `shapes[i]`; loads are counted.
     """
 
     def __init__(self, shapes: list[tuple[int, int]], keys: tuple[str, ...] = ('hr', 'lr')):
@@ -91,7 +91,7 @@ SHAPES = [(200, 250), (96, 130), (64, 240), (240, 64), (97, 97), (150, 151)]
 
 
 def write_div2k(root: Path) -> Path:
-    """Writes DIV2K's official folders with pictures of 64x80, 'lr' being every second pixel."""
+    """Writes DIV2K's official folders with pictures of 64x80; 'lr' has every second pixel."""
     for subset, numbers in (('train', (1, 2, 10)), ('valid', (801,))):
         for number in numbers:
             picture = Coordinates([(64, 80)] * 900).load(number % 256, 'hr')

@@ -1,4 +1,4 @@
-"""Records and alarms of made-up runs, and the facts they are judged by."""
+"""Records and alarms of invented runs, and the facts by which they are judged."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ LATE = range(100, 200, 10)
 
 
 def record(step, share=0.8, **more):
-    """A record as of the healthy sample run; `share` is the feature std times sqrt(P)."""
+    """A record like the healthy sample run's; `share` is the feature std times sqrt(P)."""
     return {
         'step': step,
         'epoch': step / 53,

@@ -1,4 +1,4 @@
-"""The method against float64 NumPy written from the paper (arXiv:2006.07733, Section 3)."""
+"""The method against float64 NumPy, written from the paper (arXiv:2006.07733, Section 3)."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def byol():
 
 
 def randomised(tree, rng):
-    """The tree with every leaf moved away from its initial value, variances kept positive."""
+    """The tree with every leaf changed from its initial value; variances stay positive."""
 
     def moved(path, x):
         noise = 0.3 * rng.normal(size=x.shape)
@@ -73,7 +73,7 @@ def unit(x):
 
 
 def reference_norm(params, stats, x):
-    """Batch normalisation in training mode; moves the running statistics in place."""
+    """Batch normalisation in training mode; updates the running statistics in place."""
     mean, variance = x.mean(axis=0), x.var(axis=0)
     stats['mean'] = 0.9 * stats['mean'] + 0.1 * mean
     stats['var'] = 0.9 * stats['var'] + 0.1 * variance
@@ -95,7 +95,7 @@ def reference_projection(params, stats, images):
 
 
 def reference_loss(online, target, online_stats, target_stats, batch):
-    """The symmetric loss and both networks' statistics behind it."""
+    """The symmetric loss, and the statistics of both networks after it."""
     view1, view2 = batch['view1'], batch['view2']
     online_stats, target_stats = copy.deepcopy((online_stats, target_stats))
     predictions, targets = [], []
@@ -127,13 +127,13 @@ def assert_trees_close(actual, expected, rtol, atol):
 
 
 def test_loss_matches_numpy(result, exact):
-    """The whole symmetric loss is the paper's, from uint8 pixels to the number."""
+    """The symmetric loss is the paper's, from uint8 pixels to the number."""
     (loss, _), _ = result
     np.testing.assert_allclose(loss, reference_loss(*exact)[0], rtol=1e-5)
 
 
 def test_loss_gradient_matches_numpy(result, exact):
-    """The online gradient is that of the loss with fixed targets, by central differences."""
+    """The online gradient is that of the loss with fixed targets, found by central differences."""
     _, (gradient, _) = result
     online, *rest = exact
     online = copy.deepcopy(online)
@@ -156,14 +156,14 @@ def test_loss_gradient_matches_numpy(result, exact):
 
 
 def test_no_gradient_reaches_the_target(result):
-    """The target network is given no gradient at all."""
+    """The target network gets no gradient."""
     _, (online, target) = result
     assert all(np.all(np.asarray(g) == 0) for g in jax.tree.leaves(target))
     assert any(np.any(np.asarray(g) != 0) for g in jax.tree.leaves(online))
 
 
 def test_statistics_see_one_view_at_a_time(result, exact):
-    """Running statistics of both networks move by momentum 0.9 for view 1, then for view 2."""
+    """Both networks' running statistics move with momentum 0.9, for view 1 and then for view 2."""
     (_, outputs), _ = result
     _, expected_online, expected_target = reference_loss(*exact)
     assert_trees_close(outputs.stats, expected_online, rtol=1e-5, atol=1e-6)
@@ -171,7 +171,7 @@ def test_statistics_see_one_view_at_a_time(result, exact):
 
 
 def test_loss_is_symmetric_in_the_views(byol, inputs, result):
-    """Swapping the views leaves the loss and its gradient as they were."""
+    """Swapping the views changes neither the loss nor its gradient."""
     *trees, batch = inputs
     turned = {'view1': batch['view2'], 'view2': batch['view1']}
     (swapped, _), gradient = jax.jit(jax.value_and_grad(byol.loss, has_aux=True))(*trees, turned)
@@ -181,7 +181,7 @@ def test_loss_is_symmetric_in_the_views(byol, inputs, result):
 
 
 def test_features_are_those_of_both_views(result, exact):
-    """What the monitors get is the networks' own, [V, B, size], view 1 before view 2."""
+    """The monitors get the networks' features, [V, B, size], view 1 before view 2."""
     (_, outputs), _ = result
     features = outputs.features
     online, target, stats, target_stats, batch = copy.deepcopy(exact)
@@ -200,7 +200,7 @@ def test_features_are_those_of_both_views(result, exact):
 
 
 def test_regression_loss_matches_numpy():
-    """Equation 2 and its gradient: 2 - 2 cos, row by row, whatever the lengths."""
+    """Equation 2 and its gradient: 2 - 2 cos for each row, for any lengths."""
     rng = np.random.default_rng(1)
     q, z = rng.normal(size=(2, 8, 5)) * rng.uniform(0.1, 10, (2, 8, 1))
     cosine = np.sum(unit(q) * unit(z), axis=-1)
@@ -239,7 +239,7 @@ class Colours(nn.Module):
 
 @pytest.mark.parametrize(('factor', 'expected'), [(2.0, 0.0), (-2.0, 8.0)])
 def test_total_loss_extremes(factor, expected):
-    """The total is 0 when predictions equal the targets and 8 when they are opposite."""
+    """The total is 0 if predictions equal the targets, and 8 if they are opposite."""
     byol = Byol(TappedEncoder(Colours(), 'tap'), Flip(1.0), Flip(factor), MEAN, STD)
     params, stats = byol.init(jax.random.key(0), SIZE)
     view = np.random.default_rng(2).integers(0, 256, (4, SIZE, SIZE, 3), np.uint8)
@@ -252,7 +252,7 @@ def test_total_loss_extremes(factor, expected):
 
 
 def test_zero_projection_has_a_finite_gradient():
-    """A row of zeros, as dead ReLUs make, gives neither NaN nor infinity."""
+    """A row of zeros, as dead ReLUs give, leads to neither NaN nor infinity."""
     zeros, z = jnp.zeros((1, 4)), jnp.ones((1, 4))
     value, gradient = jax.value_and_grad(lambda q: regression_loss(q, z).sum())(zeros)
     np.testing.assert_allclose(value, 1, rtol=1e-6)
@@ -268,7 +268,7 @@ def test_normalize(byol):
 
 
 def test_bfloat16_computes_in_bfloat16_and_keeps_float32(inputs, result):
-    """In bfloat16 all products are bfloat16; parameters, gradients, stats, loss stay float32."""
+    """With bfloat16, all products are bfloat16; parameters, gradients, stats, loss are float32."""
     byol = make_byol(jnp.bfloat16)
     params, stats = byol.init(jax.random.key(0), SIZE)
     traced = jax.jit(jax.value_and_grad(byol.loss, has_aux=True)).trace(*inputs)

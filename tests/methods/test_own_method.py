@@ -1,4 +1,4 @@
-"""A method of a user's own: named in a config, and through the training step."""
+"""A user's own method, named in a config and run in the training step."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from byol_jax.models.heads import MLP
 from byol_jax.models.tap import TappedEncoder
 from byol_jax.training.step import AXIS, make_train_step, pmap_step, shard_batch
 
-# Two steps under way on simulated devices can deadlock: a hard limit, and every step is awaited.
+# Two pending steps on simulated devices can deadlock: every step is awaited, with a time limit.
 pytestmark = pytest.mark.timeout(120)
 
 SIZE, BATCH, TAU_BASE, STEPS = 4, 16, 0.9, 5
@@ -43,7 +43,7 @@ class Linear(nn.Module):
 
 @dataclasses.dataclass(frozen=True)
 class Absolute(Byol):
-    """BYOL whose distance is the mean absolute difference of unit vectors, times a weight."""
+    """BYOL with the mean absolute difference of unit vectors, times a weight, as the distance."""
 
     weight: float = 1.0
 
@@ -56,9 +56,9 @@ class Absolute(Byol):
 
 @dataclasses.dataclass(frozen=True)
 class Alike(Method):
-    """Three views, no predictor: the first view's features near the target's of the others.
+    """Three views, no predictor: the first view's features approach the target's of the others.
 
-    The area of its box weighs an example.
+    The area of an example's box is its weight.
     """
 
     encoder: TappedEncoder
@@ -110,7 +110,7 @@ def make_batch(views, step=0):
 
 
 def steps(method, devices=1, accumulate_steps=1, count=2):
-    """[(state, metrics, features)] on the host, the first with the state alone."""
+    """[(state, metrics, features)] on the host; the first has only the state."""
     start = make_start(method, SIZE, peak=1.0, total_steps=STEPS, weight_decay=0.01)
     step = make_train_step(
         method,
@@ -132,7 +132,7 @@ def steps(method, devices=1, accumulate_steps=1, count=2):
 
 
 def test_a_distance_of_ones_own():
-    """A subclass with another distance is another method, named by its module, with arguments."""
+    """A subclass with another distance is named by its module and gets its arguments."""
     method = build_method('test_own_method:Absolute', {'weight': 3.0}, **parts())
     assert isinstance(method, Absolute)
     assert method.loss_scale == (0, 2, 4)
@@ -152,7 +152,7 @@ def test_a_distance_of_ones_own():
 
 @pytest.mark.parametrize(('devices', 'accumulate_steps'), [(1, 1), (2, 2)])
 def test_another_method_through_the_step(devices, accumulate_steps):
-    """Other views, parts, targets and metrics: loss, boxes, gradient and average are its own."""
+    """Another method has its own views, parts, targets, metrics, loss, gradient and average."""
     if jax.local_device_count() < devices:
         pytest.skip('needs two devices')
     method = build_method('test_own_method:Alike', {}, **parts())
@@ -171,7 +171,7 @@ def test_another_method_through_the_step(devices, accumulate_steps):
     assert metrics['area'] == pytest.approx(areas.mean(), rel=1e-6)
     assert metrics['first'] == pytest.approx(np.abs(y[0]).mean(), rel=1e-5)
     assert 'learning_rate' not in metrics
-    # The gradient of its scale, and LARS of a scalar: momentum and rate alone.
+    # LARS on a scalar: only momentum and rate; the gradient is that of its scale.
     slope = sum(2 * (y[0] * (y[0] - other)).mean(axis=1) for other in y[1:])
     moved = after.online_params['own']['scale'] - before.online_params['own']['scale']
     assert moved == pytest.approx(-(areas * slope).mean(), rel=1e-4)
@@ -182,7 +182,7 @@ def test_another_method_through_the_step(devices, accumulate_steps):
         rtol=1e-5,
         atol=1e-6,
     )
-    # Of each device and microbatch the first two examples, of all three views.
+    # The first two examples of each device and microbatch, in all three views.
     shown = features['representation']
     assert shown.shape == (devices, 3, 2 * accumulate_steps, 6)
     own = np.reshape(y, (3, devices, accumulate_steps, -1, 6))[:, :, :, :2]
@@ -192,7 +192,7 @@ def test_another_method_through_the_step(devices, accumulate_steps):
 
 
 class TakesAName(Alike):
-    """Its metric has the name of one of the step's."""
+    """One of its metrics has the name of one of the step's."""
 
     def loss(self, *arguments):
         loss, outputs = super().loss(*arguments)
@@ -200,7 +200,7 @@ class TakesAName(Alike):
 
 
 def test_a_metric_may_not_hide_one_of_the_steps():
-    """A name that is taken is refused when the step is traced."""
+    """A metric's name that is taken is refused when the step is traced."""
     given = {key: value for key, value in parts().items() if key in ('encoder', 'mean', 'std')}
     with pytest.raises(UserError, match="metric 'tau' has the name of one of the step's own"):
         steps(TakesAName(**given))
@@ -208,13 +208,13 @@ def test_a_metric_may_not_hide_one_of_the_steps():
 
 @dataclasses.dataclass(frozen=True)
 class Told(Alike):
-    """Is told the name of the device axis."""
+    """Takes the name of the device axis."""
 
     axis_name: str | None = None
 
 
 def test_a_method_gets_what_it_names():
-    """Of what a run has for every method, its constructor is given what it takes."""
+    """Its constructor gets those of a run's values that it takes."""
     method = build_method('test_own_method:Told', {}, **parts(), axis_name=AXIS)
     assert method.axis_name == AXIS
     assert not hasattr(method, 'predictor')
@@ -235,7 +235,7 @@ def test_a_method_gets_what_it_names():
     ],
 )
 def test_what_is_no_method(name, kwargs, says):
-    """A line says what was given, what there is, and the nearest of it."""
+    """A line says what was given, what exists, and the nearest of it."""
     with pytest.raises(UserError) as caught:
         build_method(name, kwargs, **parts())
     assert '\n' not in str(caught.value)
@@ -244,7 +244,7 @@ def test_what_is_no_method(name, kwargs, says):
 
 
 def test_untrained_names_what_gets_no_gradient():
-    """What is behind the tap or frozen, under the part 'encoder'; statistics are no parameters."""
+    """Names what is behind the tap or frozen, under the part 'encoder'; statistics do not count."""
     encoder = TappedEncoder(
         Net(),
         'fc',

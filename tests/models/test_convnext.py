@@ -1,4 +1,4 @@
-"""ConvNeXt: published size, arithmetic against float64 NumPy, layers, first values, config."""
+"""ConvNeXt: published size, arithmetic against float64 NumPy, layers, initial values, config."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def images(batch, height=16, width=24):
 
 
 def test_parameter_count():
-    """ConvNeXt-T with a head has torchvision's parameters (28M or 29M in the paper's README)."""
+    """ConvNeXt-T with a head has as many parameters as torchvision's (28M or 29M in the paper)."""
     output, variables = shapes(build_encoder('convnext_t', {'num_classes': 1000}), 224, 224)
     assert output.shape == (1, 1000)
     assert count(variables) == 28_589_128
@@ -42,7 +42,7 @@ def test_parameter_count():
 
 
 def test_layer_names():
-    """Every layer can be tapped by a name of its own; stages but the first halve the resolution."""
+    """Every layer has its own name to tap; all stages but the first halve the resolution."""
     module = ConvNeXt((1, 1, 2, 1), (4, 6, 8, 10), num_classes=5)
     variables = as_type(random_variables(module, 64, 64), 'float32')
     output, found = run(module, variables, images(2, 64, 64))
@@ -69,7 +69,7 @@ def test_layer_names():
 
 
 def depthwise(params, x):
-    """Each channel's 7x7 neighbourhood, weighted: zeros beyond the edge."""
+    """The weighted 7x7 neighbourhood of each channel, with zeros beyond the border."""
     kernel = params['kernel'][:, :, 0]
     x = np.pad(x, ((0, 0), (3, 3), (3, 3), (0, 0)))
     out = np.zeros_like(x[:, 6:, 6:])
@@ -106,7 +106,7 @@ def reference_convnext(module, variables, x):
     ],
 )
 def test_forward_matches_numpy(kwargs, size):
-    """A ConvNeXt computes what the formulae say; what no whole patch covers is ignored."""
+    """A ConvNeXt computes its formulae; incomplete patches are ignored."""
     module = ConvNeXt(**TINY, **kwargs, num_classes=3)
     variables = random_variables(module, *size)
     x = np.random.default_rng(1).normal(size=(2, *size, 3))
@@ -118,7 +118,7 @@ def test_forward_matches_numpy(kwargs, size):
 
 @pytest.mark.parametrize(('small_images', 'side'), [(False, 1), (True, 2)])
 def test_small_images_keep_twice_the_resolution(small_images, side):
-    """32 pixels are a single place for the last of four stages, and 2x2 with small_images."""
+    """With 32 pixels, the last of four stages has one place, and 2x2 with small_images."""
     tapped = TappedEncoder(build_encoder('convnext_t', {'small_images': small_images}), 'avgpool')
     layers = {layer.path: layer.shape for layer in tapped.layers((1, 32, 32, 3))}
     assert layers['stem'] == (1, 8 * side, 8 * side, 96)
@@ -126,20 +126,20 @@ def test_small_images_keep_twice_the_resolution(small_images, side):
 
 
 def test_too_small_an_image():
-    """An image that vanishes on the way is refused with the way out."""
+    """An image that shrinks to nothing is refused; the message says what to do."""
     tapped = TappedEncoder(ConvNeXt((1, 1, 1), (4, 4, 4)), 'norm')
     with pytest.raises(UserError, match=r'too small for the encoder: .*small_images=True'):
         tapped.layers((2, 8, 8, 3))
 
 
 def test_one_depth_for_each_width():
-    """Depths and widths of different number are refused, naming both."""
+    """Depths and widths of different numbers are refused; the message has both."""
     with pytest.raises(ValueError, match=r'depths=\(1, 2\) and channels=\(4,\)'):
         shapes(ConvNeXt((1, 2), (4,)), 32, 32)
 
 
 def test_initial_values():
-    """Kernels start normal with deviation 0.02, biases 0, norms 1, gamma 1e-6."""
+    """Kernels start normal with standard deviation 0.02, biases 0, norms 1, gamma 1e-6."""
     module = ConvNeXt((1, 1), (64, 96), num_classes=100)
     variables = jax.jit(module.init)(jax.random.key(0), jnp.zeros((1, 16, 16, 3)))
     leaves = flax.traverse_util.flatten_dict(jax.tree.map(np.asarray, variables['params']))
@@ -147,7 +147,7 @@ def test_initial_values():
     assert len(kernels) == 9
     for kernel in kernels:
         assert kernel.std() == pytest.approx(0.02, rel=0.05)
-    # Cut off at two deviations, as Flax's truncated normal is, none would be larger.
+    # If they were cut off at two deviations, as in Flax's truncated normal, none would be larger.
     assert np.mean(np.abs(np.concatenate(kernels)) > 0.04) == pytest.approx(0.0455, rel=0.05)
     first = {'bias': 0, 'scale': 1, 'gamma': np.float32(1e-6)}
     for path, leaf in leaves.items():
@@ -157,7 +157,7 @@ def test_initial_values():
 
 
 def test_config():
-    """The config has the numbers of configs/imagenet_vit.py, and a network with that layer."""
+    """The config has the numbers of configs/imagenet_vit.py, and its network the tapped layer."""
     config = imagenet_convnext.get_config()
     assert config.name == 'imagenet_convnext'
     assert (config.data.source, config.data.name) == ('tfds', 'imagenet2012')

@@ -1,4 +1,4 @@
-"""Convolutions with a gradient of our own: the same as JAX's, and the ResNets train with it."""
+"""Convolutions with our own gradient: they equal JAX's, and ResNets train with them."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def made(shape, kernel, dtype=jnp.float32):
 
 
 def with_gradients(convolution, images, kernel, strides, padding):
-    """What a convolution gives, and the gradients of its images and kernel."""
+    """The result of a convolution, and the gradients of its images and kernel."""
     result, back = jax.vjp(lambda x, w: convolution(x, w, strides, padding), images, kernel)
     weights = jnp.cos(jnp.arange(result.size, dtype=result.dtype)).reshape(result.shape)
     return result, *back(weights)
@@ -49,7 +49,7 @@ def plain(images, kernel, strides, padding):
 
 @pytest.mark.parametrize('case', CASES)
 def test_gradients_are_those_of_jax(case):
-    """Result and both gradients are JAX's own, to rounding."""
+    """The result and both gradients equal JAX's, up to rounding."""
     shape, kernel, strides, padding = CASES[case]
     given = made(shape, kernel)
     expected = with_gradients(plain, *given, strides, padding)
@@ -61,7 +61,7 @@ def test_gradients_are_those_of_jax(case):
 
 
 def test_bfloat16_is_summed_in_float32():
-    """The products of a weight gradient of bfloat16 ask for sums in float32."""
+    """The products of a weight gradient in bfloat16 are summed in float32."""
     images, kernel = made((8, 8), (3, 3), jnp.bfloat16)
     strides, padding = CASES['as it is'][2:]
 
@@ -84,7 +84,7 @@ def test_bfloat16_is_summed_in_float32():
     ],
 )
 def test_others_are_refused(option):
-    """Dilated and grouped convolutions and other layouts are not computed as plain ones."""
+    """Dilated and grouped convolutions and other layouts are refused."""
     images, kernel = made((8, 8), (3, 3))
     with pytest.raises(ValueError, match='have no quick gradient'):
         quick_convolution(images, kernel, (1, 1), 'SAME', **option)
@@ -99,7 +99,7 @@ def network(request):
     rng = np.random.default_rng(1)
     images = jnp.asarray(rng.normal(size=(4, 32, 32, 3)), jnp.float32)
     shapes = jax.eval_shape(module.init, jax.random.key(0), images)
-    # Positive, as variances must be, and not compiled as the module's own would be.
+    # Positive, as variances must be; not compiled, unlike the module's own initialisation.
     variables = jax.tree.map(
         lambda x: jnp.asarray(rng.uniform(0.01, 0.3, x.shape), x.dtype), shapes
     )
@@ -119,7 +119,7 @@ def loss(network, train=True):
 
 @pytest.mark.skipif(jax.default_backend() != 'cpu', reason='only used on the CPU')
 def test_a_resnet_trains_with_it(network, monkeypatch):
-    """On the CPU a ResNet in training takes the quick gradient; it is the plain one's."""
+    """On the CPU, a ResNet in training uses the fast gradient, which equals the plain one."""
     used = []
 
     def counted(*arguments, **options):
@@ -137,7 +137,7 @@ def test_a_resnet_trains_with_it(network, monkeypatch):
 
 
 def test_other_devices_have_their_own(network, monkeypatch):
-    """On accelerators, and in an encoder that is not trained, convolutions are XLA's."""
+    """On accelerators, and in evaluation, convolutions are XLA's."""
     monkeypatch.setattr(resnet, 'quick_convolution', 'not to be called')
     jax.eval_shape(loss(network, train=False), network[1]['params'])
     monkeypatch.setattr(jax, 'default_backend', lambda: 'gpu')
@@ -145,7 +145,7 @@ def test_other_devices_have_their_own(network, monkeypatch):
 
 
 def test_its_operations_are_counted(network, monkeypatch):
-    """A forward pass in training counts as much as with plain convolutions."""
+    """A forward pass in training counts as many operations as with plain convolutions."""
     params = network[1]['params']
     counts = [count_flops(jax.make_jaxpr(loss(network))(params))['']]
     monkeypatch.setattr(resnet, 'quick_convolution', None)
@@ -154,7 +154,7 @@ def test_its_operations_are_counted(network, monkeypatch):
 
 
 def test_frozen_features_have_both_derivatives(network):
-    """An encoder in use, not in training, has forward-mode derivatives: equal to the backward."""
+    """In evaluation, an encoder has forward-mode derivatives, which equal the backward ones."""
     module, variables, images = network
 
     def features(x):

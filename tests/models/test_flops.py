@@ -29,7 +29,7 @@ def scope(path):
 
 
 def layered(module, *operands, **kwargs):
-    """Jaxpr of the module in which every call of a layer runs under the layer's scope."""
+    """The jaxpr of a module in which every call of a layer has the layer's scope."""
 
     def within(call, args, kwargs, context):
         if context.method_name != '__call__':
@@ -46,13 +46,13 @@ def layered(module, *operands, **kwargs):
 
 
 def xla_total(function, *operands):
-    """XLA's count for what was lowered; it keeps a second account for transcendentals."""
+    """XLA's count for a lowered computation; it counts transcendentals separately."""
     cost = jax.jit(function).lower(*operands).cost_analysis()
     return cost['flops'] + cost.get('transcendentals', 0)
 
 
 def test_dense():
-    """A dense layer costs two operations a weight and example, and one a bias and example."""
+    """A dense layer costs two operations for each weight and example, and one for each bias."""
 
     def dense(x, kernel, bias):
         return x @ kernel + bias
@@ -67,12 +67,12 @@ def test_dense():
         ('bqhd,bkhd->bhqk', (2, 7, 3, 5), (2, 9, 3, 5), 2 * 2 * 3 * 7 * 9 * 5),
         ('bhqk,bkhd->bqhd', (2, 3, 7, 9), (2, 9, 3, 5), 2 * 2 * 3 * 7 * 9 * 5),
         ('bij,ijk->bk', (2, 3, 4), (3, 4, 5), 2 * 2 * 3 * 4 * 5),
-        # Even where nothing is contracted, it is a product of matrices of depth 1.
+        # Even if nothing is contracted, it is a product of matrices of depth 1.
         ('i,j->ij', (3,), (4,), 2 * 3 * 4),
     ],
 )
 def test_products(equation, left, right, expected):
-    """Batch dimensions count once and contracted ones as multiply-adds, as in attention."""
+    """Batch dimensions count once, and contracted ones as multiply-adds, as in attention."""
 
     def product(x, y):
         return jnp.einsum(equation, x, y)
@@ -82,8 +82,8 @@ def test_products(equation, left, right, expected):
 
 
 LAYOUT = ('NHWC', 'HWIO', 'NHWC')
-# Taps that meet an input value, of kernel 3 on 5 values with 1 value of padding on either side:
-# 2 + 3 + 3 + 3 + 2; of the same with dilation 2 and 2 values of padding: 2 + 2 + 3 + 2 + 2.
+# Taps that meet an input value, for kernel 3 on 5 values with 1 value of padding on either side:
+# 2 + 3 + 3 + 3 + 2; with dilation 2 and 2 values of padding: 2 + 2 + 3 + 2 + 2.
 SAME, DILATED = 13, 11
 # (images, kernel, arguments, operations).
 CONVOLUTIONS = {
@@ -119,7 +119,7 @@ CONVOLUTIONS = {
         {'padding': [(2, 2), (1, 1)], 'rhs_dilation': (2, 1)},
         2 * DILATED * SAME * 3 * 4,
     ),
-    # Of any two neighbours in a row of values and zeros between them, one is a value.
+    # Of two neighbours in a row of values with zeros between them, one is a value.
     'transposed': (
         (1, 3, 3, 3),
         (2, 2, 3, 4),
@@ -144,7 +144,7 @@ CONVOLUTIONS = {
 
 @pytest.mark.parametrize('name', CONVOLUTIONS)
 def test_convolutions(name):
-    """Convolutions count the taps that meet an input value: the number by hand, and XLA's."""
+    """Convolutions count the taps that meet an input value, as by hand and by XLA."""
     images, kernel, arguments, expected = CONVOLUTIONS[name]
     arguments = {'window_strides': (1, 1), 'dimension_numbers': LAYOUT, **arguments}
 
@@ -160,7 +160,7 @@ def test_convolutions(name):
 
 
 def test_the_layout_of_a_convolution_does_not_matter():
-    """Dimensions are found by the convolution's own layout, in any number."""
+    """Dimensions are found from the convolution's own layout, for any number of them."""
 
     def line(x, kernel):
         layout = ('NCW', 'OIW', 'CWN')
@@ -197,26 +197,26 @@ def test_the_layout_of_a_convolution_does_not_matter():
     ],
 )
 def test_other_operations(function, expected):
-    """Arithmetic costs one a value out, reductions one a value in, and everything else nothing."""
+    """Arithmetic costs one for each output, reductions one for each input, the rest nothing."""
     assert total(function, floats(4, 3)) == expected
 
 
 @pytest.mark.parametrize('pool', [nn.max_pool, nn.avg_pool])
 def test_pooling(pool):
-    """Pooling costs one operation a value in each window; an average costs the division too."""
+    """Pooling costs one operation for each value in a window; an average also the division."""
     divisions = 2 * 4 * 4 * 3 if pool is nn.avg_pool else 0
     found = total(lambda x: pool(x, (3, 2), (2, 2), 'SAME'), floats(2, 8, 8, 3))
     assert found == 2 * 4 * 4 * 3 * 6 + divisions
 
 
 def test_layer_norm():
-    """A norm costs a few operations a value: not one, and not the width of the layer."""
+    """A norm costs a few operations for each value: more than one, fewer than the width."""
     values = 64 * 128
     assert 4 * values < count_flops(layered(nn.LayerNorm(), floats(64, 128)))[''] < 12 * values
 
 
 def test_the_tables_name_real_operations():
-    """A misspelt operation would cost nothing, unnoticed."""
+    """A misspelt operation would count as nothing, without an error."""
     known = {
         primitive.name
         for primitive in vars(jax.extend.core.primitives).values()
@@ -282,7 +282,7 @@ CALLS = {
 
 @pytest.mark.parametrize('name', CALLS)
 def test_calls(name):
-    """What a layer calls counts for it and for the layers inside, however JAX wraps the call."""
+    """A call counts for its layer and for the layers inside, however JAX wraps it."""
     function, times, besides = CALLS[name]
 
     def outer(x):
@@ -306,7 +306,7 @@ def test_calls(name):
     ],
 )
 def test_activations_count_for_their_layer(function, each):
-    """Functions that bring their own gradient are not lost, and their gradient is not counted."""
+    """Functions with their own gradient are counted, and their gradient is not."""
 
     def layer(x):
         with scope('layer'):
@@ -316,7 +316,7 @@ def test_activations_count_for_their_layer(function, each):
 
 
 def test_a_layer_inside_itself_counts_once():
-    """A scope open twice does not double what it holds; two calls one after the other do."""
+    """A scope that is open twice counts once; two calls in sequence count twice."""
 
     def nested(x):
         with scope('a'), scope('b'), scope('a'):
@@ -348,7 +348,7 @@ PATHS = [
 
 @pytest.mark.parametrize('path', PATHS)
 def test_paths_survive_scopes(path):
-    """A path comes back from among the scopes that Flax, JAX and the network put around it."""
+    """A path is found among the scopes that Flax, JAX and the network add around it."""
     assert layer_paths(f'jvp(Net/vmap({layer_scope(path)})/{layer_scope("x/y")}/z)') == [
         path,
         'x/y',
@@ -362,12 +362,12 @@ def test_paths_survive_scopes(path):
     plain = jax.make_jaxpr(run)(floats(4))
     derived = jax.make_jaxpr(jax.grad(lambda x: jax.vmap(run)(x).sum()))(floats(4))
     assert count_flops(plain) == {'': 4, path: 4}
-    # Sine and, for the gradient, cosine and their product; then the sum outside of the layer.
+    # Sine and, for the gradient, cosine and the product; then the sum outside the layer.
     assert count_flops(derived) == ({'': 16} if path == '' else {'': 16, path: 12})
 
 
 def test_names_that_begin_alike_are_told_apart():
-    """'conv1' holds neither 'conv10' nor, by its name alone, 'conv1/a'."""
+    """'conv1' includes neither 'conv10' nor, by its name alone, 'conv1/a'."""
 
     def run(x):
         for path in ('conv1', 'conv10', 'conv1/a'):
@@ -384,7 +384,7 @@ def test_names_that_begin_alike_are_told_apart():
 
 
 class Block(nn.Module):
-    """Attention and an MLP, each behind a norm."""
+    """Attention and an MLP, each after a norm."""
 
     @nn.compact
     def __call__(self, x):
@@ -422,7 +422,7 @@ TOKENS = floats(2, 16, 32)
 
 @pytest.mark.parametrize('remat', [False, True])
 def test_a_layer_includes_the_layers_inside(remat):
-    """Blocks cost the same, make up the network, and hold their layers and their own arithmetic."""
+    """Blocks cost the same, add up to the network, and include their layers and arithmetic."""
     found = count_flops(layered(Transformer(remat), TOKENS))
     assert found['block1'] == found['block2'] == found[''] / 2
     inside = [path for path in found if path.startswith('block1/') and path.count('/') == 1]
@@ -437,16 +437,16 @@ def test_a_layer_includes_the_layers_inside(remat):
     own = 2 * values + total(nn.gelu, floats(2, 16, 128))
     assert found['block1'] == sum(found[path] for path in inside) + own
     assert found['block1/up'] == 2 * values * 128 + hidden
-    # Two products of queries, keys and values; four dense layers; the softmax is the rest.
+    # Two products of queries, keys and values, and four dense layers; the rest is the softmax.
     scores = 2 * 4 * 16 * 16
     attention = found['block1/attention'] - 2 * 2 * scores * 8 - 4 * (2 * values * 32 + values)
     assert 4 * scores < attention < 8 * scores
 
 
 def test_scanned_layers_count_every_round():
-    """Layers that are scanned count once a round, under their one path."""
+    """Scanned layers count once for each round, under one path."""
     found = count_flops(layered(Stacked(), TOKENS))
-    # Older Flax leaves a constant of the first round outside of the scan.
+    # Older versions of Flax leave a constant of the first round outside the scan.
     once = count_flops(layered(Block(), TOKENS))['']
     assert found['block'] == pytest.approx(3 * once, abs=10)
     assert found['block/up'] == 3 * (2 * 2 * 16 * 32 * 128 + 2 * 16 * 128)
@@ -472,9 +472,9 @@ class ConvNet(nn.Module):
     ids=['ConvNet', 'Transformer', 'ResNet-18'],
 )
 def test_whole_networks_cost_what_xla_says(module, images, tolerance):
-    """The total is XLA's, but for what is defined otherwise.
+    """The total equals XLA's, except for what is defined differently.
 
-    XLA counts comparisons and every multiplication of a whole power (in GELU), and a reduction of n
+    XLA counts comparisons, every multiplication of an integer power (in GELU), and a reduction of n
     values as n - 1.
     """
     counted = count_flops(layered(module, images))['']
@@ -489,7 +489,7 @@ def resnet50():
 
 
 def test_resnet50_costs_what_is_published(resnet50, monkeypatch):
-    """torchvision publishes 4.09 G multiply-adds for ResNet-50 at 224 pixels, padding included."""
+    """torchvision states 4.09 G multiply-adds for ResNet-50 at 224 pixels, padding included."""
     every_tap = count_flops(resnet50, every_tap=True)['']
     counted = count_flops(resnet50)['']
     assert 1.02 < every_tap / counted < 1.04
@@ -502,16 +502,16 @@ def test_resnet50_costs_what_is_published(resnet50, monkeypatch):
 
 
 def test_resnet50_by_layer(resnet50):
-    """The parts of a ResNet make it up, and its head is counted as a matrix product."""
+    """The parts of a ResNet add up, and its head counts as a matrix product."""
     found = count_flops(resnet50)
     parts = {path: count for path, count in found.items() if path and '/' not in path}
     assert found['head'] == 2 * 2048 * 1000 + 1000
-    # The rest is the rectifier behind the stem.
+    # The rest is the ReLU after the stem.
     assert found[''] - sum(parts.values()) == 112 * 112 * 64
     assert found['stage3'] == sum(found[f'stage3/block{i}'] for i in range(1, 7))
 
 
 def test_nothing_is_compiled_or_run():
-    """Counting takes no memory or time of the computation: this one needs terabytes."""
+    """Counting takes none of the computation's memory and time: this one needs terabytes."""
     huge = floats(10**6, 10**6)
     assert total(lambda x: jnp.tanh(x @ x), huge) == 2 * 10**18 + 10**12

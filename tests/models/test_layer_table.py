@@ -32,7 +32,7 @@ class Net(nn.Module):
 
 
 def table(hidden_layer, frozen=()):
-    """The table as {path: words behind the path}, and its last lines."""
+    """The table as {path: words after the path}, and its last lines."""
     encoder = TappedEncoder(Net(), hidden_layer)
     images = jax.ShapeDtypeStruct((2, SIZE, SIZE, 3), jnp.float32)
     variables = jax.eval_shape(encoder.init, jax.random.key(0), images)
@@ -46,11 +46,11 @@ def table(hidden_layer, frozen=()):
 
 
 def test_every_layer_has_a_row_in_the_order_they_finish():
-    """A row says class, shape, parameters and operations, counted here by hand."""
+    """A row has class, shape, parameters and operations, which are counted here by hand."""
     rows, _ = table('norm')
     paths = ['layer', 'trunk/first', 'trunk/second', 'trunk', 'aside', 'norm', 'drop', 'head']
     assert list(rows) == [*paths, 'output']
-    # 64 places, 3 -> 4 channels: a multiply-add counts 2, the bias 1.
+    # 64 places, 3 -> 4 channels; a multiply-add counts 2, the bias 1.
     assert rows['trunk/first'].split() == ['Conv', '8x8x4', '16', '1.79', 'k']
     assert 64 * (2 * 3 * 4 + 4) == 1792
     assert rows['trunk'].split()[:3] == ['Trunk', '8x8x6', str(16 + 30)]
@@ -59,7 +59,7 @@ def test_every_layer_has_a_row_in_the_order_they_finish():
 
 
 def test_what_is_tapped_and_what_lies_behind():
-    """One layer is marked as tapped; what starts after it, or feeds nothing, is not trained."""
+    """One layer is marked as tapped; later layers, and those that feed nothing, are not trained."""
     rows, sums = table('norm')
     marked = {path: row.partition('(')[2].rstrip(')') for path, row in rows.items() if '(' in row}
     behind = 'behind the tap: not trained'
@@ -69,7 +69,7 @@ def test_what_is_tapped_and_what_lies_behind():
 
 
 def test_layers_around_the_tap_are_not_behind_it():
-    """A module that ends after the tapped layer because it holds it is partly behind the tap."""
+    """A module that contains the tapped layer, and so ends after it, is partly behind the tap."""
     rows, sums = table('trunk/first')
     assert rows['trunk'].endswith('(partly behind the tap)')
     assert rows['trunk/second'].endswith('(behind the tap: not trained)')
@@ -80,7 +80,7 @@ def test_layers_around_the_tap_are_not_behind_it():
 
 
 def test_frozen_layers_are_marked():
-    """Frozen layers are told from trained ones, whole or in part."""
+    """Layers that are frozen, completely or partly, are marked."""
     rows, sums = table('norm', frozen=('trunk/first',))
     assert rows['trunk/first'].endswith('(frozen: not trained)')
     assert rows['trunk'].endswith('(partly frozen)')

@@ -1,4 +1,4 @@
-"""LayerNorm, dropout and stochastic depth: by themselves, in a ViT and in a ConvNeXt."""
+"""LayerNorm, dropout and stochastic depth: alone, in a ViT and in a ConvNeXt."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def images(batch):
 
 @pytest.mark.parametrize('mean', [0, 1000])
 def test_norm_does_not_cancel(mean):
-    """LayerNorm keeps its digits where all channels are far from 0."""
+    """LayerNorm keeps its precision if all channels are far from 0."""
     rng = np.random.default_rng(0)
     x = (mean + rng.normal(size=(50, 16))).astype(np.float32)
     params = {'scale': rng.uniform(0.5, 1.5, 16), 'bias': rng.normal(size=16)}
@@ -60,7 +60,7 @@ def test_rates_rise_linearly():
 
 
 def test_drop_path_in_a_vit():
-    """A branch is dropped for a whole example, or scaled, at its block's rate, twice a block."""
+    """A branch is dropped for a whole example, or scaled, at its block's rate, twice in a block."""
     module, variables = network('vit', depth=3, drop_path=0.5)
     x = images(4000)
     _, found = run(module, variables, x, train=True, seed=0)
@@ -73,7 +73,7 @@ def test_drop_path_in_a_vit():
         assert [drop.mean() for drop in drops[-2:]] == pytest.approx([rate] * 2, abs=0.03)
         np.testing.assert_allclose(found[block], before + first + second, rtol=1e-5, atol=1e-5)
         before = found[block]
-    # Four separate draws: none says anything about another.
+    # Four independent draws.
     assert np.abs(np.corrcoef(drops) - np.eye(4)).max() < 0.06
 
 
@@ -95,7 +95,7 @@ def test_drop_path_in_a_convnext():
 
 
 def test_dropout_in_a_vit():
-    """Dropout follows the positions and every linear layer but query, key and value."""
+    """Dropout follows the positions and every linear layer except query, key and value."""
     module, variables = network('vit', dropout=0.25)
     _, found = run(module, variables, images(200), train=True, seed=0)
     inside = ('attention/drop', 'mlp/drop1', 'mlp/drop2')
@@ -109,18 +109,18 @@ def test_dropout_in_a_vit():
 
 @pytest.mark.parametrize('name', NETWORKS)
 def test_evaluation_draws_nothing(name):
-    """Without training, the default, rates change nothing and need no random numbers."""
+    """In evaluation, the default, rates change nothing and need no random numbers."""
     module, variables = network(name, drop_path=0.5)
     plain = network(name)[0]
     expected = run(plain, variables, images(9))[0]
     np.testing.assert_array_equal(run(module, variables, images(9))[0], expected)
-    # Nor does training, if the rates are 0.
+    # Training needs none either if the rates are 0.
     np.testing.assert_array_equal(run(plain, variables, images(9), train=True)[0], expected)
 
 
 @pytest.mark.parametrize('name', NETWORKS)
 def test_training_draws_from_the_seed(name):
-    """In training one seed gives one result, another seed another, and none is an error."""
+    """In training, one seed gives one result, another seed another, and neither is an error."""
     module, variables = network(name, drop_path=0.5)
     first, same, other = (run(module, variables, images(9), True, seed)[0] for seed in (0, 0, 1))
     np.testing.assert_array_equal(first, same)
@@ -140,7 +140,7 @@ def test_training_draws_from_the_seed(name):
     ],
 )
 def test_bfloat16_stays(name, kwargs, train):
-    """bfloat16 weights and pictures give bfloat16 in every layer, and no float32 product inside."""
+    """bfloat16 weights and pictures give bfloat16 in every layer, without float32 products."""
     module, variables = network(name, drop_path=0.5, num_classes=3, **kwargs)
     layers, products = types(module, *as_type((variables, images(2)), jnp.bfloat16), train)
     assert len(layers) > 15
@@ -151,7 +151,7 @@ def test_bfloat16_stays(name, kwargs, train):
 
 @pytest.mark.parametrize('name', NETWORKS)
 def test_bfloat16_is_near(name):
-    """The output in bfloat16, of 8 binary digits, is that in float32 to a few hundredths."""
+    """The output in bfloat16, with 8 binary digits, is within a few hundredths of float32's."""
     module, variables = network(name)
     exact = run(module, variables, images(9))[0]
     near = run(module, *as_type((variables, images(9)), jnp.bfloat16))[0]

@@ -1,4 +1,4 @@
-"""Linen networks of a user's own: what NNX has no counterpart of."""
+"""A user's own Linen networks: what NNX has no counterpart for."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def behind(tapped, variables):
 
 
 def passed(tapped, variables, passes):
-    """(features of the last of some passes in training, variables after them)."""
+    """(features of the last of some training passes, variables after them)."""
     for _ in range(passes):
         features, state = features_of(tapped, variables, train=True)
         variables = {**variables, **state}
@@ -31,7 +31,7 @@ def passed(tapped, variables, passes):
 
 
 class TrainingOnly(nn.Module):
-    """Uses the vector of its power iteration in training only, the norm it gives elsewhere."""
+    """Uses its power iteration's vector in training only, and the norm in evaluation."""
 
     @nn.compact
     def __call__(self, x, train=False):
@@ -64,7 +64,7 @@ class Spectral(nn.Module):
 
 
 def test_spectral_normalisation():
-    """The power iteration of flax.linen.SpectralNorm goes on from pass to pass."""
+    """The power iteration of flax.linen.SpectralNorm continues from pass to pass."""
     tapped, variables = tap(Spectral(), 'output')
     tapped.check(SHAPE)
     features, variables = passed(behind(tapped, variables), variables, 30)
@@ -75,7 +75,7 @@ def test_spectral_normalisation():
 
 
 class SowingSums(nn.Module):
-    """Sows a sum, as Flax's documentation does for a loss."""
+    """Sows a sum, as in Flax's documentation for a loss."""
 
     @nn.compact
     def __call__(self, x):
@@ -87,13 +87,13 @@ class SowingSums(nn.Module):
 
 @pytest.mark.xfail(strict=True, reason='only what is sown into tuples is told from state')
 def test_a_sown_sum_is_no_state():
-    """What is sown with a reduce_fn is a report too: no variable, and it does not grow."""
+    """Values sown with a reduce_fn are reports too: they are no variables, and do not grow."""
     _, variables = tap(SowingSums(), 'output')
     assert set(variables) == {'params'}
 
 
 class Partitioned(nn.Module):
-    """Its parameters come in boxes that say how they may be laid out over devices."""
+    """Its parameters are boxes that describe their layout over devices."""
 
     @nn.compact
     def __call__(self, x):
@@ -104,7 +104,7 @@ class Partitioned(nn.Module):
 
 
 def test_partitioned_parameters():
-    """Parameters with a layout are plain arrays here, and give what they give in Flax."""
+    """Parameters with a layout are plain arrays here, and give Flax's results."""
     tapped, _ = tap(Partitioned(), 'output')
     tapped.check(SHAPE)
     key = jax.random.key(0)
@@ -117,7 +117,7 @@ def test_partitioned_parameters():
 
 
 class AdoptsType(nn.Module):
-    """Keeps the last batch's mean as it comes."""
+    """Keeps the last batch's mean in the type it has."""
 
     @nn.compact
     def __call__(self, x, train=False):
@@ -131,7 +131,7 @@ class AdoptsType(nn.Module):
 
 @pytest.mark.xfail(strict=True, reason='a statistic that adopts the compute type changes its own')
 def test_statistics_keep_their_type_in_bfloat16():
-    """With precision='bfloat16' a network's own statistics stay float32, as the state must."""
+    """With precision='bfloat16', a network's own statistics stay float32, as in the state."""
     byol = make_method(small_config('ConvNet', 'drop', precision='bfloat16'))
     byol = dataclasses.replace(byol, encoder=TappedEncoder(AdoptsType(), 'output'))
     params, stats = jax.eval_shape(lambda: byol.init(jax.random.key(0), 8))
@@ -141,7 +141,7 @@ def test_statistics_keep_their_type_in_bfloat16():
 
 
 class Switching(nn.Module):
-    """Leaves its block out at random in training, by nn.cond."""
+    """Skips its block at random in training, with nn.cond."""
 
     def setup(self):
         self.stem = nn.Dense(6)
@@ -159,7 +159,7 @@ class Switching(nn.Module):
 
 
 def test_a_layer_left_out_by_cond():
-    """A network may run a layer, or not, by nn.cond in training."""
+    """A network may skip a layer in training with nn.cond."""
     tapped, variables = tap(Switching(), 'end')
     tapped.check(SHAPE)
     stem = dense(variables, 'stem', MEANS)
@@ -174,7 +174,7 @@ def test_a_layer_left_out_by_cond():
 
 
 class Tied(nn.Module):
-    """Runs one block four times with nn.scan; its masks are drawn anew each time."""
+    """Runs one block four times with nn.scan, with new masks each time."""
 
     @nn.compact
     def __call__(self, x, train=False):
@@ -201,14 +201,14 @@ class TiedBlock(nn.Module):
     strict=True, reason="a stream of its own name falls back on 'params', which is not split"
 )
 def test_a_scan_splits_the_stream_it_names():
-    """Of a stream that nn.scan is told to split, each round of the scan draws for itself."""
+    """Each round of an nn.scan that splits a stream draws its own numbers."""
     tapped, variables = tap(Tied(), 'output')
     masks, _ = features_of(tapped, variables, train=True, seed=0)
     assert np.any(masks != masks[:, :1])
 
 
 class HandedIn(nn.Module):
-    """Its norm is an attribute, and its layers are made in setup()."""
+    """Gets its norm as an attribute, and makes its layers in setup()."""
 
     norm: nn.Module
 

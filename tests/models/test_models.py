@@ -1,4 +1,4 @@
-"""Networks: sizes against torchvision's, arithmetic against float64 NumPy, and the registry."""
+"""Networks: sizes against torchvision, arithmetic against float64 NumPy, and the registry."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from byol_jax.models.registry import ENCODERS, build_encoder
 from byol_jax.models.resnet import ResNet
 from byol_jax.models.tap import TappedEncoder
 
-# Stage sizes and whether blocks have a bottleneck: He et al. 2015, Table 1; 2016 for ResNet-200.
+# Stage sizes, and whether blocks have a bottleneck: He et al. 2015, Table 1; 2016 for ResNet-200.
 RESNETS = {
     'resnet18': ((2, 2, 2, 2), False),
     'resnet34': ((3, 4, 6, 3), False),
@@ -26,7 +26,7 @@ RESNETS = {
     'resnet200': ((3, 24, 36, 3), True),
 }
 
-# torchvision.models.resnet*, parameters without `fc`.
+# Numbers of parameters of torchvision.models.resnet* without `fc`.
 TORCHVISION = {
     'resnet18': 11_176_512,
     'resnet34': 21_284_672,
@@ -37,7 +37,7 @@ TORCHVISION = {
 
 
 def reference_count(stages, bottleneck, width=1):
-    """Parameters of a ResNet by adding up its convolutions (no bias) and norms (2 a channel)."""
+    """Parameters of a ResNet, added up over its convolutions (no bias) and norms (2 a channel)."""
 
     def conv_norm(kernel, inputs, outputs):
         return kernel**2 * inputs * outputs + 2 * outputs
@@ -60,7 +60,7 @@ def reference_count(stages, bottleneck, width=1):
 
 
 def shapes(module, size=32):
-    """(output shape, variable shapes) for a picture of this size; computes nothing."""
+    """(output shape, variable shapes) for a picture of this size, without computing it."""
     images = jax.ShapeDtypeStruct((1, size, size, 3), jnp.float32)
     return jax.eval_shape(module.init_with_output, jax.random.key(0), images)
 
@@ -71,7 +71,7 @@ def count(variables):
 
 @pytest.mark.parametrize('name', RESNETS)
 def test_parameter_count(name):
-    """A named ResNet has exactly torchvision's parameters, or those of the paper's table."""
+    """A named ResNet has exactly as many parameters as torchvision's, or as the paper's table."""
     stages, bottleneck = RESNETS[name]
     expected = reference_count(stages, bottleneck)
     assert expected == TORCHVISION.get(name, expected)
@@ -81,7 +81,7 @@ def test_parameter_count(name):
 
 
 def test_width_multiplies_all_channels():
-    """ResNet-50 at width 2 has the parameters and the feature size of the paper's 2x network."""
+    """ResNet-50 at width 2 has the parameters and features of the paper's 2x network."""
     output, variables = shapes(build_encoder('resnet50', {'width': 2}))
     assert count(variables) == reference_count((3, 4, 6, 3), True, width=2)
     assert output.shape == (1, 4096)
@@ -95,7 +95,7 @@ def test_width_may_be_a_fraction():
 
 
 def test_layer_names():
-    """Every layer can be tapped by a name of its own, and stages halve the resolution."""
+    """Every layer has its own name to tap, and stages halve the resolution."""
     tapped = TappedEncoder(build_encoder('resnet18', {'num_classes': 10}), 'avgpool')
     layers = {layer.path: layer.shape for layer in tapped.layers((2, 64, 64, 3))}
     top = [path for path in layers if '/' not in path]
@@ -117,7 +117,7 @@ def test_layer_names():
 
 
 def test_small_images_stem_keeps_the_resolution():
-    """With small_images the stem is one 3x3 convolution: 32 pixels stay 32 up to stage 1."""
+    """With small_images, the stem is one 3x3 convolution: stage 1 has 32 of 32 pixels."""
     tapped = TappedEncoder(build_encoder('resnet18', {'small_images': True}), 'avgpool')
     layers = {layer.path: layer for layer in tapped.layers((1, 32, 32, 3))}
     assert 'maxpool' not in layers
@@ -127,7 +127,7 @@ def test_small_images_stem_keeps_the_resolution():
 
 
 def conv(x, kernel, stride, pad):
-    """Convolution of float64 [B, H, W, I] with [K, K, I, O], without bias."""
+    """A convolution of float64 [B, H, W, I] with [K, K, I, O], without bias."""
     x = np.pad(x, ((0, 0), (pad, pad), (pad, pad), (0, 0)))
     windows = np.lib.stride_tricks.sliding_window_view(x, kernel.shape[:2], axis=(1, 2))
     return np.einsum('bhwiyx,yxio->bhwo', windows[:, ::stride, ::stride], kernel)
@@ -163,7 +163,7 @@ def reference_block(variables, stage, block, x, stride, bottleneck):
 
 
 def reference_resnet(variables, images, bottleneck):
-    """A ResNet with two stages, of two blocks and one, in the formulae of He et al. 2015."""
+    """A ResNet with two stages, of two blocks and one, by the formulae of He et al. 2015."""
     x = conv(images, variables['params']['conv1']['kernel'], 2, 3)
     x = np.maximum(norm(variables, 'bn1', x), 0)
     x = np.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)), constant_values=-np.inf)
@@ -177,7 +177,7 @@ def reference_resnet(variables, images, bottleneck):
 @pytest.mark.parametrize('bottleneck', [False, True])
 @pytest.mark.parametrize('size', [32, 33])
 def test_forward_matches_numpy(bottleneck, size):
-    """With frozen statistics a ResNet computes what the formulae say, at even and odd sizes."""
+    """With frozen statistics, a ResNet computes its formulae, at even and odd sizes."""
     module = ResNet((2, 1), bottleneck, channels=(4, 6), strides=(1, 2), stem_channels=4)
     rng = np.random.default_rng(0)
     images = rng.normal(size=(2, size, size, 3))
@@ -197,7 +197,7 @@ def test_forward_matches_numpy(bottleneck, size):
 
 @pytest.mark.parametrize('bottleneck', [False, True])
 def test_blocks_start_as_the_identity(bottleneck):
-    """With zero_init_residual a block without projection passes its input on at first."""
+    """With zero_init_residual, a block without projection initially passes its input on."""
     module = ResNet((2,), bottleneck, channels=(4,), stem_channels=4, small_images=True)
     images = jax.random.normal(jax.random.key(1), (2, 8, 8, 3))
     variables = jax.jit(module.init)(jax.random.key(0), images)
@@ -239,7 +239,7 @@ def test_mlp_of_the_paper():
 
 
 def test_mlp_with_frozen_statistics():
-    """With train=False the head uses its running statistics and leaves them alone."""
+    """With train=False, the head uses its running statistics and does not change them."""
     module = MLP(3, 2)
     rng = np.random.default_rng(0)
     x = rng.normal(size=(4, 5))
@@ -253,7 +253,7 @@ def test_mlp_with_frozen_statistics():
 
 
 def test_encoders_know_every_name():
-    """Each registered name builds a network, given its required arguments."""
+    """Each registered name builds a network, given the required arguments."""
     for name in ENCODERS:
         kwargs = {'stage_sizes': (1, 1)} if name == 'resnet' else {}
         assert isinstance(build_encoder(name, kwargs), nn.Module)
@@ -266,7 +266,7 @@ def test_axis_name_is_passed_on():
 
 
 def test_lists_become_tuples():
-    """Arguments read back from JSON build an equal, hashable network."""
+    """Arguments read from JSON build an equal, hashable network."""
     module = build_encoder('resnet', {'stage_sizes': [1, 1], 'channels': [8, 16]})
     assert module == build_encoder('resnet', {'stage_sizes': (1, 1), 'channels': (8, 16)})
     hash(module)
@@ -292,7 +292,7 @@ def number():
 
 @pytest.fixture
 def own(tmp_path, monkeypatch):
-    """A module of the user's own, importable as 'own_encoders'."""
+    """A user's own module, importable as 'own_encoders'."""
     (tmp_path / 'own_encoders.py').write_text(OWN)
     (tmp_path / 'own_broken.py').write_text('import no_such_dependency\n')
     monkeypatch.syspath_prepend(tmp_path)
@@ -331,7 +331,7 @@ def test_own_encoder():
     ],
 )
 def test_registry_errors(name, kwargs, says):
-    """A network that cannot be built is refused with what was given and what there is."""
+    """A network that cannot be built is refused; the message has what was given and what exists."""
     with pytest.raises(UserError) as caught:
         build_encoder(name, kwargs)
     for words in says:

@@ -1,4 +1,4 @@
-"""NNX networks of a user's own: what Linen has no counterpart of."""
+"""A user's own NNX networks: what Linen has no counterpart for."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from byol_jax.models.tap import TappedEncoder
 
 
 def recipe(kind, **kwargs):
-    """The network of a class of this module, as a config's `encoder.name` gives it."""
+    """The network of a class in this module, as a config's `encoder.name` gives it."""
     return build_encoder(f'{kind.__module__}:{kind.__name__}', kwargs)
 
 
 def live(kind, variables):
-    """A module of the class, made by Flax alone, with these values put into it."""
-    # Drawing values first, for nothing, would be most of the time of these tests.
+    """A module of the class, made by Flax alone, with these values."""
+    # Drawing initial values, only to replace them, would take most of these tests' time.
     model = nnx.eval_shape(lambda: kind(rngs=nnx.Rngs(0)))
     values = {path.partition('/')[2]: leaf for path, leaf in by_path(variables).items()}
     for path, variable in nnx.iter_graph(model):
@@ -53,12 +53,12 @@ def test_training_without_a_key_is_refused():
 
 
 def test_drawing_behind_the_tap():
-    """Draws behind the tap do no harm, in training and outside of it."""
+    """Draws behind the tap do no harm, in training and in evaluation."""
     TappedEncoder(NNX.network('AlwaysNoisy'), 'fc').check(SHAPE)
 
 
 class Table(nnx.Module):
-    """Holds a table that is no Variable, as fixed position embeddings often are."""
+    """Has a table that is not a Variable, as fixed position embeddings often are."""
 
     def __init__(self, numpy: bool, *, rngs: nnx.Rngs):
         self.fc = nnx.Linear(3, 6, rngs=rngs)
@@ -70,13 +70,13 @@ class Table(nnx.Module):
 
 @pytest.mark.parametrize('numpy', [True, False])
 def test_an_array_that_is_no_variable(numpy):
-    """An array held as a plain attribute is refused by its name, saying how to hold it."""
+    """An array in a plain attribute is refused by its name; the message says how to keep it."""
     with pytest.raises(UserError, match=r"plain array as its attribute 'table'.*nnx\.Variable"):
         TappedEncoder(recipe(Table, numpy=numpy), 'output').check(SHAPE)
 
 
 def test_blocks_handed_to_transformed_functions():
-    """Layers run by nnx.remat and nnx.jit of a function train as any; their outputs are no taps."""
+    """Layers in nnx.remat and nnx.jit of a function train as usual; their outputs are no taps."""
     tapped, variables = NNX.tap('Functional', 'head')
     tapped.check(SHAPE)
     expected = outputs(live(nnx_networks.Functional, variables))
@@ -89,7 +89,7 @@ def test_blocks_handed_to_transformed_functions():
 
 
 class Particular(nnx.Module):
-    """Looks at the exact classes of its layers."""
+    """Compares the exact classes of its layers."""
 
     def __init__(self, *, rngs: nnx.Rngs):
         self.fc = nnx.Linear(3, 6, rngs=rngs)
@@ -107,7 +107,7 @@ class Particular(nnx.Module):
 
 @pytest.mark.xfail(strict=True, reason='a pass swaps the classes of layers for subclasses')
 def test_layers_are_what_they_are():
-    """A network that asks for `type(layer)` computes what it computes by itself."""
+    """A network that asks for `type(layer)` computes the same as on its own."""
     tapped, variables = tap(recipe(Particular), 'output')
     expected = outputs(live(Particular, variables))
     features, _ = features_of(tapped, variables)
@@ -116,19 +116,19 @@ def test_layers_are_what_they_are():
 
 
 class Forwarding(nnx_networks.Mlp):
-    """Hands its arguments on, as many subclasses do."""
+    """Passes its arguments on, as many subclasses do."""
 
     def __init__(self, **kwargs):
         super().__init__(**kwargs)
 
 
 def test_a_constructor_that_hands_its_arguments_on():
-    """A constructor that takes any keyword gets `rngs` too."""
+    """A constructor that takes any keyword also gets `rngs`."""
     TappedEncoder(recipe(Forwarding), 'hidden2').check(SHAPE)
 
 
 def test_the_loaded_module_lives(tmp_path):
-    """encoder.module is an nnx.Module in evaluation mode, the caller's own to call and change."""
+    """encoder.module is an nnx.Module in evaluation mode, which the caller may change."""
     _, variables = NNX.tap('Methods', 'output')
     loaded = saved_and_loaded(exported(NNX.path('Methods'), 'output', variables), tmp_path)
     model = loaded.module
@@ -139,13 +139,13 @@ def test_the_loaded_module_lives(tmp_path):
     model.train()
     assert np.any(model(NORMALISED) == 0)
     model.eval()
-    assert not np.allclose(model(NORMALISED), features, atol=1e-3)  # Its statistics have moved.
+    assert not np.allclose(model(NORMALISED), features, atol=1e-3)  # Its statistics have changed.
     np.testing.assert_array_equal(loaded(UINT8), features)
 
 
 @pytest.mark.xfail(strict=True, reason='variables that are NumPy arrays are written to in place')
 def test_fine_tuning_from_the_loaded_variables(tmp_path):
-    """encoder.apply trains on the variables as loaded, and leaves them as they are."""
+    """encoder.apply trains on the loaded variables, and does not change them."""
     _, variables = NNX.tap('Methods', 'output')
     loaded = saved_and_loaded(exported(NNX.path('Methods'), 'output', variables), tmp_path)
     loaded.apply(loaded.variables, UINT8, train=True, rng=jax.random.key(0))

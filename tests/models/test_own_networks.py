@@ -1,4 +1,4 @@
-"""Any Flax network: what `encoder.name` and `encoder.hidden_layer` promise to a user's own."""
+"""Any Flax network: what `encoder.name` and `encoder.hidden_layer` promise for a user's own."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ CONV_NET = {
 
 
 def conv_net_by_hand(variables, x, names, norm):
-    """(output in front of the last relu, output of the network) in evaluation."""
+    """(output before the last ReLU, output of the network) in evaluation."""
     for width, (conv_name, norm_name) in zip((4, 8), names, strict=True):
         x = call(nn.Conv(width, (3, 3), strides=2), variables, conv_name, x)
         if norm == 'batch':
@@ -59,7 +59,7 @@ def conv_net_by_hand(variables, x, names, norm):
 @both
 @pytest.mark.parametrize('norm', ['batch', 'group', 'none'])
 def test_a_convnet(api, norm):
-    """The features of a convnet, whatever its norm, are its layers' called one by one."""
+    """A convnet's features, for any norm, equal those of its layers called one by one."""
     names = CONV_NET[api]
     layer = names[1][0] if norm == 'none' else names[1][1]
     tapped, variables = api.tap('ConvNet', layer, norm=norm)
@@ -71,7 +71,7 @@ def test_a_convnet(api, norm):
     np.testing.assert_allclose(features_at(tapped, 'output', variables), output, **CLOSE)
 
 
-# A block, its two dense layers, and the width between these.
+# A block, its two dense layers, and the width between them.
 TOKEN_NET = {
     LINEN: ('block0', 'fc1', 'fc2', 8),
     NNX: ('blocks/0', 'mlp/layers/0', 'mlp/layers/2', 12),
@@ -79,7 +79,7 @@ TOKEN_NET = {
 
 
 def tokens_of(api, variables):
-    """Outputs [B, tokens, D] of the network's block, its layers called one by one."""
+    """Outputs [B, tokens, D] of the network's block, from its layers called one by one."""
     block, fc1, fc2, width = TOKEN_NET[api]
 
     @quick_jit
@@ -99,7 +99,7 @@ def tokens_of(api, variables):
 
 @both
 def test_tokens_and_their_pools(api):
-    """Tokens [B, N, D] are averaged, or the first is taken, or all are laid side by side."""
+    """Tokens [B, N, D] are averaged, or the first is taken, or all are concatenated."""
     tapped, variables = api.tap('TokenNet', TOKEN_NET[api][0])
     assert tapped.check(SHAPE).shape == (4, 5, 6)
     tokens = tokens_of(api, variables)
@@ -111,7 +111,7 @@ def test_tokens_and_their_pools(api):
 
 @pytest.mark.parametrize(('api', 'pool', 'size'), [(LINEN, 'cls', 6), (NNX, 'flatten', 30)])
 def test_the_projector_takes_the_features_as_they_are(api, pool, size):
-    """The projector is made for D features, or N x D of 'flatten'."""
+    """The projector has the right input size: D, or N x D with 'flatten'."""
     byol = make_method(small_config(api.path('TokenNet'), TOKEN_NET[api][0], encoder__pool=pool))
     params, _ = jax.eval_shape(lambda: byol.init(jax.random.key(0), 8))
     assert params['projector']['linear1']['kernel'].shape == (size, 8)
@@ -119,7 +119,7 @@ def test_the_projector_takes_the_features_as_they_are(api, pool, size):
 
 @both
 def test_an_mlp(api):
-    """A network that flattens its pictures and knows no modes works at any of its layers."""
+    """A network that flattens its pictures and has no modes works at any of its layers."""
     tapped, variables = api.tap('Mlp', 'hidden2')
     assert tapped.check(SHAPE).shape == (4, 6)
     x = np.maximum(dense(variables, 'hidden1', IMAGES.reshape(4, -1)), 0)
@@ -132,7 +132,7 @@ def test_an_mlp(api):
 
 @of_both('between', linen=['_'], nnx=['/'])
 def test_layers_in_containers(api, between):
-    """Layers in lists, dicts and Sequentials go by the names that Flax gives them."""
+    """Layers in lists, dicts and Sequentials have the names that Flax gives them."""
     blocks, sides, layers = (f'{name}{between}' for name in ('blocks', 'sides', 'layers'))
     tapped, variables = api.tap('Containers', 'output')
     x = np.maximum(dense(variables, 'stem', MEANS), 0)
@@ -161,9 +161,9 @@ def test_layers_in_containers(api, between):
 
 @both
 def test_a_layer_called_twice(api):
-    """Of a layer called twice the last output is tapped, and both calls give it gradients.
+    """The last output of a layer that is called twice is tapped, and both calls give gradients.
 
-    A layer of two names goes by the first.
+    A layer with two names has the first as its path.
     """
     tapped, variables = api.tap('Twice', 'fc')
     assert [layer.path for layer in tapped.layers(SHAPE)] == ['fc', 'last', 'output']
@@ -184,7 +184,7 @@ def test_a_layer_called_twice(api):
     assert not np.any(gradient['last']['kernel'])
 
 
-# Being told whether it trains.
+# How a network is told whether it trains.
 
 
 @of_both(
@@ -193,7 +193,7 @@ def test_a_layer_called_twice(api):
     nnx=['SeveralWords', 'Methods', 'Listening'],
 )
 def test_however_it_is_told(api, kind):
-    """In training, and only then, statistics are the batch's and move, and dropout drops."""
+    """In training only, statistics are the batch's and are updated, and dropout drops."""
     tapped, variables = api.tap(kind, 'drop')
     tapped.check(SHAPE)
     hidden = dense(variables, 'fc', MEANS)
@@ -213,7 +213,7 @@ def test_however_it_is_told(api, kind):
 
 @both
 def test_a_switch_that_is_not_about_training(api):
-    """An argument that is true or false, and of which nothing is known, is left at its default."""
+    """A boolean argument of unknown meaning keeps its default."""
     tapped, variables = api.tap('Flagged', 'output')
     tapped.check(SHAPE)
     x = np.float32(dense(variables, 'fc', IMAGES.reshape(4, -1, 3)))
@@ -226,7 +226,7 @@ def test_a_switch_that_is_not_about_training(api):
 
 @both
 def test_random_layers_draw_by_the_key_alone(api):
-    """Attention dropout and stochastic depth of a stream of its own draw in training only."""
+    """Attention dropout, and stochastic depth with its own stream, draw in training only."""
     tapped, variables = api.tap('TokenNet', TOKEN_NET[api][0], rate=0.5)
     tapped.check(SHAPE)
     still, _ = features_of(tapped, variables)
@@ -240,7 +240,7 @@ def test_random_layers_draw_by_the_key_alone(api):
 
 @both
 def test_every_draw_of_a_pass_is_its_own(api):
-    """Two draws of a stream, of two streams, or of two layers never agree; nor do two keys'."""
+    """Draws of a stream, of two streams, of two layers, or with two keys are all different."""
     tapped, variables = api.tap('Streams', 'output')
     passes = [features_of(tapped, variables, train=True, seed=seed)[0][:, 2:] for seed in (0, 1)]
     draws = np.concatenate(passes)
@@ -249,7 +249,7 @@ def test_every_draw_of_a_pass_is_its_own(api):
 
 @both
 def test_drawing_outside_of_training_is_refused(api):
-    """A network whose features would differ from call to call is refused before it trains."""
+    """A network whose features would differ from call to call is refused before training."""
     with pytest.raises(UserError) as caught:
         TappedEncoder(api.network('AlwaysNoisy'), 'output').check(SHAPE)
     assert 'AlwaysNoisy draws random numbers outside of training' in str(caught.value)
@@ -268,7 +268,7 @@ STATISTICS = {
 
 @both
 def test_statistics_of_its_own(api):
-    """Variables of any kind move in training by the network's own rule, and only then."""
+    """Variables of any kind change by the network's own rule, in training only."""
     means, counts, constants = STATISTICS[api]
     tapped, variables = api.tap('Statistics', 'output')
     tapped.check(SHAPE)
@@ -296,7 +296,7 @@ def test_statistics_of_its_own(api):
 @both
 @pytest.mark.filterwarnings('ignore:Using .Module.sow')
 def test_what_is_sown_is_no_state(api):
-    """What a network sows is no variable, and does not appear or grow in training."""
+    """Sown values are not variables, and neither appear nor grow in training."""
     tapped, variables = api.tap('Sowing', 'output')
     tapped.check(SHAPE)
     assert set(variables) == {'params', 'batch_stats'}
@@ -316,7 +316,7 @@ def test_what_is_sown_is_no_state(api):
 @both
 @pytest.mark.parametrize('container', PACKED)
 def test_several_outputs(api, container):
-    """Each array of a layer's or the network's output is tapped by its index, key or field."""
+    """Each array of an output, of a layer or the network, has its index, key or field as a tap."""
     _, first, second = PACKED[container]
     tapped, variables = api.tap('Packing', 'output', container=container)
     x = dense(variables, 'block/fc1', MEANS)
@@ -333,7 +333,7 @@ def test_several_outputs(api, container):
 
 @both
 def test_a_layer_called_output(api):
-    """A layer called 'output' is what 'output' taps, not the network's own output."""
+    """'output' taps a layer of that name, rather than the network's own output."""
     tapped, variables = api.tap('NamedOutput', 'output')
     assert tapped.check(SHAPE).shape == (4, 5)
     assert [layer.path for layer in tapped.layers(SHAPE)] == ['output', 'after']

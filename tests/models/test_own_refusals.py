@@ -1,4 +1,4 @@
-"""What is refused of a user's own network, and what the message says."""
+"""Refusals of a user's own network, and their messages."""
 
 from __future__ import annotations
 
@@ -42,14 +42,14 @@ LISTINGS = {
 
 @of_both('layer', linen=['conv3', 'head.0'], nnx=['stage/0/layers/0', 'drop.0'])
 def test_an_unknown_layer(api, layer):
-    """The nearest name and the list of layers with shapes are given, and nothing is compiled."""
+    """The message has the nearest name and all layers with shapes; nothing is compiled."""
     compiled = []
 
     def listen(event, *_, **__):
         if event == '/jax/core/compile/backend_compile_duration':
             compiled.append(event)
 
-    jax.random.key(0)  # Keys are made by then.
+    jax.random.key(0)  # Keys have been made before.
     jax.monitoring.register_event_duration_secs_listener(listen)
     try:
         with pytest.raises(UserError) as caught:
@@ -67,7 +67,7 @@ def test_an_unknown_layer(api, layer):
 @both
 @pytest.mark.parametrize('pool', ['cls', 'flatten'])
 def test_a_pool_for_tokens_on_a_feature_map(api, pool):
-    """A pool for tokens is refused on a feature map and on a vector, saying what it puts out."""
+    """A pool for tokens is refused on a map and on a vector; the message has the shape."""
     for layer, shape in (('drop', r'\[4, 2, 2, 8\]'), ('head', r'\[4, 3\]')):
         with pytest.raises(UserError, match=f"encoder.pool='{pool}' is for .*{shape}"):
             TappedEncoder(api.network('ConvNet'), layer, pool).check(SHAPE)
@@ -79,14 +79,14 @@ def test_a_pool_for_tokens_on_a_feature_map(api, pool):
     nnx=['shape', 'axis', 'other'],
 )
 def test_failing_in_training_only(api, error):
-    """A network that fails in training mode only is refused at the start, in one sentence."""
+    """A network that fails only in training mode is refused at the start, in one sentence."""
     network = api.network('FailsInTraining', error=error)
     with pytest.raises(UserError, match='FailsInTraining fails in training mode on images of 8x8'):
         TappedEncoder(network, 'fc', axis_name='devices').check(SHAPE)
 
 
 class ForeignAxis(nn.Module):
-    """Averages its norm over an axis of another training program, as Flax's ImageNet example."""
+    """Averages its norm over another training program's axis, like Flax's ImageNet example."""
 
     @nn.compact
     def __call__(self, x, train=True):
@@ -95,7 +95,7 @@ class ForeignAxis(nn.Module):
 
 
 def test_a_norm_with_an_axis_of_its_own():
-    """A norm bound to an axis that is not there is refused, naming the axis."""
+    """A norm with an unknown axis is refused; the message names the axis."""
     with pytest.raises(UserError, match='batch'):
         TappedEncoder(ForeignAxis(), 'bn', axis_name='devices').check(SHAPE)
 
@@ -103,7 +103,7 @@ def test_a_norm_with_an_axis_of_its_own():
 @both
 @pytest.mark.parametrize('network', ['Windows', 'Backwards'])
 def test_an_output_without_a_row_for_each_image(api, network):
-    """A layer whose first axis is not the images is refused: its rows are no representations."""
+    """A layer whose first axis is not the images is refused: its rows are not representations."""
     with pytest.raises(UserError, match='tapped'):
         TappedEncoder(api.network(network), 'tapped').check(SHAPE)
 
@@ -114,7 +114,7 @@ def test_an_output_without_a_row_for_each_image(api, network):
     nnx=[('stages/0/layers/9', 'stages/0/layers/'), ('heads', 'head'), ('output', None)],
 )
 def test_a_layer_to_freeze_that_is_none(api, wrong):
-    """A name in encoder.frozen that is no layer with parameters is answered with the nearest."""
+    """For a name in encoder.frozen without parameters, the nearest layer is suggested."""
     name, near = wrong
     config = small_config(api.path('ConvNet'), 'drop', encoder__frozen=(name,))
     with pytest.raises(UserError, match=f"encoder.frozen: '{name}' is not a layer") as caught:
@@ -124,7 +124,7 @@ def test_a_layer_to_freeze_that_is_none(api, wrong):
 
 
 def test_an_argument_that_is_none():
-    """A wrong argument is answered with the nearest, also where a functools.partial is named."""
+    """For a wrong argument, the nearest is suggested, also for a functools.partial."""
     for api in (LINEN, NNX):
         with pytest.raises(UserError, match=r"no argument 'widht'\. Did you mean 'width'\?"):
             build_encoder(api.path('PartialConvNet'), {'widht': 2})

@@ -1,4 +1,4 @@
-"""Layers of a user's own network under Flax's transformations: remat, jit and scan."""
+"""Layers of a user's own network in Flax's transformations: remat, jit and scan."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from network_steps import IMAGES, SHAPE, by_path, features_of, quick_jit
 
 from byol_jax.models.tap import TappedEncoder
 
-# Under nn.jit masks are drawn from other keys than outside of it.
+# Under nn.jit, masks are drawn with other keys.
 TRANSFORMED = [
     pytest.param(LINEN, 'remat', 0.2, id='linen-remat'),
     pytest.param(LINEN, 'jit', 0.0, id='linen-jit', marks=pytest.mark.slow),
@@ -26,11 +26,11 @@ BLOCK = {LINEN: 'block', NNX: 'blocks/'}
 
 @pytest.mark.parametrize(('api', 'transformation', 'rate'), TRANSFORMED)
 def test_transformed_blocks(api, transformation, rate):
-    """Features, gradients and statistics of a block under remat or jit are the plain block's."""
+    """Features, gradients and statistics of a block under remat or jit equal the plain block's."""
     block = BLOCK[api]
     plain, variables = api.tap('Blocks', f'{block}1', rate=rate)
     module = api.network('Blocks', transformation=transformation, rate=rate)
-    # NNX's transformations of a method show nothing of what is inside.
+    # NNX's transformations of a method hide the layers inside.
     inside = [f'{block}1/bn'] if api is LINEN else []
     for layer in (f'{block}0', f'{block}1', *inside):
         assert TappedEncoder(module, layer).check(SHAPE).shape == (4, 6)
@@ -72,7 +72,7 @@ NOTING = [
 
 @pytest.mark.parametrize(('api', 'kwargs'), NOTING)
 def test_a_scan(api, kwargs):
-    """What follows a scan is tapped as anywhere; its rounds draw and keep statistics apart."""
+    """A layer after a scan can be tapped; each round draws and keeps statistics separately."""
     tapped, variables = api.tap('Scanned', 'after', **kwargs)
     tapped.check(SHAPE)
     features, _ = features_of(tapped, variables)
@@ -90,7 +90,7 @@ def test_a_scan(api, kwargs):
 @pytest.mark.xfail(strict=True, reason='outputs of nn.scan are not noted, or are noted stacked')
 @pytest.mark.parametrize('noting', [False, True])
 def test_the_output_of_a_scan(noting):
-    """The output of nn.scan itself can be tapped: its carry is the first of what it puts out."""
+    """The output of nn.scan itself can be tapped: its carry is the first element."""
     tapped, variables = LINEN.tap('Scanned', 'blocks.0', noting=noting)
     assert tapped.check(SHAPE).shape == (4, 6)
     features, _ = features_of(tapped, variables)
@@ -111,7 +111,7 @@ SYNCHRONISED = [
 
 @pytest.mark.parametrize(('api', 'network', 'kwargs'), SYNCHRONISED)
 def test_norms_inside_transformations_are_synchronised(api, network, kwargs):
-    """A norm inside remat, jit or a scan sees the batch of all devices too."""
+    """A norm inside remat, jit or a scan also sees the batch of all devices."""
     tapped, variables = api.tap(network, 'output', axis_name='devices', rate=0.0, **kwargs)
     alone = dataclasses.replace(tapped, axis_name=None)
     key = jax.random.key(0)

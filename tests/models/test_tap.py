@@ -1,4 +1,4 @@
-"""The hidden-layer tap: what it returns, what it refuses, and what lies behind it."""
+"""The tap of a hidden layer: its result, its refusals, and the variables behind it."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ IMAGES = np.random.default_rng(0).normal(size=(4, 8, 8, 3)).astype(np.float32)
 
 
 class Classifier(nn.Module):
-    """A network to be tapped at 'pool', whose names do not tell what lies behind the tap.
+    """A network to be tapped at 'pool'; its names do not show what lies behind the tap.
 
-    Behind it are a norm and layers named like those before it; 'trunk_aside' runs before the tap,
-    but its output is used behind it only.
+    A norm and layers behind it have names like those before it; 'trunk_aside' runs before the tap,
+    but its output is used only behind it.
     """
 
     classes: int = 3
@@ -71,7 +71,7 @@ PATHS = ['conv', 'trunk_aside', 'bn', 'pool', 'conv2', 'bn2', 'trunk', 'output']
     ('index', 'path'), [(-1, 'output'), (-2, 'trunk'), ('-2', 'trunk'), (-5, 'pool'), (3, 'pool')]
 )
 def test_an_index_counts_the_layers_as_they_finish(index, path):
-    """-2 is the layer before the network's own output, as in the original recipe; text will do."""
+    """-2 is the layer before the network's output, as in the original recipe; text works too."""
     tapped = tap(Classifier(), index, image_size=8)
     assert [layer.path for layer in tapped.layers((2, 8, 8, 3))] == PATHS
     assert tapped.hidden_layer == path
@@ -79,7 +79,7 @@ def test_an_index_counts_the_layers_as_they_finish(index, path):
 
 
 def test_a_layer_called_like_an_index_is_that_layer():
-    """A name comes before a number, as of NNX's lists, whose layers are counted."""
+    """A name takes precedence over an index, as in NNX's lists, whose layers have numbers."""
     assert layer_at('1', ['0', '1', '2', 'output']) == '1'
     assert layer_at('-1', ['0', '1', '2', 'output']) == 'output'
     assert layer_at('3', ['0', '1', '2', 'output']) == 'output'
@@ -95,7 +95,7 @@ def test_an_index_that_does_not_exist(index):
 
 
 def test_tap_finds_what_is_not_trained():
-    """Everything that a training run needs of an encoder comes from one call."""
+    """One call gives all that a training run needs of an encoder."""
     tapped = tap(Classifier(), 'pool', image_size=8, axis_name=AXIS, frozen=('conv',))
     assert tapped.behind == BEHIND
     assert tapped.frozen == {'params/conv/kernel', 'params/conv/bias'}
@@ -117,7 +117,7 @@ def resnet():
     'layer', ['conv1', 'maxpool', 'stage1/block1', 'stage2', 'avgpool', 'head']
 )
 def test_a_tap_returns_the_pooled_output_of_its_layer(resnet, layer):
-    """A tapped map is averaged over height and width; a tapped vector is returned as it is."""
+    """A tapped map is averaged over height and width; a tapped vector is returned unchanged."""
     module, variables, outputs = resnet
     for name in layer.split('/'):
         outputs = outputs[name]
@@ -135,7 +135,7 @@ def test_a_tap_returns_the_pooled_output_of_its_layer(resnet, layer):
 
 
 class Tokens(nn.Module):
-    """Puts out a sequence [B, N, C], as a vision transformer does, and a scalar per image."""
+    """Returns a sequence [B, N, C], like a vision transformer, and one scalar for each image."""
 
     @nn.compact
     def __call__(self, x):
@@ -160,13 +160,13 @@ def test_a_tapped_sequence_is_averaged_over_tokens():
 
 
 def test_a_tap_without_channels_is_refused():
-    """A layer that puts out one number an image is no representation."""
+    """A layer that returns one number for each image is not a representation."""
     with pytest.raises(UserError, match=r"'total' returns \[2\]; a tap needs"):
         TappedEncoder(Tokens(), 'total').check((2, 8, 8, 3))
 
 
 def test_unknown_layer_lists_the_layers():
-    """A layer that does not exist is refused with the nearest name and a list with shapes."""
+    """An unknown layer is refused with the nearest name and a list of layers with shapes."""
     with pytest.raises(UserError) as caught:
         TappedEncoder(Classifier(), 'pol').check((2, 8, 8, 3))
     message = str(caught.value)
@@ -194,13 +194,13 @@ def test_check_returns_the_tapped_layer():
         'Conv',
         (2, 8, 8, 4),
         3 * 3 * 3 * 4 + 4,
-        # Along each side 6 inner outputs see 3 taps and 2 see 2; then the bias is added.
+        # Along each side, 6 inner outputs see 3 taps and 2 see 2; then the bias is added.
         2 * (2 * (6 * 3 + 2 * 2) ** 2 * 3 * 4) + 2 * 8 * 8 * 4,
     )
 
 
 class Valid(nn.Module):
-    """A network that eats four pixels of its input, without padding."""
+    """A network without padding that removes four pixels from its input."""
 
     @nn.compact
     def __call__(self, x):
@@ -212,7 +212,7 @@ class Valid(nn.Module):
     [(Valid(), 'conv', 4), (ResNet((1,) * 4, channels=(4,) * 4, stem_channels=4), 'avgpool', 16)],
 )
 def test_views_too_small_for_the_network_are_refused(module, layer, size):
-    """Pictures smaller than the network's stride, or emptied by it, are refused by their key."""
+    """Pictures below the network's stride, or shrunk to nothing, are refused by their key."""
     with pytest.raises(UserError, match=rf'views.image_size={size} is too small') as caught:
         TappedEncoder(module, layer).check((2, size, size, 3))
     assert 'small_images=True' in str(caught.value)
@@ -236,7 +236,7 @@ class FixedSize(nn.Module):
 
 
 def test_a_network_of_one_size():
-    """A network that takes one size only is taken at that size and refused at others."""
+    """A network for one size works at that size and is refused at others."""
     tapped = TappedEncoder(FixedSize(), 'pool')
     assert tapped.check((2, 8, 8, 3)).shape == (2, 4)
     with pytest.raises(UserError, match='FixedSize fails on images of 9x9 pixels'):
@@ -244,13 +244,13 @@ def test_a_network_of_one_size():
 
 
 def test_variables_behind_the_tap():
-    """Exactly the variables that the tapped output does not depend on are behind the tap."""
+    """Exactly the variables on which the tapped output does not depend are behind the tap."""
     assert tap(Classifier(), 'pool', image_size=8).behind == BEHIND
     assert tap(Classifier(), 'trunk', image_size=8).behind == frozenset()
 
 
 class Spelling(nn.Module):
-    """Base of networks that differ in how they are told whether they train."""
+    """Base of networks that are told in different ways whether they train."""
 
     def norm(self, x, frozen):
         return nn.BatchNorm(frozen, momentum=0.9, name='bn')(nn.Dense(4, name='fc')(x[:, 0, 0]))
@@ -288,7 +288,7 @@ class UseRunningAverage(Spelling):
 
 @pytest.mark.parametrize('kind', [Train, Training, IsTraining, Deterministic, UseRunningAverage])
 def test_every_spelling_of_training(kind):
-    """A network is told that it trains in its own words; only then do its statistics move."""
+    """A network is told that it trains in its own way, and only then do its statistics change."""
     tapped = TappedEncoder(kind(), 'bn')
     variables = tapped.init(jax.random.key(0), IMAGES)
     trained, moved = tapped.apply(variables, IMAGES, True)
@@ -309,7 +309,7 @@ class Plain(nn.Module):
 
 
 def test_a_network_without_modes():
-    """A network that knows no training mode and has no statistics works in both modes."""
+    """A network without training modes and statistics works in both modes."""
     tapped = TappedEncoder(Plain(), 'fc')
     variables = tapped.init(jax.random.key(0), IMAGES)
     (trained, state), (frozen, _) = (tapped.apply(variables, IMAGES, t) for t in (True, False))
@@ -325,7 +325,7 @@ class WithDropout(nn.Module):
 
 
 def test_a_network_with_dropout_draws_from_the_key_given():
-    """Dropout drops in training, by the key alone, and not otherwise."""
+    """Dropout drops in training only, and depends only on the key."""
     tapped = TappedEncoder(WithDropout(), 'dropout')
     tapped.check(IMAGES.shape)
     variables = tapped.init(jax.random.key(0), IMAGES)
@@ -353,7 +353,7 @@ class Twice(nn.Module):
 
 
 def test_a_layer_called_twice_is_tapped_at_its_last_call():
-    """Of several calls of a layer the last one is the tap."""
+    """The last of several calls of a layer is the tap."""
     tapped = TappedEncoder(Twice(), 'dense')
     variables = tapped.init(jax.random.key(0), IMAGES)
     kernel = variables['params']['dense']['kernel']
@@ -394,7 +394,7 @@ def encoder_leaves(params, stats):
 
 
 def test_a_step_leaves_everything_behind_the_tap_alone(small_head):
-    """A training step moves every variable before the tap and, bit for bit, none behind it."""
+    """A training step changes every variable before the tap and, bit for bit, none behind it."""
     old, batch, step = small_head
     new, _ = step(old, batch)
     for before, after in (
@@ -403,13 +403,13 @@ def test_a_step_leaves_everything_behind_the_tap_alone(small_head):
     ):
         leaves, moved = encoder_leaves(*before), encoder_leaves(*after)
         assert set(leaves) > BEHIND
-        # A bias in front of a norm has no gradient but rounding.
+        # A bias before a norm has no gradient except rounding.
         for path in set(leaves) - {'params/conv/bias'}:
             assert np.array_equal(moved[path], leaves[path]) == (path in BEHIND), path
 
 
 def test_parameters_behind_the_tap_have_no_gradient(small_head):
-    """What reaches the momentum is exactly 0 for every parameter behind the tap, and only there."""
+    """The momentum is exactly 0 for every parameter behind the tap, and only there."""
     state, batch, step = small_head
     new, _ = step(state, batch)
     leaves = encoder_leaves(optax.tree.get(new.optimizer, 'trace'), {'encoder': {}})
@@ -418,7 +418,7 @@ def test_parameters_behind_the_tap_have_no_gradient(small_head):
 
 
 def test_a_head_behind_the_tap_is_not_computed(small_head):
-    """Classes behind the tap add the optimizer's few operations a parameter, and no pass."""
+    """Classes behind the tap add a few optimizer operations for each parameter, and no pass."""
     flops = [
         step.cost_analysis()['flops'] for _, _, step in (small_head, compiled_step(classes=10_000))
     ]

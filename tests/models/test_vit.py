@@ -1,4 +1,4 @@
-"""ViT: published sizes, arithmetic against float64 NumPy and PyTorch, positions, first values."""
+"""ViT: published sizes, arithmetic against NumPy and PyTorch, positions, initial values."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def test_parameter_count(name):
 
 
 def test_fixed_positions_are_no_parameters():
-    """Without learned positions a ViT has 197 times its width fewer parameters at 224 pixels."""
+    """Without learned positions, a ViT has 197 x width fewer parameters at 224 pixels."""
     fixed = shapes(ViT(depth=0), 224, 224)[1]
     learned = shapes(ViT(depth=0, learned_position=True), 224, 224)[1]
     assert 'pos_embed' not in fixed['params']
@@ -57,7 +57,7 @@ def test_fixed_positions_are_no_parameters():
 
 
 def test_layer_names():
-    """Every layer can be tapped by a name of its own, all tokens at `norm`."""
+    """Every layer has its own name to tap; `norm` has all tokens."""
     module = ViT(**TINY, num_classes=5)
     output, found = run(module, as_type(random_variables(module, 8, 12), 'float32'), images(2))
     assert {path: value.shape for path, value in found.items() if '/' not in path} == {
@@ -78,7 +78,7 @@ def images(batch, height=8, width=12):
 
 
 def reference_attention(params, x, heads):
-    """Weighted means of values, head by head and example by example."""
+    """Weighted means of the values, for each head and example."""
     query, key, value = (dense(params[name], x) for name in ('query', 'key', 'value'))
     mixed = np.zeros_like(x)
     for example, part in itertools.product(range(len(x)), np.split(np.arange(x.shape[-1]), heads)):
@@ -95,7 +95,7 @@ def reference_block(params, x, heads):
 
 
 def reference_position(rows, columns, width):
-    """Row and column as angles of unit complex numbers: imaginary parts first, then real ones."""
+    """Row and column as angles of unit complex numbers: first imaginary parts, then real ones."""
     table = np.zeros((rows, columns, 2, 2, width // 4))
     for row, column, k in itertools.product(range(rows), range(columns), range(width // 4)):
         for axis, place in enumerate((row, column)):
@@ -123,7 +123,7 @@ def reference_vit(module, variables, x):
 @pytest.mark.parametrize('learned_position', [False, True])
 @pytest.mark.parametrize('class_token', [True, False])
 def test_forward_matches_numpy(class_token, learned_position):
-    """A ViT computes what the formulae say, on a picture that is no square."""
+    """A ViT computes its formulae, on a picture that is not square."""
     module = ViT(**TINY, class_token=class_token, learned_position=learned_position, num_classes=3)
     variables = random_variables(module, 8, 12)
     x = np.random.default_rng(1).normal(size=(2, 8, 12, 3))
@@ -134,7 +134,7 @@ def test_forward_matches_numpy(class_token, learned_position):
 
 
 def test_block_matches_pytorch():
-    """A block is PyTorch's encoder layer with norm_first and GELU, given the same weights."""
+    """With the same weights, a block equals PyTorch's encoder layer with norm_first and GELU."""
     torch = pytest.importorskip('torch')
     module = TransformerBlock(heads=2, hidden_size=24)
     x = np.random.default_rng(1).normal(size=(3, 5, 8)).astype(np.float32)
@@ -174,7 +174,7 @@ def test_positions_match_the_formula():
 
 
 def test_positions_see_only_the_way_between_two_patches():
-    """The product of two positions depends on their distance in rows and columns alone."""
+    """The product of two positions depends only on their distance in rows and columns."""
     table = sincos_position(6, 7, 32).reshape(6, 7, 32)
     products = np.einsum('abd,ijd->abij', table, table)
     np.testing.assert_allclose(products[1:, 2:, 1:, 2:], products[:-1, :-2, :-1, :-2], atol=1e-12)
@@ -184,7 +184,7 @@ def test_positions_see_only_the_way_between_two_patches():
 
 @pytest.mark.parametrize(('height', 'width'), [(4, 4), (16, 8), (20, 28)])
 def test_any_image_size(height, width):
-    """With fixed positions the same weights take any image that whole patches cover."""
+    """With fixed positions, the same weights take any image that whole patches cover."""
     module = ViT(**TINY)
     variables = as_type(random_variables(module, 8, 12), 'float32')
     output, found = run(module, variables, images(2, height, width))
@@ -210,7 +210,7 @@ def test_mean_of_tokens():
     ],
 )
 def test_errors(kwargs, size, says):
-    """Sizes that do not fit are refused with both numbers, and users get to read that."""
+    """Sizes that do not fit are refused with both numbers, in a message for users."""
     module = ViT(**TINY | kwargs)
     with pytest.raises(ValueError, match=says):
         shapes(module, *size)
@@ -227,7 +227,7 @@ def test_learned_positions_have_one_size():
 
 
 def test_initial_values():
-    """Linear layers start Xavier-uniform, each by itself; biases 0, norms 1, tokens small."""
+    """Each linear layer starts Xavier-uniform; biases 0, norms 1, tokens small."""
     module = ViT(width=64, depth=1, heads=4, patch_size=8, num_classes=100, learned_position=True)
     variables = jax.jit(module.init)(jax.random.key(0), jnp.zeros((1, 64, 64, 3)))
     leaves = flax.traverse_util.flatten_dict(jax.tree.map(np.asarray, variables['params']))
@@ -248,7 +248,7 @@ def test_initial_values():
 
 
 def test_config():
-    """The config holds the numbers of MoCo v3's README.md and main_moco.py, for three sizes."""
+    """The config has the numbers of MoCo v3's README.md and main_moco.py, for three sizes."""
     assert imagenet_vit.get_config().encoder.name == 'vit_s'
     assert imagenet_vit.ARGUMENTS == ('ti', 's', 'b')
     for size in imagenet_vit.ARGUMENTS:
@@ -257,7 +257,7 @@ def test_config():
         assert (config.data.source, config.data.name) == ('tfds', 'imagenet2012')
         assert (config.total_epochs, config.warmup_epochs, config.batch_size) == (300, 40, 4096)
         optimizer = config.optimizer
-        # Betas and epsilon are PyTorch's, which are optax's defaults too.
+        # Betas and epsilon are PyTorch's, which are also optax's defaults.
         assert (optimizer.name, dict(optimizer.kwargs)) == ('adamw', {})
         defaults = {n: p.default for n, p in inspect.signature(optax.adamw).parameters.items()}
         assert (defaults['b1'], defaults['b2'], defaults['eps']) == (0.9, 0.999, 1e-8)
