@@ -110,16 +110,18 @@ def finetune(
     def predict(params: Any, state: Any, images: Any) -> Any:
         return classify(params, state, images, train=False, rng=None)[0]
 
-    size, key = encoder.description['image_size'], jax.random.key(seed)
+    # Resized as in pretraining; older exports do not say how.
+    about, key = encoder.description, jax.random.key(seed)
+    size, antialias = about['image_size'], about.get('antialias', True)
 
     def report(when: str) -> None:
-        share = accuracy(functools.partial(predict, params, state), test, size, batch)
+        share = accuracy(functools.partial(predict, params, state), test, size, antialias, batch)
         print(f'{when}  test accuracy {100 * share:.1f} %', flush=True)
 
     report('before')
     for epoch in range(epochs):
         losses = []
-        for images, labels in training_batches(train, size, batch, seed, epoch):
+        for images, labels in training_batches(train, size, antialias, batch, seed, epoch):
             key, rng = jax.random.split(key)
             params, state, moments, loss = train_step(params, state, moments, images, labels, rng)
             # Keep the array: converting it to a number would wait for the step.
@@ -129,14 +131,14 @@ def finetune(
 
 
 def training_batches(
-    source: Source, size: int, batch: int, seed: int, epoch: int
+    source: Source, size: int, antialias: bool, batch: int, seed: int, epoch: int
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Yields one epoch in random order: uint8 [B, size, size, 3] and int [B]; drops a remainder.
 
     Every random choice is a function of (seed, epoch, example), whichever thread makes it.
     """
 
-    view = View([Crop(size, CROP_AREA, CROP_RATIO), Flip()])
+    view = View([Crop(size, CROP_AREA, CROP_RATIO, antialias), Flip()])
 
     def cropped(index: int) -> np.ndarray:
         drawn = view.draw(seed, 1, np.array([epoch]), np.array([index]))
@@ -150,7 +152,7 @@ def training_batches(
             yield np.stack(list(pool.map(cropped, chosen))), source.labels[chosen]
 
 
-def accuracy(predict: Any, source: Source, size: int, batch: int) -> float:
+def accuracy(predict: Any, source: Source, size: int, antialias: bool, batch: int) -> float:
     """The share of a source's pictures, in [0, 1], whose largest logit is that of the label."""
     encoded = encode_source(
         predict,
@@ -158,6 +160,7 @@ def accuracy(predict: Any, source: Source, size: int, batch: int) -> float:
         'image',
         image_size=size,
         crop_fraction=CROP_FRACTION,
+        antialias=antialias,
         batch_size=batch,
     )
     if encoded.bad:

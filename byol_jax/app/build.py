@@ -249,6 +249,7 @@ def online_encoder(config: Settings, method: Method, state: TrainState) -> Encod
         pool=config.encoder.pool,
         variables={'params': state.online_params['encoder'], **state.online_stats['encoder']},
         image_size=config.views.image_size,
+        antialias=config_views(config.views, config.data.pair_keys)['view1'].antialias,
         mean=config.views.mean,
         std=config.views.std,
         step=int(state.step),

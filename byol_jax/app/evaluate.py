@@ -61,8 +61,7 @@ def evaluate_encoder(
     encoder = load_encoder(folder)
     if output is None and encoder_folder is not None:
         _check_not_of_another(path, encoder, str(folder))
-    views = dataclasses.replace(config.views, image_size=encoder.description['image_size'])
-    config = dataclasses.replace(config, views=views)
+    config = as_trained(config, encoder)
     data = build_data(config)
     for line in data.left_out():
         say(line)
@@ -117,6 +116,18 @@ def evaluate_encoder(
     if measured.bad:
         say(f'{len(measured.bad):,} bad file(s) left out: {name_some(measured.bad)}')
     say(f'\nevaluation: {path}')
+
+
+def as_trained(config: Settings, encoder: Encoder) -> Settings:
+    """A config whose views have the size and the resizing that an encoder was trained with."""
+    about = encoder.description
+    views = dataclasses.replace(
+        config.views,
+        image_size=about['image_size'],
+        # Older exports do not say it.
+        antialias=about.get('antialias', config.views.antialias),
+    )
+    return dataclasses.replace(config, views=views)
 
 
 def _place(workdir: Path, encoder: Path | None, output: Path | None) -> Path:

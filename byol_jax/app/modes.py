@@ -9,7 +9,7 @@ from pathlib import Path
 from byol_jax.app.build import build_run, encoder_of_run, method_of
 from byol_jax.app.data import build_data
 from byol_jax.app.embeddings import Embeddings, check_embeddings_path, write_embeddings
-from byol_jax.app.evaluate import evaluate_encoder
+from byol_jax.app.evaluate import as_trained, evaluate_encoder
 from byol_jax.app.loop import train
 from byol_jax.app.memory import encoding_memory
 from byol_jax.app.progress_bars import progress_shown
@@ -22,6 +22,7 @@ from byol_jax.settings import Settings
 from byol_jax.sources.bad_files import name_some
 from byol_jax.sources.base import Subset
 from byol_jax.sources.data import Data
+from byol_jax.views.recipes import config_views
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,7 +86,8 @@ def embed(request: Request) -> None:
     path = request.output or request.workdir / 'embeddings.npz'
     check_embeddings_path(path)
     encoder = load_encoder(request.encoder_folder)
-    config = request.config
+    config = as_trained(request.config, encoder)
+    first = config_views(config.views, config.data.pair_keys)['view1']
     everything = dataclasses.replace(config.data, held_out_fraction=0.0)
     data = build_data(dataclasses.replace(config, data=everything))
     _say_left_out(data)
@@ -96,7 +98,8 @@ def embed(request: Request) -> None:
             encoder,
             data.train,
             config.data.pair_keys[0],
-            image_size=encoder.description['image_size'],
+            image_size=config.views.image_size,
+            antialias=first.antialias,
             crop_fraction=config.evaluate.crop_fraction,
             batch_size=config.evaluate.batch_size,
             progress=progress,

@@ -147,6 +147,7 @@ def neighbours_of(encode: Encode, data: Data, config: Settings) -> Evaluation:
       data: data of the run.
       config: the run's settings.
     """
+    first = config_views(config.views, config.data.pair_keys)['view1']
     with progress_shown() as progress:
         return evaluate(
             encode,
@@ -154,6 +155,7 @@ def neighbours_of(encode: Encode, data: Data, config: Settings) -> Evaluation:
             config.evaluate,
             key=config.data.pair_keys[0],
             image_size=config.views.image_size,
+            antialias=first.antialias,
             progress=progress,
         )
 

@@ -52,6 +52,7 @@ def encode_source(
     *,
     image_size: int,
     crop_fraction: float = 0.875,
+    antialias: bool = True,
     batch_size: int = 64,
     progress: Progress = no_progress,
 ) -> Encoded:
@@ -63,6 +64,7 @@ def encode_source(
       key: key of the picture to take of each example.
       image_size: S, the side of the crop after resizing, in pixels.
       crop_fraction: the crop's share of the shorter side, in (0, 1]; see `crop.center_view`.
+      antialias: whether to smooth what is shrunk; as in training (`View.antialias`).
       batch_size: pictures per call; the last batch is padded with zeros.
       progress: called after each batch with ('features', pictures done, pictures in all).
 
@@ -76,7 +78,7 @@ def encode_source(
         except BadPicture as error:
             return bad_file(error)
         check_picture(source, index, picture)
-        return center_view(picture, image_size, crop_fraction)
+        return center_view(picture, image_size, crop_fraction, antialias)
 
     features, indices, bad = [], [], {}
     done = 0

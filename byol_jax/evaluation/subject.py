@@ -228,6 +228,7 @@ def subject_of(
         options,
         key=first.picture,
         image_size=image_size,
+        antialias=first.antialias,
         progress=progress,
     )
     for source, features in ((parts.gallery, parts.searched), (parts.queries, parts.asked)):
@@ -297,6 +298,7 @@ def encode_parts(
     *,
     key: str,
     image_size: int,
+    antialias: bool = True,
     progress: Progress = no_progress,
 ) -> Parts:
     """Encodes at most options.max_gallery and options.max_queries pictures, evenly spaced.
@@ -308,6 +310,7 @@ def encode_parts(
       options: the section `evaluate` of the settings.
       key: key of the picture to take of each example.
       image_size: S, pixels.
+      antialias: see `encode_source`.
       progress: see `Subject`.
 
     Raises:
@@ -325,6 +328,7 @@ def encode_parts(
             key,
             image_size=image_size,
             crop_fraction=options.crop_fraction,
+            antialias=antialias,
             batch_size=options.batch_size,
             progress=progress,
         )

@@ -55,6 +55,7 @@ def evaluate(
     *,
     key: str = 'image',
     image_size: int = 224,
+    antialias: bool = True,
     progress: Progress = no_progress,
 ) -> Evaluation:
     """Classifies the held-out pictures or the test set by a vote of their nearest neighbours.
@@ -68,6 +69,7 @@ def evaluate(
       options: the section `evaluate` of the settings.
       key: key of the picture to take of each example.
       image_size: S, pixels.
+      antialias: see `encode_source`.
       progress: called with (task, done, total) as pictures are encoded.
 
     Raises:
@@ -85,7 +87,14 @@ def evaluate(
         # Only a few neighbours are shown, which is not worth encoding all pictures.
         gallery = at_most(gallery, min(options.max_gallery, _SHOWN_GALLERY))
     parts = encode_parts(
-        encode, gallery, queries, options, key=key, image_size=image_size, progress=progress
+        encode,
+        gallery,
+        queries,
+        options,
+        key=key,
+        image_size=image_size,
+        antialias=antialias,
+        progress=progress,
     )
     gallery, queries = parts.gallery, parts.queries
     neighbours = nearest(parts.searched, parts.asked, options.knn_k[0])

@@ -65,6 +65,8 @@ def load_deepmind(path: str | Path) -> Encoder:
         hidden_layer='avgpool',
         variables=variables,
         image_size=_IMAGE_SIZE,
+        # Their byol/utils/dataset.py resizes with TensorFlow's bicubic, without antialiasing.
+        antialias=False,
         mean=_MEAN,
         std=_STD,
         step=step,

@@ -171,6 +171,7 @@ def make_encoder(
     pool: str = 'mean',
     variables: Any,
     image_size: int,
+    antialias: bool = True,
     mean: tuple[float, ...],
     std: tuple[float, ...],
     step: int,
@@ -184,6 +185,7 @@ def make_encoder(
       pool: how a layer of tokens is pooled, as in encoder.pool.
       variables: 'params' and the other collections; copied to the host.
       image_size: side of the views that it was trained on, pixels.
+      antialias: whether the views were smoothed as they were shrunk; see `views.crop.crop_resize`.
       mean: mean of the RGB channels, in [0, 1], that images are normalised with.
       std: standard deviation of the RGB channels, likewise.
       step: number of optimizer steps that it was trained for.
@@ -201,6 +203,7 @@ def make_encoder(
         'hidden_layer': hidden_layer,
         'pool': pool,
         'image_size': image_size,
+        'antialias': antialias,
         'mean': list(mean),
         'std': list(std),
         'feature_size': features.shape[-1],
@@ -221,7 +224,8 @@ def check_description(description: Mapping[str, Any], where: str) -> None:
     Raises:
       UserError: one is of another type, not finite or out of range.
     """
-    for name in ('mean', 'std', 'image_size'):
+    # Older files have no 'antialias'.
+    for name in {'mean', 'std', 'image_size', 'antialias'} & description.keys():
         checked_value(Views, name, description[name], f'{where}.{name}')
     plain_value(description['kwargs'], f'{where}.kwargs')
 

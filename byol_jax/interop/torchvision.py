@@ -27,6 +27,7 @@ from byol_jax.interop.which_resnet import find_architecture, get_weight, plain_n
 from byol_jax.models.network import path_name
 from byol_jax.models.registry import build_encoder
 from byol_jax.models.resnet import ResNet
+from byol_jax.settings import Views, checked_value
 
 # torchvision/transforms/_presets.py, ImageClassification.
 _MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -34,6 +35,8 @@ _MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 _IMAGE_SIZE, _SMALL_IMAGE_SIZE = 224, 32
 # Key of the file's metadata under which `save_torchvision` keeps what does not fit a state dict.
 _METADATA = 'byol_jax'
+# What is kept there of the views it was trained on.
+_OF_VIEWS = ('image_size', 'antialias', 'mean', 'std')
 
 _LEAVES = {
     'kernel': 'weight',
@@ -136,7 +139,8 @@ def save_torchvision(encoder: Encoder, path: str | Path) -> None:
         if name.endswith('.running_var'):
             counter = name.removesuffix('running_var') + 'num_batches_tracked'
             tensors[counter] = np.array(step, np.int64)
-    kept = {key: encoder.description[key] for key in ('image_size', 'mean', 'std', 'step')}
+    about = encoder.description
+    kept = {key: about[key] for key in ('step', *_OF_VIEWS) if key in about}
     # PyTorch's loaders expect 'format'.
     data = safetensors.numpy.save(tensors, {'format': 'pt', _METADATA: json.dumps(kept)})
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -211,11 +215,9 @@ def _description(metadata: Mapping[str, str], path: Path) -> dict[str, Any]:
     if _METADATA not in metadata:
         return {}
     try:
-        kept = json.loads(metadata[_METADATA])
-        size, step = int(kept['image_size']), int(kept['step'])
-        mean, std = (tuple(map(float, kept[key])) for key in ('mean', 'std'))
-        if size < 1 or len(mean) != 3 or len(std) != 3 or not min(std) > 0:
-            raise ValueError(f'image_size={size}, mean={mean}, std={std}')
-    except (ValueError, KeyError, TypeError) as error:
+        # Older files have no 'antialias'.
+        kept = {'antialias': True, **json.loads(metadata[_METADATA])}
+        found = {key: checked_value(Views, key, kept[key], key) for key in _OF_VIEWS}
+        return {'step': int(kept['step']), **found}
+    except (ValueError, KeyError, TypeError, UserError) as error:
         raise UserError(f"{path}: its metadata '{_METADATA}' is damaged: {error}") from error
-    return {'image_size': size, 'mean': mean, 'std': std, 'step': step}

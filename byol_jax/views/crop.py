@@ -127,21 +127,25 @@ def crop_resize(
     return cv2.resize(window, (size, size), interpolation=cv2.INTER_CUBIC)
 
 
-def center_view(image: np.ndarray, size: int, crop_fraction: float) -> np.ndarray:
-    """The view used for evaluation: the picture's centre square, resized with antialiasing.
+def center_view(
+    image: np.ndarray, size: int, crop_fraction: float, antialias: bool = True
+) -> np.ndarray:
+    """The view used for evaluation: the picture's centre square, resized.
 
     Args:
       image: uint8 [H, W, 3].
       size: side of the result, pixels.
       crop_fraction: side of the square as a fraction of the picture's shorter side, in (0, 1];
         224 / 256 in DeepMind byol/utils/dataset.py, _decode_and_center_crop.
+      antialias: as in training; see `crop_resize`.
 
     Returns:
       uint8 [size, size, 3].
     """
     height, width = image.shape[:2]
     side = max(1, int(min(height, width) * crop_fraction))
-    return crop_resize(image, ((height - side) // 2, (width - side) // 2, side, side), size)
+    box = ((height - side) // 2, (width - side) // 2, side, side)
+    return crop_resize(image, box, size, antialias)
 
 
 class ResizeTables(NamedTuple):

@@ -108,6 +108,11 @@ class View:
         """Side of the view, pixels."""
         return self.resizing.size
 
+    @property
+    def antialias(self) -> bool:
+        """Whether what is shrunk is smoothed; an own `Resizing` that does not say is taken to."""
+        return bool(getattr(self.resizing, 'antialias', True))
+
     @functools.cached_property
     def has_box(self) -> bool:
         """Whether a box says what the view shows: no operation moves pixels in other ways."""
