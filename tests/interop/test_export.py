@@ -144,6 +144,7 @@ def test_the_folder_holds_json_and_safetensors_only(folder, exported):
         'hidden_layer': 'avgpool',
         'pool': 'mean',
         'image_size': SIZE,
+        'antialias': True,
         'mean': list(MEAN),
         'std': list(STD),
         'feature_size': 6,
