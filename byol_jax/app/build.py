@@ -116,16 +116,16 @@ def build_run(config: Any, source: Source | None = None) -> Run:
 
 
 def check_rate(config: Settings, plan: Plan, params: Tree, mask: Tree) -> None:
-    """Checks that an optimizer like Adam is not given a learning rate like that of LARS.
+    """Checks that an optimizer like Adam does not get a learning rate that is meant for LARS.
 
     Args:
-      config: of the run.
-      plan: of the run.
-      params: of the online network.
-      mask: of the parameters that decay.
+      config: the run's settings.
+      plan: the run's plan.
+      params: parameters of the online network.
+      mask: bools like the parameters, True for those that decay (`decay_mask`).
 
     Raises:
-      UserError: it is; says what to give.
+      UserError: it does; the message says which values to give.
     """
     options, rate = config.optimizer, plan.learning_rate
     if rate <= MOST_OF_ADAM or options.name == 'lars':

@@ -105,7 +105,7 @@ def load_config(holder: Any) -> Settings:
 
 
 def _with_flag_files(argv: Sequence[str]) -> list[str]:
-    """The arguments with those of each --flagfile=FILE in its place."""
+    """Replaces each --flagfile=FILE by the arguments in that file."""
     try:
         return [*argv[:1], *flags.FLAGS.read_flags_from_files(list(argv[1:]), force_gnu=False)]
     except flags.Error as error:

@@ -18,7 +18,7 @@ from byol_jax.errors import UserError
 # Launchers from which jax.distributed gets address, count and index by itself, each with the
 # environment variable that holds the number of processes.
 _LAUNCHERS = {'SLURM': 'SLURM_STEP_NUM_TASKS', 'Open MPI': 'OMPI_COMM_WORLD_SIZE'}
-# How long process 0 waits for the others to end with an error that all share.
+# How long process 0 waits for the others to end after an error that all share.
 _LEAVING_SECONDS = 10
 
 
@@ -172,9 +172,10 @@ def leave(status: Any) -> None:
 
 
 def _let_others_leave() -> None:
-    """Says that this process leaves; process 0 waits for the others to say so.
+    """Reports that this process leaves; process 0 waits until all others have reported it.
 
-    They talk through a service in process 0, and JAX aborts those that it leaves behind.
+    The processes communicate through a service in process 0, and JAX aborts processes that are
+    still running when the service ends.
     """
     client = distributed.global_state.client
     if client is None:
@@ -188,5 +189,5 @@ def _let_others_leave() -> None:
             left_ms = max(1, int(1000 * (end - time.monotonic())))
             client.blocking_key_value_get(f'byol_jax/left/{index}', left_ms)
     except jax.errors.JaxRuntimeError:
-        # One of them is gone already, or does not come.
+        # One of them is gone already, or did not report in time.
         return

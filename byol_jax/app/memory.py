@@ -1,4 +1,4 @@
-"""Memory: batches that no host can hold, and a device that runs out of it."""
+"""Checks that batches fit into the host's memory, and explains out-of-memory errors of devices."""
 
 from __future__ import annotations
 
@@ -12,18 +12,19 @@ import jax
 from byol_jax.errors import UserError
 from byol_jax.settings import Settings
 
-# Limits of a container, cgroup version 2 and 1. A very large number stands for none.
+# Files with the memory limit of a container, for cgroup versions 2 and 1. A very large number means
+# no limit.
 _LIMITS = ('/sys/fs/cgroup/memory.max', '/sys/fs/cgroup/memory/memory.limit_in_bytes')
 
 
 def host_memory() -> int:
-    """Bytes of memory that this process can have at most: this host's, or its container's."""
+    """Bytes of memory that this process can use: those of the host, or the container's limit."""
     found = [os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES')]
     for path in map(Path, _LIMITS):
         try:
             found.append(int(path.read_text()))
         except (OSError, ValueError):
-            # Another version of cgroups, or 'max'.
+            # The file belongs to the other version of cgroups, or says 'max'.
             continue
     return min(found)
 
@@ -31,16 +32,16 @@ def host_memory() -> int:
 def check_batches(
     config: Settings, processes: int = 1, *, held: int = 1, memory: int | None = None
 ) -> None:
-    """Checks, before anything is built, that batches of pictures fit into this host's memory.
+    """Checks that batches of pictures fit into this host's memory, before anything is built.
 
     Args:
-      config: of the run.
-      processes: that share a batch of training.
-      held: batches of training that are in memory together.
-      memory: of this host, bytes; None: `host_memory`.
+      config: the run's settings.
+      processes: number of processes that share a training batch.
+      held: number of training batches in memory at the same time.
+      memory: memory of this host, bytes; None for `host_memory()`.
 
     Raises:
-      UserError: they do not; names the key.
+      UserError: they do not fit; the message names the key.
     """
     memory = host_memory() if memory is None else memory
     pixels = 3 * config.views.image_size**2
@@ -71,7 +72,7 @@ def training_memory(config: Settings) -> Iterator[None]:
 
 @contextmanager
 def encoding_memory(config: Settings) -> Iterator[None]:
-    """The same where pictures are encoded."""
+    """Like `training_memory`, for encoding pictures."""
     with _named(
         f'evaluate.batch_size={config.evaluate.batch_size} pictures at a time',
         'Halve evaluate.batch_size until it fits: the features stay as they are.',

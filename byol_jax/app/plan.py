@@ -143,7 +143,7 @@ def make_plan(config: Settings, examples: int, device_count: int, process_count:
         total_steps=total,
         warmup_steps=warmup,
         learning_rate=config.optimizer.base_learning_rate * batch / REFERENCE_BATCH,
-        # Less than a step is every step; 0 is never, as elsewhere.
+        # Less than one step means every step; 0 means never, as elsewhere.
         checkpoint_steps=max(1, save_every) if saved.every_epochs or saved.every_steps else 0,
         log_steps=config.log.every_steps,
         evaluate_steps=max(1, int(evaluate_every)) if evaluate_every else 0,

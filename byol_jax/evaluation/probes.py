@@ -19,15 +19,15 @@ from byol_jax.evaluation.neighbours import top_k
 
 # One per decade of the range of Appendix D.2, which has 45: np.logspace(-6, 5, 45).
 PENALTIES = tuple(np.logspace(-6, 5, 12).tolist())
-# L-BFGS stops when no component of the gradient of the mean loss exceeds _GRADIENT, or after
-# _ITERATIONS. With scikit-learn's default of 1e-4, accuracies are off by a point
+# L-BFGS stops when no component of the gradient of the mean loss exceeds _TOLERANCE, or after
+# _MAX_ITERATIONS. With scikit-learn's default of 1e-4, accuracies are off by a point
 # (benchmarks/RESULTS.md).
-_GRADIENT, _ITERATIONS = 1e-6, 1000
+_TOLERANCE, _MAX_ITERATIONS = 1e-6, 1000
 # Products of features and weights with fewer multiplications use one thread, which takes 50 ms.
-_SMALL = 1e9
+_ONE_THREAD_PRODUCTS = 1e9
 # The score of a class without examples: lower than any other, but finite, because -inf would make
 # the row count as diverged.
-_NEVER = -1e30
+_LOWEST_SCORE = -1e30
 
 
 class LinearModel(NamedTuple):
@@ -145,9 +145,9 @@ def _logistic(
     from sklearn.exceptions import ConvergenceWarning
     from sklearn.linear_model import LogisticRegression
 
-    model = LogisticRegression(tol=_GRADIENT, max_iter=_ITERATIONS, warm_start=True)
+    model = LogisticRegression(tol=_TOLERANCE, max_iter=_MAX_ITERATIONS, warm_start=True)
     # On busy cores the threads of a small product wait for each other: that took 10 times as long.
-    threads = 1 if x.size * (y.max() + 1) < _SMALL else None
+    threads = 1 if x.size * (y.max() + 1) < _ONE_THREAD_PRODUCTS else None
     for penalty in penalties:
         with warnings.catch_warnings(), threadpool_limits(threads, 'blas'):
             # The weakest penalties may not converge; their held-out accuracy decides about them.
@@ -216,7 +216,7 @@ def _models(
     scaler = StandardScaler()
     x = scaler.fit_transform(train.features[rows].astype(np.float64))
     for fitted, fitted_bias, labels in fit(x, train.labels[rows], penalties):
-        weights, bias = np.zeros((x.shape[1], classes)), np.full(classes, _NEVER)
+        weights, bias = np.zeros((x.shape[1], classes)), np.full(classes, _LOWEST_SCORE)
         weights[:, labels] = fitted.T / scaler.scale_[:, None]
         bias[labels] = fitted_bias - scaler.mean_ @ weights[:, labels]
         yield LinearModel(weights, bias)

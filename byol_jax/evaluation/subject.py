@@ -231,7 +231,10 @@ def subject_of(
         antialias=first.antialias,
         progress=progress,
     )
-    for source, features in ((parts.gallery, parts.searched), (parts.queries, parts.asked)):
+    for source, features in (
+        (parts.gallery, parts.gallery_features),
+        (parts.queries, parts.query_features),
+    ):
         _check_finite(source, features)
     # All pictures, not only the encoded ones, because retrieval may choose another frame of a clip.
     gallery, queries = compared(data)
@@ -251,8 +254,8 @@ def subject_of(
         )
 
     return Subject(
-        _features_of(parts.gallery, parts.searched),
-        _features_of(parts.queries, parts.asked) if len(parts.queries) else None,
+        _features_of(parts.gallery, parts.gallery_features),
+        _features_of(parts.queries, parts.query_features) if len(parts.queries) else None,
         queries_are(data),
         seed,
         say,
@@ -278,15 +281,15 @@ class Parts(NamedTuple):
     Attributes:
       gallery: the pictures that are searched.
       queries: the test pictures; may be empty.
-      searched: float32 [len(gallery), D], features of the gallery.
-      asked: float32 [len(queries), D], features of the queries.
+      gallery_features: float32 [len(gallery), D], features of the gallery.
+      query_features: float32 [len(queries), D], features of the queries.
       bad: files that could not be read; their examples are in neither set.
     """
 
     gallery: Source
     queries: Source
-    searched: np.ndarray
-    asked: np.ndarray
+    gallery_features: np.ndarray
+    query_features: np.ndarray
     bad: list[BadFile]
 
 

@@ -97,7 +97,7 @@ def evaluate(
         progress=progress,
     )
     gallery, queries = parts.gallery, parts.queries
-    neighbours = nearest(parts.searched, parts.asked, options.knn_k[0])
+    neighbours = nearest(parts.gallery_features, parts.query_features, options.knn_k[0])
     accuracy = None
     if measured and gallery.labels is not None and queries.labels is not None:
         accuracy = vote_accuracy(
@@ -105,12 +105,12 @@ def evaluate(
         )
     return Evaluation(
         accuracy,
-        unit_std(parts.searched),
+        unit_std(parts.gallery_features),
         neighbours,
         gallery,
         queries,
         queries_are(data),
-        parts.searched[sampled(len(gallery))],
+        parts.gallery_features[sampled(len(gallery))],
         tuple(parts.bad),
     )
 

@@ -23,8 +23,8 @@ OPTIMIZERS = Registry(
     kwargs_key='optimizer.kwargs',
 )
 
-# The largest learning rate of an optimizer like Adam: sound ones are up to some 5e-3, and at 0.5
-# the sample run collapses. LARS has rates of 0.5 to 5.
+# The largest learning rate that is accepted for an optimizer like Adam. Good rates are at most
+# about 5e-3, and at 0.5 the sample run collapses. LARS has rates of 0.5 to 5.
 MOST_OF_ADAM = 0.02
 
 # Names that optimizers have for the mask of decayed parameters. optax.lars has a second mask, for
@@ -105,14 +105,14 @@ def build_optimizer(
 
 
 def steps_by_rate(optimizer: optax.GradientTransformation, params: Tree) -> bool:
-    """Whether an optimizer moves each weight by about its learning rate, whatever the gradient.
+    """Whether an optimizer moves each weight by about its learning rate, whatever the gradient is.
 
-    Adam and its relatives do, by their design. A step of SGD is as long as the gradient, one of
-    LARS or LAMB a share of the weights. Told by a step with gradients of 0.0001.
+    Adam and its relatives do. A step of SGD is proportional to the gradient, a step of LARS or LAMB
+    to the weights. It is found out by one step with gradients of 0.0001.
 
     Args:
-      optimizer: made with a learning rate of 1.
-      params: of the network.
+      optimizer: the optimizer, made with a learning rate of 1.
+      params: parameters of the network.
     """
 
     @jax.jit

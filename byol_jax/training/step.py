@@ -69,31 +69,31 @@ def make_train_step(
       step, and 'stats_spread', how far its batch statistics differ between devices (root mean
       square, relative to their size).
     """
-    everything = jax.value_and_grad(method.loss, has_aux=True)
+    whole_gradient = jax.value_and_grad(method.loss, has_aux=True)
 
-    def heads_alone(params: Tree, *rest: Any) -> Any:
-        held = jax.lax.stop_gradient(params['encoder'])
-        return method.loss({**params, 'encoder': held}, *rest)
+    def loss_with_fixed_encoder(params: Tree, *arguments: Any) -> Any:
+        encoder = jax.lax.stop_gradient(params['encoder'])
+        return method.loss({**params, 'encoder': encoder}, *arguments)
 
     def value_and_grad(step: jax.Array, *arguments: Any) -> Any:
         if not freeze_steps:
-            return everything(*arguments)
-        heads = jax.value_and_grad(heads_alone, has_aux=True)
-        return jax.lax.cond(step < freeze_steps, heads, everything, *arguments)
+            return whole_gradient(*arguments)
+        heads_gradient = jax.value_and_grad(loss_with_fixed_encoder, has_aux=True)
+        return jax.lax.cond(step < freeze_steps, heads_gradient, whole_gradient, *arguments)
 
-    def passes(state: TrainState, batch: Batch) -> Any:
+    def all_microbatches(state: TrainState, batch: Batch) -> Any:
         """Passes this device's whole batch through the method, in microbatches.
 
-        Returns the loss, the method's metrics, gradients, online and target statistics,
-        projections, the probe's input, and features for the monitors.
+        Returns loss, extra (the method's metrics), gradients, online and target statistics,
+        projections, probe_x (the probe's input) and samples (features for the monitors).
         """
         rng = jax.random.fold_in(jax.random.key(seed), state.step)
         rng = jax.random.fold_in(rng, _device())
 
-        def one(carry: Any, inputs: tuple[Batch, jax.Array]) -> Any:
+        def one_microbatch(carry: Any, inputs: tuple[Batch, jax.Array]) -> Any:
             grads, online_stats, target_stats = carry
             microbatch, number = inputs
-            (loss, outputs), new = value_and_grad(
+            (loss, outputs), new_grads = value_and_grad(
                 state.step,
                 state.online_params,
                 state.target_params,
@@ -102,36 +102,40 @@ def make_train_step(
                 microbatch,
                 jax.random.fold_in(rng, number),
             )
-            grads = new if grads is None else jax.tree.map(jnp.add, grads, new)
+            grads = new_grads if grads is None else jax.tree.map(jnp.add, grads, new_grads)
             features = dict(outputs.features)
             watched = 'projection' if 'projection' in features else 'representation'
             projections = jnp.concatenate(list(features[watched]))
-            shown = {name: x[:, :monitored] for name, x in features.items()}
-            seen = None if state.online_probe is None else features['representation'][0]
+            samples = {name: x[:, :monitored] for name, x in features.items()}
+            probe_x = None if state.online_probe is None else features['representation'][0]
             carry = (grads, outputs.stats, outputs.target_stats)
-            return carry, (loss, dict(outputs.metrics), projections, seen, shown)
+            return carry, (loss, dict(outputs.metrics), projections, probe_x, samples)
 
         n = accumulate_steps
         if n == 1:
             start = (None, state.online_stats, state.target_stats)
-            carry, (loss, own, *made) = one(start, (batch, jnp.zeros((), jnp.int32)))
-            return loss, own, *carry, *made
+            carry, (loss, extra, *rest) = one_microbatch(start, (batch, jnp.zeros((), jnp.int32)))
+            return loss, extra, *carry, *rest
         zeros = jax.tree.map(jnp.zeros_like, state.online_params)
         split = {key: x.reshape(n, -1, *x.shape[1:]) for key, x in batch.items()}
-        (grads, *stats), (losses, own, projections, seen, shown) = jax.lax.scan(
-            one, (zeros, state.online_stats, state.target_stats), (split, jnp.arange(n))
+        (grads, *stats), (losses, extra, projections, probe_x, samples) = jax.lax.scan(
+            one_microbatch, (zeros, state.online_stats, state.target_stats), (split, jnp.arange(n))
         )
         grads = jax.tree.map(lambda g: g / n, grads)
-        projections, seen = jax.tree.map(lambda x: x.reshape(-1, x.shape[-1]), (projections, seen))
-        # [microbatches, V, M, size] -> [V, microbatches * M, size]
-        shown = jax.tree.map(
-            lambda x: jnp.moveaxis(x, 0, 1).reshape(x.shape[1], -1, x.shape[-1]), shown
+        projections, probe_x = jax.tree.map(
+            lambda x: x.reshape(-1, x.shape[-1]), (projections, probe_x)
         )
-        own = jax.tree.map(lambda x: x.mean(axis=0), own)
-        return losses.mean(), own, grads, *stats, projections, seen, shown
+        # [microbatches, V, M, size] -> [V, microbatches * M, size]
+        samples = jax.tree.map(
+            lambda x: jnp.moveaxis(x, 0, 1).reshape(x.shape[1], -1, x.shape[-1]), samples
+        )
+        extra = jax.tree.map(lambda x: x.mean(axis=0), extra)
+        return losses.mean(), extra, grads, *stats, projections, probe_x, samples
 
     def train_step(state: TrainState, batch: Batch) -> Any:
-        loss, own, grads, own_stats, target_stats, projections, seen, shown = passes(state, batch)
+        loss, extra, grads, own_stats, target_stats, projections, probe_x, samples = (
+            all_microbatches(state, batch)
+        )
         loss, grads = jax.lax.pmean((loss, grads), AXIS)
         online_stats, target_stats = average_stats((own_stats, target_stats))
         updates, optimizer_state = optimizer.update(grads, state.optimizer, state.online_params)
@@ -151,15 +155,15 @@ def make_train_step(
             metrics['stats_spread'] = spread(own_stats, online_stats)
         probe = state.online_probe
         if probe is not None:
-            probe, probed = probe_step(probe, seen, batch['label'], AXIS)
-            metrics |= probed
-        taken = sorted(metrics.keys() & own.keys())
+            probe, probe_metrics = probe_step(probe, probe_x, batch['label'], AXIS)
+            metrics |= probe_metrics
+        taken = sorted(metrics.keys() & extra.keys())
         if taken:
             raise UserError(
                 f"The method's metric '{taken[0]}' has the name of one of the step's own metrics: "
                 'rename it.'
             )
-        metrics |= jax.lax.pmean(own, AXIS)
+        metrics |= jax.lax.pmean(extra, AXIS)
         state = TrainState(
             step=state.step + 1,
             online_params=online_params,
@@ -170,7 +174,7 @@ def make_train_step(
             online_probe=probe,
         )
         metrics = {key: jnp.asarray(value, jnp.float32) for key, value in metrics.items()}
-        return (state, metrics, shown) if monitored else (state, metrics)
+        return (state, metrics, samples) if monitored else (state, metrics)
 
     return train_step
 

@@ -333,7 +333,7 @@ def test_weights_that_are_not_there(linen, tmp_path):
         find_encoder(str(tmp_path / 'pretrainig'))
     with pytest.raises(UserError, match='neither an exported encoder'):
         find_encoder(str(tmp_path / 'other'))
-    with pytest.raises(UserError, match=r'is a file: give its kind too .*torchvision:'):
+    with pytest.raises(UserError, match=r'is a file: give its kind too, .*torchvision:'):
         find_encoder(str(linen / 'encoder' / 'encoder.safetensors'))
     with pytest.raises(UserError, match=r'missing\.safetensors'):
         find_encoder(f'torchvision:{tmp_path / "missing.safetensors"}')

@@ -32,11 +32,11 @@ from byol_jax.files import write_whole
 _SECONDS = 60.0
 _SHARE = 0.01
 
-# First letters of the metrics that are shares of pictures, shown in percent.
+# Prefixes of the names of metrics that are shares of pictures; these are shown in percent.
 _SHARES = ('knn_', 'linear', 'probe', 'ridge', 'recall_', 'online_probe_accuracy')
 
-# Tables of metrics that are measured during training: first letters of the metrics, and title. Each
-# table has its own last step.
+# Tables of metrics that are measured during training: prefixes of the names, and title. Each table
+# has its own last step.
 _DURING_TRAINING = (
     (('knn_', 'recall_'), 'During training'),
     (('online_probe_accuracy',), 'The online probe'),
