@@ -1,4 +1,4 @@
-"""Training by the library alone: a method's first state and what optimises it."""
+"""Training with the library alone: a method's first state and its optimizer."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from byol_jax.training.state import TrainState, init_state
 
 
 class Start(NamedTuple):
-    """What optimises a method, and its first state, on the host."""
+    """A method's optimizer and first state, on the host."""
 
     optimizer: object
     schedule: object
@@ -24,7 +24,7 @@ class Start(NamedTuple):
 
 
 def make_start(method, size, *, peak, total_steps, warmup_steps=0, weight_decay=0.0, **optimizer):
-    """Networks for pictures of a size, initialised from seed 0, under LARS or another optimizer."""
+    """Networks for pictures of one size, initialised from seed 0, with LARS or other optimizers."""
     params, stats = method.init(jax.random.key(0), size)
     schedule = learning_rate_schedule(peak, warmup_steps, total_steps)
     made = build_optimizer(

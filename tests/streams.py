@@ -1,4 +1,4 @@
-"""Views, stream and batches of a config, for tests that begin with one; made-up photographs."""
+"""Views, stream and batches of a config, and invented photographs, for tests."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def stream_of(source: Source, config: Any) -> Stream:
 
 
 def batches(source: Source, config: Any, **given: Any) -> Generator[dict[str, Any]]:
-    """`view_batches` as a run of this config has them; `given` goes before."""
+    """`view_batches` as in a run with this config; `given` overrides arguments."""
     bad_files = BadFiles(source, config.data.pair_keys[0], config.data.max_bad_fraction)
     own = {
         'batch_size': config.batch_size,
@@ -55,7 +55,7 @@ def views_at(stream: Stream, position: int) -> list[np.ndarray]:
 def view_of(
     view: View, picture: np.ndarray, *, seed: int, epoch: int, example: int, number: int
 ) -> np.ndarray:
-    """The view of a picture that is drawn for these integers: uint8 [S, S, 3]."""
+    """The view of a picture that these integers draw: uint8 [S, S, 3]."""
     (steps,) = view.steps(view.draw(seed, number, np.array([epoch]), np.array([example])))
     return view.make(picture, steps)
 
@@ -64,7 +64,7 @@ SIZE = 16
 
 
 class Photographs(Source):
-    """Noise of 20x24 pixels, another for each example and key; loading takes uneven time."""
+    """Noise of 20x24 pixels, different for each example and key; loading takes uneven time."""
 
     def __init__(self, count: int, keys: tuple[str, ...] = ('image',), delay: float = 0.0):
         self.count = count
@@ -84,7 +84,7 @@ class Photographs(Source):
 
 
 class Plain(Photographs):
-    """Example i is all of one colour: (i, 255 - i, 100 x the number of the key)."""
+    """Example i has one colour: (i, 255 - i, 100 x the number of the key)."""
 
     def load(self, index: int, key: str) -> np.ndarray:
         color = (index, 255 - index, 100 * self.keys.index(key))

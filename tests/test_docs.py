@@ -1,4 +1,4 @@
-"""What the pages tell people who bring their own network or take one away, to the letter."""
+"""The documentation's commands and code for own networks run as they are written."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ PAGES += sorted((ROOT / 'docs').rglob('*.md'))
 
 
 def section(page: str, heading: str) -> str:
-    """What stands below a heading of a page of docs/."""
+    """The text below a heading of a page in docs/."""
     return (ROOT / 'docs' / page).read_text().split(f'\n## {heading}\n')[1].split('\n## ')[0]
 
 
@@ -34,7 +34,7 @@ def blocks(page: str, heading: str, language: str) -> list[str]:
 
 @pytest.mark.parametrize('page', PAGES, ids=lambda path: str(path.relative_to(ROOT)))
 def test_links(page):
-    """Every link to a file of the repository leads somewhere."""
+    """Every link to a file of the repository is valid."""
     text = re.sub(r'```.*?```', '', page.read_text(), flags=re.DOTALL)
     for link in re.findall(r'\]\(([^)\s]+)\)', text):
         path = link.partition('#')[0]
@@ -47,7 +47,7 @@ def test_readme_is_short():
 
 @pytest.fixture
 def commands(tmp_path, monkeypatch):
-    """The arguments of the section's main.py commands, with its my_net.py where Python finds it."""
+    """The arguments of the section's main.py commands, with its my_net.py on Python's path."""
     (tmp_path / 'my_net.py').write_text(blocks('models.md', 'Use your own model', 'python')[0])
     found = []
     for line in blocks('models.md', 'Use your own model', 'bash'):
@@ -58,7 +58,7 @@ def commands(tmp_path, monkeypatch):
 
 
 def test_own_model_summary(commands, main_py, tmp_path):
-    """The table of layers is what the page shows, line by line."""
+    """The table of layers is that of the page, line by line."""
     done = main_py(*commands[0], PYTHONPATH=str(tmp_path))
     assert done.returncode == 0, done.stderr
     lines = section('models.md', 'Use your own model').split('\n')
@@ -70,7 +70,7 @@ def test_own_model_summary(commands, main_py, tmp_path):
 
 
 def test_own_model_config(tmp_path, main_py):
-    """The config file of three own lines loads and says the same as the flags."""
+    """The config file of three lines loads and gives the same as the flags."""
     (tmp_path / 'my_net.py').write_text(blocks('models.md', 'Use your own model', 'python')[0])
     (tmp_path / 'my_config.py').write_text(blocks('models.md', 'Use your own model', 'python')[1])
     done = main_py(
@@ -84,7 +84,7 @@ def test_own_model_config(tmp_path, main_py):
 
 
 def test_fine_tuning(tmp_path):
-    """The fine-tuning snippet runs as it stands and learns to tell two kinds of pictures apart."""
+    """The fine-tuning code runs as it is and learns to tell two kinds of pictures apart."""
     network = build_encoder('resnet', {'stage_sizes': (1,), 'width': 0.125})
     variables = TappedEncoder(network, 'avgpool').init(jax.random.key(0), jnp.zeros((1, 16, 16, 3)))
     encoder = make_encoder(
@@ -115,7 +115,7 @@ def test_fine_tuning(tmp_path):
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_own_model_trains(commands, main_py, tmp_path):
-    """The page's training command runs to its end, and its result loads and starts another."""
+    """The page's training command runs, and its result loads and starts another run."""
     own = [a for a in commands[1] if not a.startswith('--workdir')]
     short = ['--config.total_steps=8', '--config.warmup_steps=2', '--config.log.every_steps=4']
     done = main_py(*own, *short, f'--workdir={tmp_path / "a"}', PYTHONPATH=str(tmp_path))
@@ -128,7 +128,7 @@ def test_own_model_trains(commands, main_py, tmp_path):
 
 
 def test_docstrings_parse(caplog):
-    """Sections of docstrings are Google's, with one argument a line, each one a parameter."""
+    """Sections of docstrings parse as Google's, with one argument a line, each a parameter."""
     package = griffe.load('byol_jax', search_paths=[ROOT], docstring_parser='google')
     waiting = [package]
     while waiting:
@@ -141,14 +141,14 @@ def test_docstrings_parse(caplog):
 
 
 def test_drawing_is_true():
-    """docs/images/house.svg shows the imports there are."""
+    """docs/images/house.svg shows the actual imports."""
     house = runpy.run_path(str(ROOT / 'docs' / 'site' / 'house.py'))
     same = house['DRAWING'].read_text() == house['draw']()
     assert same, 'imports have changed: run python docs/site/house.py'
 
 
 def test_evaluation_from_python(capsys):
-    """The lines of the page run as they are; on such features the numbers are well above chance."""
+    """The page's code runs as it is; with such features the numbers are well above chance."""
     (block,) = blocks('evaluation.md', 'From Python', 'python')
     exec(compile(block, 'evaluation.md', 'exec'), {})
     knn, probe, rest = capsys.readouterr().out.splitlines()

@@ -1,4 +1,4 @@
-"""The house: what may import what."""
+"""The layers of the package: what may import what."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from conftest import ROOT
 
 PACKAGE = ROOT / 'byol_jax'
 
-# From the top down: a part imports only itself and what comes after it.
+# From the top down: a part imports only itself and those after it.
 ORDER = (
     '__main__',
     'app',
@@ -37,7 +37,7 @@ def part(path: Path) -> str:
 
 
 def imports(path: Path) -> list[str]:
-    """Dotted names of all modules that a file imports, anywhere in it."""
+    """The dotted names of all modules that a file imports anywhere."""
     names = []
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
@@ -50,7 +50,7 @@ def imports(path: Path) -> list[str]:
 
 @pytest.mark.parametrize('path', FILES, ids=lambda p: str(p.relative_to(PACKAGE)))
 def test_imports_point_down(path):
-    """A part of the package never imports one that stands above it."""
+    """A part of the package never imports one above it."""
     if path == PACKAGE / '__init__.py':
         return
     assert part(path) in ORDER, f'{path}: give its part a place in ORDER'
@@ -62,14 +62,14 @@ def test_imports_point_down(path):
 
 @pytest.mark.parametrize('path', FILES, ids=lambda p: str(p.relative_to(PACKAGE)))
 def test_tensorflow_stays_in_the_input(path):
-    """Only sources/ and input/ import TensorFlow: encoders load where it is not installed."""
+    """Only sources/ and input/ import TensorFlow: encoders load without it."""
     if part(path) not in ('sources', 'input'):
         assert not [n for n in imports(path) if n.split('.')[0].startswith('tensorflow')]
 
 
 @pytest.mark.parametrize('path', FILES, ids=lambda p: str(p.relative_to(PACKAGE)))
 def test_only_the_application_prints(path):
-    """Below app/ nothing prints, reads flags or ends the process."""
+    """Below app/, nothing prints, reads flags or ends the process."""
     if part(path) in ('app', '__main__'):
         return
     calls = [
@@ -82,19 +82,19 @@ def test_only_the_application_prints(path):
 
 
 def test_orbax_stays_in_checkpoint():
-    """app/checkpoints.py is the only file that knows Orbax."""
+    """Only app/checkpoints.py imports Orbax."""
     users = [path for path in FILES if any(n.startswith('orbax') for n in imports(path))]
     assert users == [PACKAGE / 'app' / 'checkpoints.py']
 
 
 @pytest.mark.parametrize('path', FILES, ids=lambda p: str(p.relative_to(PACKAGE)))
 def test_files_stay_short(path):
-    """A file is one concept, not several."""
+    """A file has one concept, so it is short."""
     assert len(path.read_text().splitlines()) <= 600
 
 
 def test_every_config_key_has_a_comment():
-    """Each key in configs/default.py is explained beside it."""
+    """Each key in configs/default.py has a comment beside it."""
     for line in (ROOT / 'configs' / 'default.py').read_text().splitlines():
         code = line.strip()
         sets_key = '=' in code and code.split('.')[0] in (
@@ -117,7 +117,7 @@ def test_every_config_key_has_a_comment():
 
 
 def test_no_test_file_imports_from_another():
-    """What several test files use is in modules of its own, in tests/."""
+    """What several test files share is in separate modules in tests/."""
     for path in (ROOT / 'tests').rglob('*.py'):
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.ImportFrom):

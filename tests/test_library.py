@@ -1,4 +1,4 @@
-"""What `import byol_jax` offers, and that it costs nothing before it is used."""
+"""What `import byol_jax` offers, and that it imports nothing before it is used."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ CONTRACT = (
 
 @pytest.mark.parametrize('name', ['', *PACKAGES])
 def test_every_public_name_is_there(name):
-    """Each name of `__all__` can be imported from where it is said to be."""
+    """Each name of `__all__` can be imported from its module."""
     package = importlib.import_module(f'byol_jax.{name}' if name else 'byol_jax')
     assert package.__all__ == dir(package)
     for public in package.__all__:
@@ -36,7 +36,7 @@ def test_the_contract():
 
 
 def test_importing_costs_nothing():
-    """Without TensorFlow all but the pipeline works; nothing heavy comes with the package."""
+    """Without TensorFlow everything but the pipeline works; importing the package is light."""
     code = """
 import sys
 

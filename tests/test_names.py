@@ -1,4 +1,4 @@
-"""One rule for every name: short names, 'package.module:attribute', arguments, near misses."""
+"""One rule for every name: short names, 'package.module:attribute', arguments, suggestions."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ KINDS = Registry('kind', 'part.name', {'pair': pair, 'lazy': f'{__name__}:pair'}
 
 
 def test_short_and_full_names():
-    """A short name, one that is imported when asked for, and any importable attribute."""
+    """A short name, a name that is imported when asked for, and any importable attribute."""
     assert KINDS.find('pair') is KINDS.find('lazy') is KINDS.find(f'{__name__}:pair') is pair
     assert list(KINDS) == ['pair', 'lazy']
 
@@ -39,7 +39,7 @@ def test_short_and_full_names():
     ],
 )
 def test_wrong_names(name, words):
-    """What there is, the nearest, and what to do: in one line."""
+    """One line says what exists, what is nearest, and what to do."""
     with pytest.raises(UserError) as caught:
         KINDS.find(name)
     for word in words:
@@ -48,7 +48,7 @@ def test_wrong_names(name, words):
 
 
 def test_arguments():
-    """The user's arguments are checked against what is called, ours are not theirs to give."""
+    """The user's arguments are checked against the signature; the caller's cannot be given."""
     assert KINDS.build('pair', {'second': 3}, 1) == (1, 3)
     assert KINDS.build('pair', {}, first=1) == (1, 2)
     assert KINDS.build(f'{__name__}:whatever', {'anything': 1}) == {'anything': 1}
@@ -76,7 +76,7 @@ def test_what_cannot_be_called():
     ],
 )
 def test_a_name_with_arguments(value, expected):
-    """A config has either form; JSON has lists where it has tuples."""
+    """A config has either form; JSON has lists instead of tuples."""
     assert named(value, 'views.view1.operations') == expected
 
 

@@ -1,4 +1,4 @@
-"""What is installed: packages, files and dependencies, each written down once."""
+"""The installed package: its packages, files and dependencies are each declared once."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def test_every_package_is_installed():
 
 
 def test_every_file_is_installed():
-    """Files that are no code, such as templates, have a pattern in pyproject.toml."""
+    """Files that are not code, such as templates, match a pattern in pyproject.toml."""
     patterns = SETUPTOOLS['package-data']['byol_jax']
     for path in (ROOT / 'byol_jax').rglob('*'):
         if path.is_file() and path.suffix not in ('.py', '.pyc'):
@@ -47,7 +47,7 @@ def test_every_file_is_installed():
 
 @pytest.mark.parametrize('path', sorted(ROOT.glob('requirements*.txt')), ids=lambda p: p.name)
 def test_requirements(path):
-    """Each is written once, and with a lower bound; the extra jax[cuda13] has JAX's own."""
+    """Each is declared once, with a lower bound; the extra jax[cuda13] has JAX's version."""
     for line in requirements(path.name):
         if not line.startswith('-r') and line != 'jax[cuda13]':
             assert '>=' in line, line
@@ -61,7 +61,7 @@ def test_requirements(path):
 
 
 def test_without_the_extra():
-    """Where only an encoder can be loaded, the command line says what to install."""
+    """If only encoders can be loaded, the command line says what to install."""
     code = (
         "import sys; sys.modules['ml_collections'] = None\n"
         'import byol_jax\nfrom byol_jax.__main__ import run\nrun()'
@@ -81,7 +81,7 @@ def test_ways_to_start(arguments):
 
 
 def test_command_is_shown_as_typed(monkeypatch):
-    """command.txt and the report have the command without the folders Python puts before it."""
+    """command.txt and the report have the command without the folders that Python adds."""
     from byol_jax.app import main
 
     monkeypatch.setattr(sys, 'argv', ['/x/bin/byol-jax', '--config=div2k'])

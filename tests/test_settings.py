@@ -1,4 +1,4 @@
-"""A config as typed sections: what is checked, and what stays readable of old."""
+"""A config as typed sections: its checks, and old configs."""
 
 from __future__ import annotations
 
@@ -23,28 +23,28 @@ from configs import default
 
 
 def config_with(**changes):
-    """The default config; `changes` by the dotted key, with '__' for the dot."""
+    """The default config; `changes` are dotted keys with '__' for the dot."""
     config = default.get_config()
     config.update_from_flattened_dict({k.replace('__', '.'): v for k, v in changes.items()})
     return config
 
 
 def changed(key, value):
-    """The default config as plain values, with a value of any type."""
+    """The default config as plain values, with one value of any type."""
     flat = settings.flatten(settings.plain(default.get_config()))
     return settings.unflatten({**flat, key: value})
 
 
 @pytest.mark.parametrize('path', sorted((ROOT / 'configs').glob('[!_]*.py')), ids=lambda p: p.stem)
 def test_every_recipe_is_right(path: Path):
-    """Every recipe passes its check, and comes back from config.json as it was."""
+    """Every recipe passes its check, and is unchanged when read from config.json."""
     found = Settings.of(load_recipe(str(path)))
     assert Settings.of(found.plain) == found
     assert Settings.of(found) is found
 
 
 def test_values_are_what_the_config_has():
-    """Sections read as the config did, names with their arguments."""
+    """Sections are read like the config; names have their arguments."""
     config = config_with(batch_size=32, views__view1__blur=0.5)
     found = Settings.of(config)
     assert found.batch_size == 32
@@ -94,7 +94,7 @@ def test_sections_cannot_be_changed():
     ],
 )
 def test_what_is_refused(key, value, words):
-    """A wrong type, a number that is none, a value out of range: one line with the key."""
+    """A wrong type, a NaN, or a value out of range is one line with the key."""
     with pytest.raises(UserError, match=words) as caught:
         Settings.of(changed(key, value))
     assert str(caught.value).startswith(key)
@@ -112,7 +112,7 @@ def test_unknown_and_missing_keys():
 
 
 def test_numbers_of_any_kind():
-    """A whole number is a number, NumPy's are numbers, lists are tuples."""
+    """Integers are accepted as numbers, NumPy's numbers too, and lists as tuples."""
     found = Settings.of(changed('optimizer.base_learning_rate', 1))
     assert type(found.optimizer.base_learning_rate) is float
     found = Settings.of(changed('optimizer.base_learning_rate', np.float32(0.5)))
@@ -124,7 +124,7 @@ def test_numbers_of_any_kind():
 
 @dataclasses.dataclass
 class Scale:
-    """An argument that no file can keep."""
+    """An argument that no file can store."""
 
     factor: float = 2.0
 
@@ -136,7 +136,7 @@ class Scale:
 )
 @pytest.mark.parametrize('key', ['encoder.kwargs', 'optimizer.kwargs', 'method.kwargs'])
 def test_what_no_file_can_keep(key, value):
-    """What config.json and encoder.json could not hold is refused with its key, however deep."""
+    """What config.json or encoder.json cannot store is refused with its key, at any depth."""
     for given, where in (({'act': value}, 'act'), ({'net': {'acts': [value]}}, 'net.acts')):
         with pytest.raises(UserError, match=r'cannot keep') as caught:
             Settings.of(changed(key, given))
@@ -145,7 +145,7 @@ def test_what_no_file_can_keep(key, value):
 
 
 def test_arguments_are_kept_as_plain_values():
-    """NumPy's values are Python's, types of numbers their names, now as from config.json later."""
+    """NumPy's values become Python's, and dtypes their names, as if read from config.json."""
     given = {
         'sizes': np.array([1, 2]),
         'width': np.float32(0.5),
@@ -166,7 +166,7 @@ def test_arguments_are_kept_as_plain_values():
     assert found.encoder.kwargs == kept
     assert {type(value) for value in found.encoder.kwargs['sizes']} == {int}
     assert Settings.of(json.loads(json.dumps(found.plain))) == found
-    # And Flax takes a name where it takes the type.
+    # Flax accepts a name in place of the dtype.
     layer = nn.Dense(3, dtype=found.encoder.kwargs['types'][0], use_bias=False)
     assert (
         layer.apply({'params': {'kernel': jnp.ones((2, 3))}}, jnp.ones((1, 2))).dtype
@@ -176,7 +176,7 @@ def test_arguments_are_kept_as_plain_values():
 
 @pytest.mark.parametrize('value', [math.nan, math.inf, -math.inf, 1e39, np.float32('nan')])
 def test_no_number_is_infinite(value):
-    """NaN, infinity and what is infinite in float32 are refused in every number of a config."""
+    """NaN, infinity and values infinite in float32 are refused in every number of a config."""
     plain = settings.plain(default.get_config())
     flat = settings.flatten(plain)
     numbers = [key for key, each in flat.items() if type(each) is float]
@@ -213,7 +213,7 @@ def test_no_number_is_infinite(value):
     ],
 )
 def test_arguments_beside_a_name_have_the_ranges_of_their_keys(key, name, arguments, says):
-    """('solarize', {'threshold': 7}) is refused as views.view1.solarize_threshold=7 is."""
+    """('solarize', {'threshold': 7}) is refused like views.view1.solarize_threshold=7."""
     with pytest.raises(UserError, match=says) as caught:
         Settings.of(changed(key, (name, (name, arguments))))
     assert str(caught.value).startswith(f'{key}: {name}.')
@@ -221,7 +221,7 @@ def test_arguments_beside_a_name_have_the_ranges_of_their_keys(key, name, argume
 
 @pytest.mark.parametrize('keys', [settings.OPERATION_KEYS, settings.PROTOCOL_KEYS])
 def test_every_argument_with_a_key_is_one(keys):
-    """The tables of arguments name keys that exist and arguments that are taken."""
+    """The tables of arguments name existing keys and accepted arguments."""
     from byol_jax.evaluation.protocols import PROTOCOLS
     from byol_jax.views.recipes import OPERATIONS
 
@@ -247,7 +247,7 @@ def test_every_argument_with_a_key_is_one(keys):
     ],
 )
 def test_hyperparameters_that_cannot_be(name, value, says):
-    """A momentum of 1 never forgets a gradient; an own optimizer's other arguments may be any."""
+    """A momentum of 1 never forgets a gradient; an own optimizer's arguments are not checked."""
     with pytest.raises(UserError, match=rf'^optimizer\.kwargs\.{name}=.*{says}'):
         Settings.of(changed('optimizer.kwargs', {name: value}))
     known = {'momentum': None, 'b1': 0.0, 'nesterov': True, 'norm': 5.0}
@@ -255,7 +255,7 @@ def test_hyperparameters_that_cannot_be(name, value, says):
 
 
 def test_old_keys():
-    """Keys of old mean what they are called now, which is said."""
+    """Old keys are taken for the new ones, with a message."""
     said: list[str] = []
     found = settings.modern(
         {'target': {'base_ema': 0.9}, 'optimizer': {'momentum': 0.8, 'kwargs': {}}}, said
@@ -266,7 +266,7 @@ def test_old_keys():
         'config key optimizer.momentum is called optimizer.kwargs.momentum now',
     ]
     config = config_with()
-    # As a config file of old does, on what default.get_config() gives.
+    # As an old config file does with what default.get_config() returns.
     config.target.base_ema = 0.5
     assert Settings.of(config).target.tau_base == 0.5
 

@@ -11,7 +11,7 @@ import tensorflow_datasets as tfds
 
 
 def noise(index: int, channels: int = 3, dtype: type = np.uint8) -> np.ndarray:
-    """A picture of noise, [8, 9, channels], another for every index."""
+    """A picture of noise, [8, 9, channels], different for every index."""
     rng = np.random.default_rng(index)
     return rng.integers(0, np.iinfo(dtype).max, (8, 9, channels), dtype, endpoint=True)
 
@@ -31,11 +31,11 @@ def builder_class(
     """A data set with splits train and test, both of `count` examples.
 
     Args:
-      name: of the class; the data set's is the same in snake_case. TFDS remembers it for good.
-      features: as for FeaturesDict.
+      name: name of the class; the data set's name is the same in snake_case. TFDS never forgets it.
+      features: as in FeaturesDict.
       example: gives example i.
-      supervised_keys: as for DatasetInfo.
-      count: of examples.
+      supervised_keys: as in DatasetInfo.
+      count: number of examples in each split.
     """
 
     def _info(self):

@@ -1,4 +1,4 @@
-"""Runs of a tiny network on made-up pictures, healthy and broken, for the tests of the alarms."""
+"""Runs of a tiny network on invented pictures, healthy and broken, for the tests of alarms."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ WIDTH, OUTPUT = 32, 16
 
 
 class Net(nn.Module):
-    """A layer of 32 on whole pictures; `synchronised` says over what it is normalised."""
+    """A layer of width 32 on whole pictures; `synchronised` chooses its normalisation."""
 
     synchronised: bool = True
 
@@ -47,7 +47,7 @@ class Keep(nn.Module):
 
 
 class OwnNorm(nn.Module):
-    """Batch normalisation of somebody's own, which knows nothing of other devices."""
+    """A custom batch normalisation that does not know of other devices."""
 
     use_running_average: bool
     momentum: float
@@ -74,7 +74,7 @@ class LinearPredictor(nn.Module):
 
 
 class NoPredictor(nn.Module):
-    """Hands the projection on; its one parameter, which a network must have, does nothing."""
+    """Returns the projection; its one parameter, which a network must have, does nothing."""
 
     @nn.compact
     def __call__(self, x, train):
@@ -82,7 +82,7 @@ class NoPredictor(nn.Module):
 
 
 class NoStopGradient(Byol):
-    """BYOL with the online network in the target's place, and a gradient through both sides."""
+    """BYOL with the online network as its target, and a gradient through both sides."""
 
     def loss(self, params, target_params, stats, target_stats, batch, rng=None):
         (y1, z1, q1), stats = self.online(params, stats, batch['view1'])
@@ -109,7 +109,7 @@ def make_byol(kind=Byol, predictor=None, synchronised=True):
 
 
 def make_config(**changes):
-    """The config of a tiny run; `changes` by the dotted key, with '__' for the dot."""
+    """The config of a tiny run; `changes` are dotted keys with '__' for the dot."""
     config = default.get_config()
     config.batch_size = BATCH
     config.total_epochs, config.total_steps = None, 1000
@@ -124,7 +124,7 @@ def make_config(**changes):
 
 
 def make_batch(step):
-    """Two views of pictures: each its own brightness, contrast and noise. uint8 by view."""
+    """Two views of pictures with random brightness, contrast and noise: uint8 by view."""
     fixed = np.random.default_rng(0).normal(size=(PICTURES, SIZE, SIZE, 3))
     rng = np.random.default_rng([1, step])
     pictures = fixed[rng.integers(PICTURES, size=BATCH)]
@@ -138,7 +138,7 @@ def make_batch(step):
 
 
 def run(config: Any, byol: Byol, devices: int = 1, stop: int | None = None, jump=None):
-    """The records, as of metrics.jsonl, of a run on made-up pictures.
+    """The records, as in metrics.jsonl, of a run on invented pictures.
 
     `stop` ends it early; `jump`, (step, factor), multiplies the learning rate from a step on.
     """
@@ -161,7 +161,7 @@ def run(config: Any, byol: Byol, devices: int = 1, stop: int | None = None, jump
     for step in range(1, (stop or plan.total_steps) + 1):
         batch = {key: x[: plan.batch_size] for key, x in make_batch(step).items()}
         state, metrics, features = compiled(state, shard_batch(batch, devices))
-        # Awaited: two steps under way on simulated devices can deadlock.
+        # Awaited, because two pending steps on simulated devices can deadlock.
         values = {name: float(value) for name, value in jax.device_get(metrics).items()}
         if step % plan.log_steps == 0:
             records.append({'step': step, **values, **measure(on_host(features))})

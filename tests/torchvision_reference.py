@@ -1,4 +1,4 @@
-"""torchvision's ResNets rebuilt for the tests: names, weights, and the forward pass twice."""
+"""torchvision's ResNets rebuilt for the tests: names, weights, and two forward passes."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ DEPTHS = {
 
 
 def torchvision_shapes(name, width=1.0, small=False):
-    """Name -> shape of a ResNet without fc, from torchvision's naming rules alone."""
+    """The shapes by name of a ResNet without fc, from torchvision's naming rules alone."""
     sizes, bottleneck = DEPTHS[name]
     shapes = {}
 
@@ -53,7 +53,7 @@ def torchvision_shapes(name, width=1.0, small=False):
 
 
 def random_weights(shapes, seed=0):
-    """Weights as after training: sane activations, no statistic at its initial value."""
+    """Weights as after training: moderate activations, no statistic at its initial value."""
     rng = np.random.default_rng(seed)
     weights = {}
     for name, shape in shapes.items():
@@ -94,7 +94,7 @@ def our_encoder(name, seed=0, image_size=32, hidden_layer='avgpool', step=123, *
 
 
 def numpy_features(weights, images, small):
-    """float64 [B, C, H, W] -> float64 [B, D] by the state dict's own names and layouts."""
+    """float64 [B, C, H, W] -> float64 [B, D], with the state dict's names and layouts."""
 
     def conv(x, name, stride=1):
         kernel = weights[f'{name}.weight'].astype(np.float64)
@@ -114,7 +114,7 @@ def numpy_features(weights, images, small):
 
     x = np.maximum(bn(conv(images, 'conv1', 1 if small else 2), 'bn1'), 0)
     if not small:
-        x = np.pad(x, ((0, 0), (0, 0), (1, 1), (1, 1)))  # Nothing is below 0 behind a ReLU.
+        x = np.pad(x, ((0, 0), (0, 0), (1, 1), (1, 1)))  # After a ReLU nothing is below 0.
         windows = np.lib.stride_tricks.sliding_window_view(x, (3, 3), axis=(2, 3))
         x = windows[:, :, ::2, ::2].max((4, 5))
     for stage in (1, 2, 3, 4):
@@ -137,7 +137,7 @@ def numpy_features(weights, images, small):
 
 
 def torch_resnet(torch, name, width, small):
-    """torchvision.models.resnetNN() from torch.nn, attribute names and order as there."""
+    """torchvision.models.resnetNN() from torch.nn, with its attribute names and order."""
     nn = torch.nn
     sizes, bottleneck = DEPTHS[name]
 

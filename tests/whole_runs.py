@@ -1,4 +1,4 @@
-"""Runs of main.py in processes of their own, what they leave, and what they are run on."""
+"""Runs of main.py in separate processes, their results, and their data."""
 
 from __future__ import annotations
 
@@ -29,13 +29,13 @@ def final_state(workdir: Path) -> dict[str, np.ndarray]:
 
 
 def wait_for(path: Path, process: subprocess.Popen, seconds: float = 200) -> None:
-    """Waits until a run has made a file; ends one that does not, and tells what it said."""
+    """Waits until a run has made a file; if it does not, ends it and raises with its output."""
     end = time.monotonic() + seconds
     while not path.exists() and process.poll() is None and time.monotonic() < end:
         time.sleep(0.02)
     if not path.exists():
         status = process.poll()
-        # Ended and read, it leaves no open pipe for which a later test would be blamed.
+        # Ended and read, so that no open pipe is reported in a later test.
         process.kill()
         output, _ = process.communicate(timeout=60)
         assert status is None, f'the run ended too soon, with {status}: {output}'
@@ -63,7 +63,7 @@ def make_damaged_folder(folder: Path) -> Path:
     rng = np.random.default_rng(0)
     for i in range(40):
         Image.fromarray(rng.integers(0, 256, (48, 48, 3), np.uint8)).save(folder / f'{i:02}.png')
-    # In batches of 8 the fourth step needs it.
+    # With batches of 8, the fourth step needs it.
     damaged = folder / f'{epoch_order(0, 0, 40)[29]:02}.png'
     damaged.write_bytes(damaged.read_bytes()[:200])
     return damaged
@@ -88,7 +88,7 @@ def start_two(workdir: Path, *more: str) -> list[subprocess.Popen]:
                 f'--process_index={index}',
             ],
             cwd=ROOT,
-            # Shared, one would read what the other is about to write.
+            # If they shared one, a process would read what the other is writing.
             env=process_environment(1, 'alone'),
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
@@ -99,7 +99,7 @@ def start_two(workdir: Path, *more: str) -> list[subprocess.Popen]:
 
 
 def finish(processes: list[subprocess.Popen]) -> list[str]:
-    """Waits for both under a hard limit and returns what they printed."""
+    """Waits for both processes, with a time limit, and returns what they printed."""
     try:
         return [process.communicate(timeout=200)[0] for process in processes]
     finally:
@@ -108,7 +108,7 @@ def finish(processes: list[subprocess.Popen]) -> list[str]:
 
 
 def difference(a: dict[str, np.ndarray], b: dict[str, np.ndarray]) -> float:
-    """Largest relative difference of a leaf, by its norm."""
+    """The largest relative difference of a leaf, by its norm."""
     assert a.keys() == b.keys()
     return max(
         float(np.linalg.norm(np.asarray(a[k], float) - b[k]) / (np.linalg.norm(b[k]) + 1e-12))
@@ -121,7 +121,7 @@ def records(workdir: Path) -> list[dict]:
 
 
 def release_locks() -> None:
-    """What the end of the process does."""
+    """Releases the locks, as the end of a process does."""
     from byol_jax.app import workdir
 
     while workdir._locks:

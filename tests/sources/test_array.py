@@ -1,4 +1,4 @@
-"""An array of pictures as a source: what it gives, what it refuses, and how a run knows it."""
+"""An array of pictures as a source: its content, its refusals, and how a run identifies it."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def array_config(path, **more):
 
 
 def test_gives_what_the_file_holds(tmp_path):
-    """Pictures, labels and names are those of the file; compressed or not."""
+    """Pictures, labels and names are those of the file, compressed or not."""
     names = np.array([f'{i}.png' for i in range(12)])
     path = tmp_path / 'a.npz'
     np.savez_compressed(
@@ -55,7 +55,7 @@ def test_gives_what_the_file_holds(tmp_path):
 
 
 def test_needs_only_images(tmp_path):
-    """Without labels there are none; without names examples are numbered."""
+    """Without labels there are none; without names, examples are numbered."""
     source = Array(save(tmp_path / 'a.npz', images=IMAGES))
     assert source.labels is None
     assert [source.name(i) for i in (0, 11)] == ['0', '11']
@@ -64,7 +64,7 @@ def test_needs_only_images(tmp_path):
 
 
 def test_what_is_not_used_is_not_read(tmp_path):
-    """Other arrays of the file do not matter, whatever they are."""
+    """Other arrays in the file are not read, whatever they are."""
     path = save(tmp_path / 'a.npz', images=IMAGES, extra=np.array([None], object))
     assert len(Array(path)) == 12
 
@@ -92,7 +92,7 @@ def test_what_is_not_used_is_not_read(tmp_path):
     ],
 )
 def test_wrong_contents_are_named(tmp_path, arrays, words):
-    """Whatever is wrong with a file is said, with its name and what it must hold."""
+    """A wrong content is reported with the file's name and what the file must hold."""
     path = save(tmp_path / 'a.npz', **arrays)
     with pytest.raises(UserError, match=words) as error:
         Array(path)
@@ -101,14 +101,14 @@ def test_wrong_contents_are_named(tmp_path, arrays, words):
 
 
 class Trap:
-    """What a pickle that is loaded would run."""
+    """What a pickle would run when it is loaded."""
 
     def __reduce__(self):
         return (open, ('trapped', 'w'))
 
 
 def test_wrong_files_are_named(tmp_path, monkeypatch):
-    """What is no .npz, or a damaged one, is refused, and nothing in it is run."""
+    """Other or damaged files are refused, and nothing in them is run."""
     monkeypatch.chdir(tmp_path)
     whole = (tmp_path / save(tmp_path / 'whole.npz', images=IMAGES)).read_bytes()
     damaged = bytearray(whole)
@@ -136,7 +136,7 @@ def test_config_needs_a_path():
 
 
 def test_feeds_the_ordinary_pipeline(tmp_path):
-    """With views.on='cpu' an array goes through tf.data as any source, tiles included."""
+    """With views.on='cpu', an array goes through tf.data like any source, tiles included."""
     path = save(tmp_path / 'a.npz', images=IMAGES, labels=LABELS)
     config = array_config(path, **{'data.held_out_fraction': 0.25})
     data = build_data(config)
@@ -153,7 +153,7 @@ def test_feeds_the_ordinary_pipeline(tmp_path):
 
 
 def test_a_run_knows_its_pictures(tmp_path):
-    """Other pictures in an array under the same name are refused; names alone would not tell."""
+    """Other pictures with the same names are refused, which names alone could not tell."""
     path = save(tmp_path / 'a.npz', images=IMAGES)
     config = array_config(path)
     claim_workdir(tmp_path / 'w', config, fingerprint(build_data(config)))
@@ -170,7 +170,7 @@ def test_a_run_knows_its_pictures(tmp_path):
 
 
 def test_where_views_are_made_is_checked():
-    """views.on takes 'cpu' and 'accelerator'; anything else is answered with the nearest."""
+    """views.on takes 'cpu' and 'accelerator'; for anything else, the nearest is suggested."""
     config = default.get_config()
     assert config.views.on == 'cpu'
     for place in ('cpu', 'accelerator'):

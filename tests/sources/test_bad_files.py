@@ -1,4 +1,4 @@
-"""Bad pictures: counted once, replaced without moving anything else, limited in number."""
+"""Bad pictures: counted once, replaced without changing anything else, limited in number."""
 
 from __future__ import annotations
 
@@ -32,8 +32,9 @@ from byol_jax.sources.tiles import Tiles
 @pytest.mark.parametrize('keys', [('image',), ('hr', 'lr')])
 @pytest.mark.parametrize('share', [0.05, 0.3, 0.9])
 def test_other_positions_do_not_change(keys, share):
-    """Whichever are damaged, every other position is the clean run's, bit for bit; and a damaged
-    one has the replacement's pictures under its own random choices."""
+    """Whichever pictures are damaged, every other position equals the clean run's bit for bit, and
+    a damaged one shows the replacement's pictures with its own draws.
+    """
     pair = (keys[0], keys[-1])
     config = make_config(8, max_bad_fraction=1.0, pair_keys=pair)
     clean = collect(Photographs(20, keys), config, 0, 5)
@@ -81,7 +82,7 @@ def test_processes_and_workers_agree_on_damaged_pictures(processes, workers):
 
 @pytest.mark.parametrize('start', [1, 3, 4])
 def test_starting_late_among_damaged_pictures(start):
-    """Starting at step k gives the k-th and later batches of a run from step 0, damaged or not."""
+    """A start at step k gives the batches from the k-th on of a run from step 0, damaged or not."""
     source, config = Damaged(10, {1, 5}), make_config(4, max_bad_fraction=0.5)
     whole = collect(source, config, 0, 6)
     late = collect(source, config, start, 6)
@@ -90,8 +91,9 @@ def test_starting_late_among_damaged_pictures(start):
 
 @pytest.mark.parametrize(('prefetch', 'workers'), [(1, 1), (5, 6)])
 def test_bad_files_are_counted_with_their_batch(prefetch, workers):
-    """With each batch those bad files are counted that are in it or before, however far ahead the
-    pipeline works; so what a run logs and where it stops do not depend on its speed."""
+    """When a batch is yielded, the bad files of it and of earlier batches are counted, however far
+    ahead the pipeline works; so logs and the stop do not depend on its speed.
+    """
     source = Damaged(40, {3, 9, 20, 33})
     config = make_config(4, max_bad_fraction=1.0, prefetch=prefetch, workers=workers)
     bad_files = counted(source, config)
@@ -105,7 +107,7 @@ def test_bad_files_are_counted_with_their_batch(prefetch, workers):
 
 
 def test_a_bad_file_is_tried_again():
-    """Nothing remembers that a file was bad: mended, it is read again in the next epoch."""
+    """No file is remembered as bad: once mended, it is read again in the next epoch."""
     source, config = Damaged(4, {2}), make_config(4, max_bad_fraction=1.0)
     clean = collect(Photographs(4), config, 0, 3)
     made = batches(source, config, start_step=0, stop_step=1)
@@ -115,7 +117,7 @@ def test_a_bad_file_is_tried_again():
 
 
 def test_replacements():
-    """They are others, each once, at most MOST_REPLACEMENTS, another order for every argument."""
+    """They are others, each once, at most MOST_REPLACEMENTS; each argument changes the order."""
     for examples in (1, 2, 3, 33, 34, 100_000):
         for example in {0, examples // 2, examples - 1}:
             tried = list(replacements(0, 0, example, examples))
@@ -128,7 +130,7 @@ def test_replacements():
 
 
 def test_replacements_are_uniform():
-    """Every other example is as likely as any to take the place of a bad one."""
+    """Every other example is equally likely to replace a bad one."""
     firsts = np.bincount([next(replacements(0, epoch, 2, 5)) for epoch in range(2000)], minlength=5)
     assert firsts[2] == 0
     # Binomial(2000, 1/4): mean 500, standard deviation 19.
@@ -136,7 +138,7 @@ def test_replacements_are_uniform():
 
 
 def test_nothing_left_to_read():
-    """A disk that answers for nothing ends the run after a bounded number of tries."""
+    """If nothing can be read from the disk, the run ends after a limited number of tries."""
     source = Damaged(1000, set(range(1000)))
     config = make_config(2, max_bad_fraction=1.0, workers=1)
     bad_files = counted(source, config)
@@ -148,7 +150,7 @@ def test_nothing_left_to_read():
 
 
 def test_the_only_picture_is_bad():
-    """A data set of one picture has none to take its place."""
+    """In a data set of one picture, none can replace it."""
     made = batches(Damaged(1, {0}), make_config(2), start_step=0, stop_step=1)
     with pytest.raises(UserError, match=r'there is no other to take its place: photograph0\.jpg'):
         next(made)
@@ -171,7 +173,7 @@ def test_the_only_picture_is_bad():
     ],
 )
 def test_allowed_number(total, fraction, allowed):
-    """The fraction of all pictures, rounded down, but one at least unless the limit is 0."""
+    """The fraction of all pictures, rounded down, but at least one unless the limit is 0."""
     bad_files = BadFiles(Plain(total), 'image', fraction)
     assert bad_files.allowed == allowed
     bad_files.add(BadFile(f'{i}.jpg', 'is empty') for i in range(allowed))
@@ -182,7 +184,7 @@ def test_allowed_number(total, fraction, allowed):
 
 
 def test_error_names_the_first_few():
-    """The error names three files with their reasons, the number of the others, and the key."""
+    """The error has three files with their reasons, the number of others, and the key."""
     bad_files = BadFiles(Plain(100), 'image', 0.04)
     bad_files.add(BadFile(f'{i}.jpg', 'is empty') for i in range(5))
     with pytest.raises(UserError) as caught:
@@ -197,7 +199,7 @@ def test_error_names_the_first_few():
 
 @pytest.mark.parametrize(('prefetch', 'workers'), [(1, 1), (5, 6)])
 def test_the_run_stops_at_the_batch_that_passes_the_limit(prefetch, workers):
-    """The batch in which one bad file too many is found is not given out; those before it are."""
+    """The batch with one bad file too many is not yielded; those before it are."""
     source = Damaged(100, set(range(0, 100, 8)))
     config = make_config(4, max_bad_fraction=0.05, prefetch=prefetch, workers=workers)
     stream, found, steps = stream_of(source, config), set(), 0
@@ -213,7 +215,7 @@ def test_the_run_stops_at_the_batch_that_passes_the_limit(prefetch, workers):
 
 
 def test_other_processes_are_waited_for():
-    """One of several processes does not stop by itself, but at a limit of 0."""
+    """With several processes, one does not stop on its own except at a limit of 0."""
     source, where = Damaged(20, set(range(10))), {'process_index': 0, 'process_count': 2}
     config = make_config(4, max_bad_fraction=0.1)
     bad_files = counted(source, config)
@@ -224,7 +226,7 @@ def test_other_processes_are_waited_for():
 
 
 def test_a_file_is_counted_once():
-    """The same file found again, for whatever reason, is the file that was found first."""
+    """A file that is found again, for another reason, is the same file."""
     bad_files = BadFiles(Plain(100), 'image', 0.5)
     bad_files.add([BadFile('a', 'is empty'), BadFile('b', 'is empty')])
     bad_files.add([BadFile('a', 'is gone'), BadFile('c', 'is gone')])
@@ -233,7 +235,7 @@ def test_a_file_is_counted_once():
 
 
 def test_still_bad():
-    """Listed files are read again; those of other data are passed over."""
+    """Listed files are read again; those of other data are skipped."""
     source = Damaged(10, {1, 2, 3})
     listed = {f'photograph{i}.jpg' for i in (2, 3, 7)} | {'elsewhere.jpg'}
     found = {bad.file for bad in still_bad(source, ('image', 'image'), listed)}
@@ -244,7 +246,7 @@ def test_still_bad():
 
 
 def test_names_are_shown_on_any_terminal():
-    """A name that is no text, or has a line break, is shown escaped and on one line."""
+    """A name that is not text, or has a line break, is shown escaped and on one line."""
     bad = [BadFile(os.fsdecode(b'caf\xe9\n.jpg'), 'is empty'), BadFile('näve.jpg', 'is empty')]
     assert name_some(bad) == r'caf\udce9\n.jpg is empty; näve.jpg is empty'
     assert name_some(bad, 1).endswith('is empty; and 1 more')

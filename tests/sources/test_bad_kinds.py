@@ -1,4 +1,4 @@
-"""What becomes of every kind of file: bad ones are named and replaced, odd ones decoded rightly."""
+"""Every kind of file: bad ones are named and replaced, odd ones decoded correctly."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from byol_jax.sources.video import Video
 NOISE = np.random.default_rng(0).integers(0, 256, (48, 48, 3), np.uint8)
 
 
-# What happens to each kind of file.
+# What becomes of each kind of file.
 
 
 def truncated(path: Path) -> None:
@@ -64,7 +64,7 @@ def folder(path: Path) -> None:
 
 
 def unreadable(path: Path) -> None:
-    # Root may read whatever its mode says, but not what leads nowhere.
+    # Root may read files of any mode, but not through a broken link.
     path.unlink()
     path.symlink_to(path.name)
 
@@ -80,7 +80,7 @@ def device(path: Path) -> None:
 
 
 def endless(path: Path) -> None:
-    # A terabyte that takes no room.
+    # A sparse file of a terabyte.
     os.truncate(path, 10**12)
 
 
@@ -103,7 +103,7 @@ BAD = {
 @pytest.mark.timeout(60)
 @pytest.mark.parametrize('spoil', BAD, ids=lambda spoil: spoil.__name__)
 def test_bad_kinds(tmp_path, spoil):
-    """A file of each kind, spoilt after listing, is named and replaced; all else stays."""
+    """A file of each kind, damaged after listing, is named and replaced; all others stay."""
     for i in range(8):
         write(tmp_path / f'{i}.png', np.roll(NOISE, i))
     source, config = Folder(tmp_path), make_config(4, max_bad_fraction=0.2)
@@ -125,7 +125,7 @@ def test_bad_kinds(tmp_path, spoil):
 @pytest.mark.timeout(60)
 @pytest.mark.parametrize('spoil', [pipe, device, endless], ids=lambda spoil: spoil.__name__)
 def test_sizes_are_not_waited_for(tmp_path, spoil):
-    """Where the size is read for tiles, a pipe, a device or an endless file is bad too, at once."""
+    """When sizes are read for tiles, a pipe, a device or an endless file is bad at once."""
     path = write(tmp_path / 'x.png')
     spoil(path)
     with pytest.raises(BadPicture, match=BAD[spoil]):
@@ -133,7 +133,7 @@ def test_sizes_are_not_waited_for(tmp_path, spoil):
 
 
 def test_a_file_without_permission_is_bad(tmp_path, monkeypatch):
-    """A file that may not be read is bad, for the picture and for its size."""
+    """A file without read permission is bad, for the picture and for its size."""
     path = write(tmp_path / 'secret.png')
 
     def refuse(self, *_):
@@ -151,7 +151,7 @@ def test_a_file_without_permission_is_bad(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize('number', [5, 110], ids=['EIO', 'ETIMEDOUT'])
 def test_errors_of_the_disk_are_not_tried_again(tmp_path, monkeypatch, number):
-    """An error of the disk or the network makes a picture bad, at once, for this reading."""
+    """An error of the disk or the network makes a picture bad at once, for this time."""
     path, calls = write(tmp_path / 'far.png'), []
 
     def fail(self):
@@ -183,7 +183,7 @@ def animation(file_format: str) -> bytes:
 
 
 def damaged_exif() -> bytes:
-    """A JPEG, turned by its EXIF, in which another tag is of a type that cannot be written."""
+    """A JPEG rotated by its EXIF, in which another tag has a type that cannot be written."""
     exif = rotated(6)
     exif[0x0100] = 5
     encoded = bytearray(encode(smooth(), 'JPEG', quality=100, subsampling=0, exif=exif))
@@ -197,7 +197,7 @@ def jpeg(array: np.ndarray) -> bytes:
     return encode(array, 'JPEG', quality=100, subsampling=0)
 
 
-# Name, contents, and the picture that should come of it, to within what JPEG loses.
+# Name, contents, and the right picture, within JPEG's loss.
 ODD = {
     'CMYK': ('a.jpg', jpeg_of_cmyk(), np.full((16, 16, 3), (46, 190, 139))),
     '16-bit': (
@@ -219,7 +219,7 @@ ODD = {
 
 @pytest.mark.parametrize('kind', ODD)
 def test_odd_kinds_are_not_bad(tmp_path, kind):
-    """A file of each odd kind becomes the right picture, of the size read off its header."""
+    """A file of each odd kind gives the right picture, with the size from its header."""
     name, contents, expected = ODD[kind]
     (tmp_path / name).write_bytes(contents)
     source, config = Folder(tmp_path), make_config(4, max_bad_fraction=0)
@@ -234,7 +234,7 @@ def test_odd_kinds_are_not_bad(tmp_path, kind):
 
 
 def test_damaged_exif_is_what_cannot_be_rewritten():
-    """The picture with damaged EXIF is one that Pillow's own turning gives up on."""
+    """Pillow's own rotation fails for the picture with damaged EXIF."""
     from PIL import ImageOps
 
     with Image.open(io.BytesIO(damaged_exif())) as image, pytest.raises((struct.error, TypeError)):
@@ -242,7 +242,7 @@ def test_damaged_exif_is_what_cannot_be_rewritten():
 
 
 def test_a_folder_that_cannot_be_listed_is_an_error(tmp_path, monkeypatch):
-    """A folder without permission is named; its pictures are not left out silently."""
+    """A folder without permission is named, and its pictures are not left out silently."""
     write(tmp_path / 'cat' / '1.png')
     write(tmp_path / 'dog' / '1.png')
     scandir = os.scandir
@@ -261,7 +261,7 @@ def test_a_folder_that_cannot_be_listed_is_an_error(tmp_path, monkeypatch):
 
 
 def test_sources_name_the_files_of_their_errors(tmp_path):
-    """`file` is what a `BadPicture` calls it, through every wrapper."""
+    """`file` gives the name in a `BadPicture`, through every wrapper."""
     for i in (1, 2, 3):
         write(tmp_path / 'DIV2K_train_HR' / f'{i:04}.png', NOISE)
         write(tmp_path / 'DIV2K_train_LR_bicubic' / 'X2' / f'{i:04}x2.png', NOISE[::2, ::2])
@@ -295,7 +295,7 @@ def tile_config(folder: Path, **data):
 
 
 def test_a_damaged_picture_is_one_file_of_many_tiles(tmp_path):
-    """Of tiles, pictures are counted: found by any of its tiles, a file counts once."""
+    """Bad pictures are counted, not their tiles: a file counts once, whichever tile finds it."""
     for i in range(4):
         write(tmp_path / f'{i}.png', NOISE)
     data = build_data(tile_config(tmp_path))
@@ -308,7 +308,8 @@ def test_a_damaged_picture_is_one_file_of_many_tiles(tmp_path):
 
 def test_pictures_left_out_of_tiles(tmp_path):
     """A header that cannot be read counts as bad from the start, a small picture does not; both
-    are named and have no tiles."""
+    are named and have no tiles.
+    """
     for i in range(4):
         write(tmp_path / f'{i}.png', NOISE)
     write(tmp_path / 'small.png', NOISE[:15])
@@ -332,7 +333,7 @@ def test_pictures_left_out_of_tiles(tmp_path):
 
 
 def test_no_picture_to_cut_tiles_from(tmp_path):
-    """Where every size is unreadable or too small, the error says how many of each."""
+    """If every size is unreadable or too small, the error has the number of each."""
     for i in range(3):
         path = write(tmp_path / f'{i}.png', NOISE[:10])
         if i:

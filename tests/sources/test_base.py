@@ -1,4 +1,4 @@
-"""Parts of sources, and sources kept in memory."""
+"""Subsets of sources, sources kept in memory, and a user's own source."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from configs import default
 
 
 def test_subset():
-    """A subset renumbers pictures, names, sizes and labels alike."""
+    """A subset renumbers pictures, names, sizes and labels in the same way."""
     source = Coordinates([(10, 12), (14, 16), (18, 20)])
     source.labels, source.label_names = np.array([7, 8, 9]), tuple('abcdefghij')
     subset = Subset(source, np.array([2, 0]))
@@ -40,7 +40,7 @@ def test_subset():
 
 
 def test_cached_gives_the_same_pictures_and_loads_them_once():
-    """Pictures that fit in the cache are loaded once and come out as they are."""
+    """Pictures that fit in the cache are loaded once and returned unchanged."""
     source = Coordinates([(10, 12), (14, 16)])
     cached = Cached(source, 10**6)
     for _ in range(3):
@@ -65,7 +65,7 @@ def test_cached_keeps_the_labels():
 
 
 def test_cached_drops_what_was_used_longest_ago():
-    """With room for two pictures, a third replaces the one that was not asked for last."""
+    """With room for two pictures, a third replaces the least recently used one."""
     source = Coordinates([(10, 10)] * 3)
     cached = Cached(source, 2 * 300)
     for i in (0, 1, 0, 2, 0, 2):
@@ -77,7 +77,7 @@ def test_cached_drops_what_was_used_longest_ago():
 
 @pytest.mark.parametrize('max_bytes', [0, 299, 300, 1000])
 def test_cached_holds_no_more_than_its_bytes(max_bytes):
-    """The pictures kept alive never add up to more than max_bytes, from many threads too."""
+    """The kept pictures never exceed max_bytes, with many threads too."""
     alive = weakref.WeakSet()
 
     class Picture(np.ndarray):
@@ -110,12 +110,12 @@ def test_cached_holds_no_more_than_its_bytes(max_bytes):
     assert kept == max_bytes // 300 * 300
 
 
-# A source of one's own.
+# A user's own source.
 
 
 @pytest.fixture
 def own_source(tmp_path, monkeypatch):
-    """The config for the source of docs/data.md, with twelve pictures, one of them damaged."""
+    """The config of the source in docs/data.md, with twelve pictures, one of them damaged."""
     page = (ROOT / 'docs' / 'data.md').read_text()
     section = page.split('## A source of your own')[1].split('\n## ')[0]
     (tmp_path / 'mine.py').write_text(section.split('```python\n')[1].split('```')[0])
@@ -150,7 +150,7 @@ def test_the_source_of_the_documentation_works(own_source):
 
 
 def test_a_source_of_ones_own_is_cut_into_tiles(own_source):
-    """Tiles need nothing more; a bad picture is left out and named."""
+    """Tiles need no other method; a bad picture is left out and named."""
     own_source.data.tile_size = 16
     data = build_data(own_source)
     assert [bad.file for bad in data.bad] == ['picture 5']
@@ -158,7 +158,7 @@ def test_a_source_of_ones_own_is_cut_into_tiles(own_source):
 
 
 def test_what_a_source_of_ones_own_lacks_is_said(own_source, tmp_path):
-    """A cache on disk needs to know when a picture has changed."""
+    """A cache on disk must know when a picture has changed, so `stamp` is missing."""
     own_source.data.cache = str(tmp_path / 'cache')
     with pytest.raises(UserError, match=r'data\.cache=\S+ .*this one has none'):
         build_data(own_source)

@@ -1,4 +1,4 @@
-"""data.cache: the same pixels from disk, and nothing that breaks it."""
+"""data.cache: the same pixels from disk, whatever happens to it."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ from configs import default, div2k
 
 COUNT, SIDE = 6, 48
 
-# Builds a cache of the folder argv[1] in argv[2], a line a picture; argv[3] seconds for each.
+# Fills the cache argv[2] for the folder argv[1], a line a picture; argv[3] is seconds for each.
 BUILD = """
 import sys, time
 from byol_jax.sources.cache import DiskCached
@@ -64,7 +64,7 @@ def pictures(tmp_path) -> Path:
 
 @pytest.fixture
 def decoded(monkeypatch) -> list[str]:
-    """The names of the pictures that `Folder` decodes, as it does."""
+    """The names of the pictures that `Folder` decodes, while it does."""
     names: list[str] = []
     load = Folder.load
 
@@ -110,11 +110,11 @@ def build(pictures: Path, seconds: float = 0.0) -> subprocess.Popen:
     )
 
 
-# The same as without.
+# The results with and without the cache.
 
 
 def test_pictures_are_decoded_once_for_all_runs(pictures, decoded):
-    """`fill` decodes each picture once, later runs none, and all get the file's pixels."""
+    """`fill` decodes each picture once, later runs decode none, and all get the file's pixels."""
     steps = fill(cached(pictures))
     assert [(s.done, s.total) for s in steps] == [(i, COUNT) for i in range(1, COUNT + 1)]
     assert steps[-1].written == sum(4096 + picture(i).size for i in range(COUNT))
@@ -134,8 +134,9 @@ def test_pictures_are_decoded_once_for_all_runs(pictures, decoded):
 )
 @pytest.mark.parametrize('filled', [True, False])
 def test_batches_and_bad_files_are_those_without_the_cache(pictures, data, filled):
-    """Batches, replacements and what is said of bad files are the same with and without a cache,
-    built or not."""
+    """Batches, replacements and messages about bad files are the same without a cache, and with a
+    filled or an empty one.
+    """
     (pictures / '3.png').write_bytes((pictures / '3.png').read_bytes()[:3000])
     batches, bad = [], []
     for cache in ('', str(pictures.parent / 'cache')):
@@ -153,7 +154,7 @@ def test_batches_and_bad_files_are_those_without_the_cache(pictures, data, fille
 
 
 def test_both_pictures_of_a_pair_are_kept(tmp_path):
-    """Of DIV2K's folders the pictures that are used are kept, low and high resolution."""
+    """The used pictures of DIV2K's folders are kept, in low and high resolution."""
     big = np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)
     write(tmp_path / 'DIV2K_train_HR/0001.png', big)
     write(tmp_path / 'DIV2K_train_LR_bicubic/X2/0001x2.png', big[::2, ::2])
@@ -169,7 +170,7 @@ def test_both_pictures_of_a_pair_are_kept(tmp_path):
 
 
 def test_a_lower_limit_of_pixels_holds_for_kept_pictures_too(pictures):
-    """A picture above data.max_megapixels is bad, whatever an earlier run kept."""
+    """A picture above data.max_megapixels is bad, even if an earlier run kept it."""
     fill(cached(pictures))
     folder, limit = str(pictures.parent / 'cache'), SIDE * (SIDE + 3) / 1e6
     below = build_data(make_config(pictures, cache=folder, max_megapixels=limit)).train
@@ -181,7 +182,7 @@ def test_a_lower_limit_of_pixels_holds_for_kept_pictures_too(pictures):
 
 @pytest.mark.parametrize('source', ['sample', 'video'])
 def test_sources_that_have_no_files_to_decode(source, pictures):
-    """Where there is nothing to keep, data.cache is an error and not ignored."""
+    """If nothing can be kept, data.cache is an error rather than ignored."""
     for name in ('0001.png', '0002.png'):
         write(pictures.parent / 'clips/a' / name, picture(0))
     config = make_config(pictures.parent / 'clips', source=source, cache=str(pictures / 'cache'))
@@ -189,7 +190,7 @@ def test_sources_that_have_no_files_to_decode(source, pictures):
         build_data(config)
 
 
-# Entries that do not fit.
+# Invalid entries.
 
 
 def cut(path: Path) -> None:
@@ -224,8 +225,9 @@ def remove(path: Path) -> None:
 
 @pytest.mark.parametrize('damage', [cut, lengthen, empty, garbage, transpose, swap, remove])
 def test_damaged_entries_are_not_used_and_made_again(pictures, decoded, damage):
-    """A cut, overlong, empty, overwritten or exchanged entry gives the file's own pixels, and the
-    next `fill` makes that one again and no other."""
+    """A cut, overlong, empty, overwritten or exchanged entry is ignored for the file's own pixels,
+    and the next `fill` replaces that one and no other.
+    """
     fill(cached(pictures))
     damage(entries(pictures)[2])
     check_pixels(cached(pictures))
@@ -240,8 +242,9 @@ def test_damaged_entries_are_not_used_and_made_again(pictures, decoded, damage):
     'change', ['pixels', 'time', PIL, cv2], ids=['pixels', 'time', 'Pillow', 'OpenCV']
 )
 def test_stale_entries_are_not_used_and_made_again(pictures, decoded, monkeypatch, change):
-    """A file that was changed, even at the same size, is decoded again; and all are with another
-    version of a decoder. The old entries are replaced."""
+    """A changed file, even of the same size, is decoded again, and so are all files with another
+    version of a decoder. The old entries are replaced.
+    """
     fill(cached(pictures))
     decoded.clear()
     if change in (PIL, cv2):
@@ -277,8 +280,9 @@ def test_a_file_that_breaks_or_is_lost_is_bad_though_it_was_kept(pictures):
 
 
 def test_a_kill_in_the_middle_loses_nothing(pictures):
-    """After SIGKILL in the middle, the next build decodes only what is not there, what is there is
-    whole, and the killed process's lock and half-written file are no hindrance."""
+    """After SIGKILL during filling, the next call decodes only the missing pictures; entries are
+    complete, and the killed process's lock and temporary file do not matter.
+    """
     process = build(pictures, 0.2)
     try:
         for line in process.stdout:
@@ -300,8 +304,7 @@ def test_a_kill_in_the_middle_loses_nothing(pictures):
 
 
 def test_two_processes_share_the_work(pictures):
-    """Of processes that build one cache at once, one works at a time, and no picture is decoded
-    twice."""
+    """If several processes fill one cache, one works at a time, and no picture is decoded twice."""
     (pictures.parent / 'cache').mkdir()
     processes = []
     try:
@@ -323,7 +326,7 @@ def test_two_processes_share_the_work(pictures):
 
 
 def test_no_room_is_said_before_anything_is_decoded(pictures, decoded, monkeypatch):
-    """A disk with too little room is an error at once, with what is needed and what is free."""
+    """A disk that is too small is an error at once, with the needed and the free space."""
     usage = namedtuple('usage', 'total used free')
     monkeypatch.setattr(cache_module.shutil, 'disk_usage', lambda _: usage(10**9, 0, 1000))
     with pytest.raises(UserError, match=r'needs 0\.1 MB .* 6 pictures .* 0\.0 MB free'):
@@ -333,8 +336,9 @@ def test_no_room_is_said_before_anything_is_decoded(pictures, decoded, monkeypat
 
 
 def test_a_disk_that_fills_up(pictures, monkeypatch):
-    """When the disk is full in the middle the error says so, no half entry stays, and the next
-    build goes on from there."""
+    """If the disk fills up, the error says so, no incomplete entry stays, and the next call
+    continues.
+    """
     write_all, count = os.fsync, []
 
     def full(file):
@@ -357,7 +361,8 @@ def test_a_disk_that_fills_up(pictures, monkeypatch):
 
 def test_a_real_write_error(pictures):
     """A write that the system refuses (here: a limit on a file's size) is an error that names the
-    cache; nothing half-written stays."""
+    cache, and no incomplete entry stays.
+    """
     old = resource.getrlimit(resource.RLIMIT_FSIZE)
     handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_FSIZE, (5000, old[1]))
@@ -378,7 +383,7 @@ def test_a_cache_that_is_a_file(pictures):
 
 
 def test_no_more_pictures_than_workers_are_under_way(pictures, monkeypatch):
-    """While a cache is built, at most `workers` pictures are decoded ahead of what is yielded."""
+    """While a cache is filled, at most `workers` pictures are decoded ahead."""
     loads = []
     load = Folder.load
     monkeypatch.setattr(Folder, 'load', lambda *a: (loads.append(a), load(*a))[1])
@@ -388,7 +393,7 @@ def test_no_more_pictures_than_workers_are_under_way(pictures, monkeypatch):
 
 
 def test_a_run_may_go_on_with_another_cache(pictures):
-    """data.cache may differ when a run goes on; data.tile_shift, which changes batches, may not."""
+    """data.cache may change on resuming a run; data.tile_shift, which changes batches, may not."""
     run = pictures.parent / 'run'
     run.mkdir()
     (run / 'config.json').write_text(json.dumps(Settings.of(make_config(pictures)).plain))
@@ -399,7 +404,7 @@ def test_a_run_may_go_on_with_another_cache(pictures):
 
 @pytest.mark.slow
 def test_a_run_with_a_cache_is_the_run_without(main_py, pictures):
-    """Training with data.cache gives the same weights, and says that it builds the cache."""
+    """Training with data.cache gives the same weights, and says that it fills the cache."""
     digests = []
     for name, more in (('plain', ()), ('cached', (f'--config.data.cache={pictures.parent}/c',))):
         result = main_py(

@@ -44,14 +44,14 @@ def test_grey(file_format):
 
 
 def test_bilevel():
-    """A picture of one bit a pixel becomes black and white."""
+    """A picture with one bit for each pixel becomes black and white."""
     bits = np.array([[True, False, True]])
     decoded = decode(encode(Image.fromarray(bits), 'PNG'), 'x', 1)
     np.testing.assert_array_equal(decoded[..., 1], [[255, 0, 255]])
 
 
 def test_cmyk_jpeg():
-    """CMYK inks become the light they leave: (255 - ink) (255 - black) / 255."""
+    """CMYK inks become the light that they leave: (255 - ink) (255 - black) / 255."""
     inks = np.array([200, 30, 90, 40])
     image = Image.fromarray(np.full((16, 16, 4), inks, np.uint8), 'CMYK')
     decoded = decode(encode(image, 'JPEG', quality=100), 'x', 1)
@@ -61,7 +61,7 @@ def test_cmyk_jpeg():
 
 
 def test_palette():
-    """A picture with a palette becomes its palette's colours."""
+    """A palette picture gets its palette's colours."""
     image = Image.fromarray(np.array([[0, 1, 2]], np.uint8), 'P')
     image.putpalette([10, 20, 30, 40, 50, 60, 70, 80, 90])
     decoded = decode(encode(image, 'PNG'), 'x', 1)
@@ -79,7 +79,7 @@ def test_palette_with_alpha_is_laid_over_black():
 
 @pytest.mark.parametrize('file_format', ['PNG', 'WEBP'])
 def test_alpha_is_laid_over_black(file_format):
-    """RGBA becomes colour x alpha: what is transparent is black, whatever colour it hides."""
+    """RGBA becomes colour x alpha: transparent pixels are black, whatever colour they hide."""
     color = smooth(16, 16)
     alpha = np.tile(np.linspace(0, 255, 16).astype(np.uint8), (16, 1))
     options = {'lossless': True, 'exact': True} if file_format == 'WEBP' else {}
@@ -102,7 +102,7 @@ def test_grey_with_alpha_is_laid_over_black():
     ],
 )
 def test_transparent_colour_is_laid_over_black(image, transparency):
-    """A PNG's one transparent colour is black too, as any other alpha of 0."""
+    """A PNG's one transparent colour becomes black, like any alpha of 0."""
     decoded = decode(encode(image, 'PNG', transparency=transparency), 'x', 1)
     np.testing.assert_array_equal(decoded, 0)
 
@@ -171,8 +171,9 @@ QUARTER_TURNS = {
 @pytest.mark.parametrize('behind', [False, True])
 @pytest.mark.parametrize('where', QUARTER_TURNS)
 def test_a_png_may_say_behind_its_pixels_how_it_is_turned(tmp_path, where, behind):
-    """The chunk with the orientation may stand before the pixels or behind them: the picture comes
-    out upright, and its size is that of the upright picture."""
+    """The chunk with the orientation may come before or after the pixels: the picture is upright,
+    and its size is that of the upright picture.
+    """
     encoded = encode(smooth(), 'PNG')
     place = encoded.index(b'IEND' if behind else b'IDAT') - 4
     path = tmp_path / 'x.png'
@@ -180,7 +181,7 @@ def test_a_png_may_say_behind_its_pixels_how_it_is_turned(tmp_path, where, behin
     path.write_bytes(whole)
     np.testing.assert_array_equal(read_file(path, 1), TURNS[6](smooth()))
     assert read_size(path, 1) == (32, 24)
-    # A file that is cut off anywhere has the size of its picture, or is bad.
+    # A file that is cut off anywhere is bad, or has the size of its picture.
     for length in range(place - 20, len(whole), 5):
         path.write_bytes(whole[:length])
         with contextlib.suppress(BadPicture):
@@ -188,7 +189,7 @@ def test_a_png_may_say_behind_its_pixels_how_it_is_turned(tmp_path, where, behin
 
 
 def test_the_second_frame_of_a_png_does_not_turn_the_first(tmp_path):
-    """Of an animation, what stands behind the second frame's pixels is not the first one's."""
+    """In an animation, an orientation after the second frame's pixels does not affect the first."""
     first, second = (Image.fromarray(smooth()[::step]) for step in (1, -1))
     encoded = encode(first, 'PNG', save_all=True, append_images=[second])
     place = encoded.index(b'IEND') - 4
@@ -199,9 +200,9 @@ def test_the_second_frame_of_a_png_does_not_turn_the_first(tmp_path):
 
 @pytest.mark.parametrize('file_format', ['JPEG', 'PNG', 'PNG with a date', 'WEBP', 'BMP'])
 def test_read_size_needs_the_header_alone(tmp_path, monkeypatch, file_format):
-    """read_size decodes no pixel: listing the tiles of 800 large pictures takes a moment.
+    """read_size decodes no pixels: the tiles of 800 large pictures are listed at once.
 
-    Nor does it where text that says nothing of an orientation follows the pixels.
+    Text without an orientation after the pixels changes nothing.
     """
     path = tmp_path / 'x.bin'
     data = encode(smooth(), file_format.split()[0])
@@ -221,7 +222,7 @@ def test_read_size_needs_the_header_alone(tmp_path, monkeypatch, file_format):
 
 @pytest.mark.parametrize('file_format', ['PNG', 'WEBP'])
 def test_first_frame_of_an_animation(file_format):
-    """Of an animated file the first frame is taken."""
+    """The first frame of an animated file is taken."""
     frames = [Image.fromarray(np.full((8, 8, 3), value, np.uint8)) for value in (40, 250)]
     options = {'lossless': True} if file_format == 'WEBP' else {}
     encoded = encode(frames[0], file_format, save_all=True, append_images=frames[1:], **options)
@@ -232,7 +233,7 @@ def test_first_frame_of_an_animation(file_format):
 
 @pytest.mark.parametrize('file_format', ['JPEG', 'PNG', 'WEBP', 'BMP'])
 def test_truncated_files_are_named(file_format):
-    """A file cut short anywhere is an error with its name, never a half grey picture."""
+    """A file that is cut short anywhere is an error with its name, never a half grey picture."""
     encoded = encode(np.random.default_rng(0).integers(0, 256, (32, 32, 3), np.uint8), file_format)
     for length in range(1, len(encoded) // 2, 97):
         with pytest.raises(UserError, match=r'holiday/1\.jpg'):
@@ -242,7 +243,7 @@ def test_truncated_files_are_named(file_format):
 @pytest.mark.filterwarnings('ignore::UserWarning')
 @pytest.mark.parametrize('file_format', ['JPEG', 'PNG', 'WEBP', 'BMP'])
 def test_damaged_files_decode_or_are_named(tmp_path, file_format):
-    """Flipped bytes give a picture or a UserError, no other exception."""
+    """Flipped bytes give a picture or a UserError, and no other exception."""
     options = {} if file_format == 'BMP' else {'exif': rotated(6)}
     encoded = encode(smooth(), file_format, **options)
     path = tmp_path / 'x.bin'
@@ -264,7 +265,7 @@ def test_damaged_files_decode_or_are_named(tmp_path, file_format):
 
 @pytest.mark.parametrize('data', [b'', b'hello, I am no picture\n', bytes(1000)])
 def test_files_that_are_no_pictures_are_named(tmp_path, data):
-    """An empty file or a text file named .jpg is an error with its path, in both readings."""
+    """An empty file or a text file named .jpg is an error with its path, for picture and size."""
     path = tmp_path / 'notes.jpg'
     path.write_bytes(data)
     with pytest.raises(UserError, match=r'notes\.jpg'):
@@ -305,7 +306,7 @@ def test_largest_picture_is_the_configured_one():
 
 
 def test_limit_may_be_above_that_of_pillow(tmp_path):
-    """max_megapixels alone decides, also above the 179 megapixels that Pillow opens by itself."""
+    """Only max_megapixels is a limit, also above the 179 megapixels that Pillow allows."""
     path = tmp_path / 'map.bmp'
     header = struct.pack('<2sIIIIiiHHIIiiII', b'BM', 54, 0, 54, 40, 14_000, 14_000, 1, 24, *[0] * 6)
     path.write_bytes(header)
@@ -340,7 +341,7 @@ def by_pillow(data: bytes) -> np.ndarray | None:
 @pytest.mark.parametrize('options', PLAIN)
 @pytest.mark.parametrize('mode', ['RGB', 'L'])
 def test_plain_jpegs_have_pillows_pixels(mode, options):
-    """Baseline JPEGs, grey or in colour, are known as plain and get the pixels of Pillow."""
+    """Baseline JPEGs, grey or in colour, are recognised as plain and get Pillow's pixels."""
     data = jpeg(picture().convert(mode), **options)
     assert plain_jpeg(data) == Header(67, 41)
     np.testing.assert_array_equal(decode_plain(data), by_pillow(data))
@@ -363,12 +364,12 @@ def test_plain_jpegs_have_pillows_pixels(mode, options):
     ids=['empty', 'hollow', 'progressive', 'cmyk', 'exif', 'cut', 'header', 'longer', 'two'],
 )
 def test_other_files_are_left_to_pillow(data):
-    """Whatever may need more than plain decoding, or is not whole, is not known as plain."""
+    """Files that need more than plain decoding, or are not whole, are not recognised as plain."""
     assert plain_jpeg(data) is None
 
 
 def test_damage_is_refused_as_pillow_refuses_it():
-    """Of files damaged at random those that Pillow refuses are bad, and no others; pixels agree."""
+    """Of files damaged at random, exactly those that Pillow refuses are bad; pixels agree."""
     rng = np.random.default_rng(0)
     plain = refused = 0
     for number in range(400):

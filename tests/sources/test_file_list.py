@@ -1,4 +1,4 @@
-"""Lists of files: what os.walk gives, in little memory, from an index file or made anew."""
+"""Lists of files: they equal os.walk's, take little memory, and come from an index if valid."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from byol_jax.sources.file_list import Names
 from byol_jax.sources.folder import Folder, ImageFiles, class_labels, list_files
 from configs import default
 
-# Long before now, nanoseconds: 2020.
+# A time long ago, in 2020, nanoseconds.
 PAST = 1_577_836_800 * 10**9
 
 
@@ -43,14 +43,14 @@ def touch(root: Path, *files: str) -> Path:
 
 
 def age(root: Path) -> Path:
-    """Dates all folders back: one that has only just changed gets no index."""
+    """Sets old times for all folders: one that has just changed gets no index."""
     for folder, _, _ in os.walk(root):
         os.utime(folder, ns=(PAST, PAST))
     return root
 
 
 def reference(root: Path) -> list[str]:
-    """What `list_files` promises, written down with os.walk and one sort."""
+    """The result that `list_files` promises, written with os.walk and one sort."""
     files, seen = [], set()
     for folder, subfolders, names in os.walk(root, followlinks=True):
         subfolders[:] = sorted(name for name in subfolders if not name.startswith('.'))
@@ -76,7 +76,7 @@ def reference_labels(files: list[str]) -> tuple[list[int] | None, tuple[str, ...
 
 
 def assert_lists(source: Folder, root: Path) -> None:
-    """Names, labels and their names are those of the reference."""
+    """Names, labels and label names equal the reference's."""
     files = reference(root)
     assert [source.name(i) for i in range(len(source))] == files
     labels, names = reference_labels(files)
@@ -86,7 +86,7 @@ def assert_lists(source: Folder, root: Path) -> None:
 
 @pytest.fixture
 def animals(tmp_path):
-    """A folder of pictures in class folders that nobody has changed for years."""
+    """A folder of pictures in class folders that have not changed for years."""
     root = tmp_path / 'animals'
     touch(root, 'cat/1.jpg', 'cat/2.jpg', 'cat/young/3.png', 'dog/1.jpg', 'dog/2.JPEG')
     touch(root, 'dog/notes.txt', 'cat/.hidden.jpg', '.trash/9.jpg')
@@ -95,7 +95,7 @@ def animals(tmp_path):
 
 @pytest.fixture
 def kept(animals, tmp_path, messages):
-    """(folder, its index file): written by a first start, which had nothing to say."""
+    """(folder, its index file); a first start has written it without a message."""
     file = tmp_path / 'animals.index'
     Folder(animals, index=str(file))
     assert file.exists()
@@ -105,7 +105,7 @@ def kept(animals, tmp_path, messages):
 
 @pytest.fixture
 def messages():
-    """Reads, and forgets, what the sources have logged."""
+    """Returns and clears what the sources have logged."""
     logger, handler = logging.getLogger('byol_jax.sources'), logging.StreamHandler(io.StringIO())
     level = logger.level
     logger.addHandler(handler)
@@ -132,7 +132,7 @@ def forbid_listing(monkeypatch) -> None:
 
 
 def test_names_come_back_as_they_were():
-    """Any string, also one of bytes that are no text, comes back, by index, slice and iteration."""
+    """Any string, also of bytes that are not text, is returned by index, slice and iteration."""
     strings = ['', 'a', 'ä/ö.png', '\udc80\udcff.jpg', '\udcc3\udca9', '𝄞', 'x' * 3000, 'a\nb']
     strings += [f'{i}.jpg' for i in range(10_000)]
     names = Names.of(iter(strings))
@@ -149,7 +149,7 @@ def test_names_come_back_as_they_were():
 
 
 def test_names_take_the_room_of_their_bytes():
-    """A name costs its bytes and 8 more."""
+    """A name takes its bytes and 8 more."""
     names = Names.of(f'n{i:08}/x.jpg' for i in range(1000))
     assert len(names.block) + names.starts.nbytes == 1000 * (15 + 8) + 8
 
@@ -161,8 +161,8 @@ def test_names_take_the_room_of_their_bytes():
 def test_random_trees_are_listed_as_by_walk_and_sort(tmp_path, seed):
     """Names that begin alike, links, loops and hidden files: list and labels are the reference's.
 
-    'a.b' sorts before 'a/' but after 'a', and of two links to one folder the first that is searched
-    counts: the places where an order by folders could differ from one by paths.
+    'a.b' sorts before 'a/' but after 'a', and of two links to one folder, the one searched first
+    counts: here an order by folders could differ from one by paths.
     """
     rng = np.random.default_rng(seed)
     stems = ['a', 'a.b', 'a-b', 'a0', 'A', 'ab', 'ä', '.h', 'a.png', '\udcfe', '\ue000', '𝄞']
@@ -197,9 +197,9 @@ def test_random_trees_are_listed_as_by_walk_and_sort(tmp_path, seed):
 
 
 def test_thousands_of_files(tmp_path, monkeypatch):
-    """A few thousand files in 40 folders: list and labels are the reference's, from the index too.
+    """For thousands of files in 40 folders, list and labels are the reference's, with an index too.
 
-    From the index no folder is listed.
+    With the index, no folder is listed.
     """
     root = tmp_path / 'root'
     for folder in range(40):
@@ -218,7 +218,7 @@ def test_thousands_of_files(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize('seed', range(20))
 def test_class_labels_of_random_names(seed):
-    """Labels are numbered by the sorted names of the folders, for runs of any length."""
+    """Labels are numbered by the sorted names of the folders, with any number of files each."""
     rng = np.random.default_rng(seed)
     tops = ['a', 'a.b', 'a0', 'b', 'a-', 'ä', '\udc80'][: rng.integers(1, 8)]
     files = {f'{tops[rng.integers(len(tops))]}/{i}' for i in range(rng.integers(1, 200))}
@@ -296,7 +296,7 @@ def stray(root):
 )
 @pytest.mark.parametrize('hidden', [False, True], ids=['', 'times set back'])
 def test_what_changes_is_listed_anew(kept, messages, monkeypatch, change, hidden):
-    """No change of names is missed, also where a copying program sets the folders' times back.
+    """No change of names is missed, also if a copying program resets the folders' times.
 
     The index is out of date once: the next start uses the new one.
     """
@@ -317,7 +317,7 @@ def test_what_changes_is_listed_anew(kept, messages, monkeypatch, change, hidden
 
 
 def test_other_contents_are_no_change(kept, monkeypatch):
-    """A picture that is written anew in its place leaves the index as good as it was."""
+    """A picture whose content is replaced leaves the index valid."""
     root, file = kept
     (root / 'cat/1.jpg').write_bytes(b'other')
     forbid_listing(monkeypatch)
@@ -326,7 +326,7 @@ def test_other_contents_are_no_change(kept, monkeypatch):
 
 @pytest.mark.parametrize('change', ['elsewhere', 'appears', 'goes', 'out of a loop'])
 def test_links_are_followed_anew(tmp_path, messages, change):
-    """What a link outside the folder leads to may change without any of its folders changing."""
+    """The target of a link outside the folder may change without a change of its folders."""
     root = touch(tmp_path / 'root', '1.jpg')
     touch(tmp_path / 'disk1', 'a.jpg')
     touch(tmp_path / 'disk2', 'b.jpg')
@@ -348,7 +348,7 @@ def test_links_are_followed_anew(tmp_path, messages, change):
 
 
 def damaged_contents(content: bytes) -> list[bytes]:
-    """Cut off anywhere, or with one bit turned over anywhere."""
+    """Cut off anywhere, or with one flipped bit anywhere."""
     places = sorted({*range(0, len(content), 37), *range(0, 120, 5), len(content) - 1})
     cut = [content[:place] for place in places]
     flipped = []
@@ -360,7 +360,7 @@ def damaged_contents(content: bytes) -> list[bytes]:
 
 
 def test_a_damaged_index_is_made_anew(kept, messages, monkeypatch):
-    """Cut off or changed anywhere, the user's cache file is said to be damaged and replaced."""
+    """If the index in the user's cache is cut off or changed, a message says so; it is replaced."""
     root, _ = kept
     monkeypatch.setenv('XDG_CACHE_HOME', str(root.parent / 'cache'))
     monkeypatch.setattr(file_list, 'KEPT_FROM', 1)
@@ -380,7 +380,7 @@ def test_a_damaged_index_is_made_anew(kept, messages, monkeypatch):
 
 @pytest.mark.parametrize('cut', [0, 10, 40, -1])
 def test_a_damaged_index_of_ones_own_is_made_anew(kept, messages, cut):
-    """A file that was named in data.index and still begins as an index does is replaced too."""
+    """A damaged file named in data.index that begins like an index is replaced too."""
     root, file = kept
     good = file.read_bytes()
     file.write_bytes(good[:cut])
@@ -390,7 +390,7 @@ def test_a_damaged_index_of_ones_own_is_made_anew(kept, messages, cut):
 
 
 def test_another_version_is_made_anew(kept, messages):
-    """An index of a later or earlier format is named as such and replaced."""
+    """An index of another format version is named as such and replaced."""
     root, file = kept
     good = file.read_bytes()
     file.write_bytes(good.replace(b'version 1\n', b'version 9\n', 1))
@@ -400,7 +400,7 @@ def test_another_version_is_made_anew(kept, messages):
 
 
 def test_the_index_of_another_folder_is_not_used(kept, messages):
-    """Two folders with one data.index: each is listed as it is."""
+    """With two folders and one data.index, each folder is listed correctly."""
     root, file = kept
     other = age(touch(root.parent / 'other', 'x.jpg'))
     assert_lists(Folder(other, index=str(file)), other)
@@ -409,7 +409,7 @@ def test_the_index_of_another_folder_is_not_used(kept, messages):
 
 
 def test_other_extensions_have_another_index(kept, messages):
-    """An index of the images is none of the videos and images."""
+    """An index of the images is not one of the videos and images."""
     root, file = kept
     names = list_files(root, 'data.path', ('.txt',), 'text', str(file))
     assert list(names) == ['dog/notes.txt']
@@ -417,7 +417,7 @@ def test_other_extensions_have_another_index(kept, messages):
 
 
 def test_a_file_that_is_no_index_stays(kept, messages):
-    """data.index=holiday.jpg by mistake: the photograph is not overwritten, and the run goes on."""
+    """With data.index=holiday.jpg by mistake, the photograph is kept, and the run continues."""
     root, _ = kept
     photograph = root.parent / 'holiday.jpg'
     photograph.write_bytes(b'\xff\xd8 a photograph')
@@ -428,7 +428,7 @@ def test_a_file_that_is_no_index_stays(kept, messages):
 
 
 def test_an_index_in_its_own_folder_is_refused(kept):
-    """Writing it would change the folder, so that it never held; a hidden folder is not listed."""
+    """Writing it would change the folder, so it would never be valid; hidden folders may."""
     root, _ = kept
     for place in (root / 'x.index', root / 'cat/x.index', root / 'new/x.index'):
         with pytest.raises(UserError, match=r'x\.index lies in .*animals.* elsewhere'):
@@ -437,7 +437,7 @@ def test_an_index_in_its_own_folder_is_refused(kept):
 
 
 def test_a_folder_that_changed_just_now_gets_no_index(tmp_path, messages):
-    """Its time might not tell of a change that comes right after; it is said."""
+    """Its time might not show a change that comes right after; a message says so."""
     root = touch(tmp_path / 'new', 'cat/1.jpg')
     assert len(Folder(root, index=str(tmp_path / 'i'))) == 1
     assert f'no index of {root} is kept this time' in messages()
@@ -445,7 +445,7 @@ def test_a_folder_that_changed_just_now_gets_no_index(tmp_path, messages):
 
 
 def test_folders_without_times_get_no_index(animals, tmp_path, messages):
-    """A file system that gives every folder one time would never show a change."""
+    """A file system that gives every folder the same time would never show a change."""
     os.utime(animals / 'cat', ns=(0, 0))
     assert_lists(Folder(animals, index=str(tmp_path / 'i')), animals)
     assert 'its file system keeps no times of folders' in messages()
@@ -453,7 +453,7 @@ def test_folders_without_times_get_no_index(animals, tmp_path, messages):
 
 
 def test_a_full_disk_costs_the_index_alone(animals, tmp_path, messages):
-    """The files are listed, the reason is said, and no half file is left."""
+    """The files are listed, a message has the reason, and no incomplete file is left."""
     file = tmp_path / 'i'
     partial = tmp_path / f'i.{os.uname().nodename}.{os.getpid()}.partial'
     partial.symlink_to('/dev/full')
@@ -466,7 +466,7 @@ def test_a_full_disk_costs_the_index_alone(animals, tmp_path, messages):
 
 @pytest.mark.skipif(os.geteuid() == 0, reason='root may write everywhere')
 def test_a_place_without_permission_costs_the_index_alone(animals, tmp_path, messages):
-    """Where nothing may be written the files are listed, and it is said how to be rid of that."""
+    """If the index cannot be written, the files are listed, and a message says what to do."""
     closed = tmp_path / 'closed'
     closed.mkdir(mode=0o500)
     assert_lists(Folder(animals, index=str(closed / 'i')), animals)
@@ -475,14 +475,14 @@ def test_a_place_without_permission_costs_the_index_alone(animals, tmp_path, mes
 
 
 def test_an_index_that_cannot_be_read_costs_the_index_alone(animals, tmp_path, messages):
-    """A path that leads nowhere, through a file, is said; the files are listed."""
+    """If an index path leads through a file, a message is logged, and the files are listed."""
     (tmp_path / 'file').touch()
     assert_lists(Folder(animals, index=str(tmp_path / 'file' / 'i')), animals)
     assert 'cannot be read (Not a directory)' in messages()
 
 
 def test_auto_is_a_file_in_the_cache_for_large_folders(animals, tmp_path, monkeypatch):
-    """'auto' keeps a file for each folder in the user's cache, and for small folders none."""
+    """'auto' keeps a file for each large folder in the user's cache, and none for small ones."""
     cache = tmp_path / 'cache'
     monkeypatch.setenv('XDG_CACHE_HOME', str(cache))
     Folder(animals, index='auto')
@@ -498,9 +498,9 @@ def test_auto_is_a_file_in_the_cache_for_large_folders(animals, tmp_path, monkey
 
 @pytest.mark.parametrize('home', ['/dev/null', ''])
 def test_auto_without_a_home(animals, monkeypatch, messages, home):
-    """Where there is no home folder, or none to write in, the files are listed each time.
+    """Without a writable home folder, the files are listed each time.
 
-    What a small folder would have no use for anyway is not mentioned.
+    For a small folder, which needs no index, there is no message.
     """
     monkeypatch.delenv('XDG_CACHE_HOME', raising=False)
     monkeypatch.setenv('HOME', home)
@@ -513,7 +513,7 @@ def test_auto_without_a_home(animals, monkeypatch, messages, home):
 
 
 def test_a_folder_that_holds_the_cache(tmp_path, monkeypatch, messages):
-    """A cache that lies among the pictures gets no index; ~/.cache below ~ is hidden and does."""
+    """A cache among the pictures gets no index; ~/.cache below ~ is hidden, and does."""
     root = age(touch(tmp_path / 'home', 'a/1.jpg'))
     monkeypatch.setattr(file_list, 'KEPT_FROM', 1)
     monkeypatch.setenv('XDG_CACHE_HOME', str(root / 'a' / 'cache'))
@@ -524,7 +524,7 @@ def test_a_folder_that_holds_the_cache(tmp_path, monkeypatch, messages):
     assert len(list((root / '.cache/byol_jax').iterdir())) == 1
 
 
-# What comes after the list.
+# What follows the list.
 
 
 def make_config(root: Path, **data):
@@ -543,7 +543,7 @@ def make_config(root: Path, **data):
     ],
 )
 def test_every_source_of_files_uses_the_index(tmp_path, monkeypatch, data):
-    """data.index serves folders, pairs and clips; with '' no file is written."""
+    """data.index works for folders, pairs and clips; with '' no file is written."""
     root = tmp_path / 'root'
     write_frames(root, [f'{side}_{i}.png' for i in range(3) for side in ('left', 'right')])
     age(root)
@@ -561,7 +561,7 @@ def test_every_source_of_files_uses_the_index(tmp_path, monkeypatch, data):
 
 
 def test_a_run_goes_on_with_another_index(tmp_path):
-    """Where the list is kept changes nothing about a run."""
+    """The place of the list does not change a run."""
     config = default.get_config()
     (tmp_path / 'config.json').write_text(json.dumps(Settings.of(config).plain))
     config.data.index = '/elsewhere/x.index'
@@ -572,7 +572,7 @@ def test_a_run_goes_on_with_another_index(tmp_path):
 
 
 def test_the_fingerprint_is_that_of_the_names(animals, tmp_path):
-    """It is the sha256 of all names, a line each, training ones first: that of every older run."""
+    """It is the sha256 of all names, one a line, training first, as in every older run."""
     touch(animals, *(f'cat/{i}.jpg' for i in range(9000)))
     data = build_data(make_config(animals, held_out_fraction=0.3))
     parts = [[part.name(i) for i in range(len(part))] for part in (data.train, data.held_out)]
@@ -586,7 +586,7 @@ def test_the_fingerprint_is_that_of_the_names(animals, tmp_path):
 
 
 def test_a_cache_keeps_the_fingerprint_and_its_speed(animals, tmp_path, monkeypatch):
-    """With data.cache it is the same, and no name is asked for alone."""
+    """With data.cache the fingerprint is the same, and names are still read all at once."""
     expected = fingerprint(build_data(make_config(animals)))
     monkeypatch.delattr(ImageFiles, 'name')
     monkeypatch.setattr(Folder, '__abstractmethods__', frozenset())
@@ -596,7 +596,7 @@ def test_a_cache_keeps_the_fingerprint_and_its_speed(animals, tmp_path, monkeypa
 
 
 def test_names_that_are_no_text_have_a_fingerprint(tmp_path):
-    """A file's name may be any bytes: the run starts, and another such name is another data set."""
+    """A file's name may be any bytes: the run starts, and another such name is other data."""
     digests = set()
     for name in (b'a\xff.jpg', b'a\xfe.jpg'):
         root = tmp_path / name.hex()
@@ -607,7 +607,7 @@ def test_names_that_are_no_text_have_a_fingerprint(tmp_path):
 
 
 def test_the_held_out_part_is_drawn_label_by_label(tmp_path):
-    """It is the one that earlier runs held out: a permutation of each label's examples in turn."""
+    """It is the one of earlier runs: a permutation of each label's examples in turn."""
     files = [f'{top}/{i}.jpg' for top, n in (('a.b', 7), ('a', 30), ('c', 1)) for i in range(n)]
     root = touch(tmp_path / 'root', *files)
     source = Folder(root)
@@ -622,7 +622,7 @@ def test_the_held_out_part_is_drawn_label_by_label(tmp_path):
 
 
 def test_files_are_counted_once_however_many_examples_they_hold():
-    """The share of bad files is one of files, of which tiles are many examples."""
+    """The share of bad files counts files, each of which may hold many tiles."""
 
     class Tiled(Source):
         def __len__(self):
@@ -648,7 +648,7 @@ MILLION = 1_000_000
 LIMITS = {
     ('cold', 'list'): 30,
     ('index', 'list'): 2,
-    # The index file read once more, labels, and what is held out.
+    # The index file is read once more; labels; the held-out part.
     ('index', 'build_data'): 2,
     ('index', 'fingerprint'): 2,
     ('start', 'start'): 1,
@@ -656,7 +656,7 @@ LIMITS = {
 
 
 def measure(*arguments: str, timeout: float) -> dict[str, dict[str, float]]:
-    """benchmarks/scale.py's lines, by what they measure."""
+    """The lines of benchmarks/scale.py by what they measure."""
     ran = subprocess.run(
         [sys.executable, 'benchmarks/scale.py', *arguments],
         cwd=ROOT,
@@ -674,10 +674,10 @@ def measure(*arguments: str, timeout: float) -> dict[str, dict[str, float]]:
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_a_million_files(tmp_path):
-    """Listed in 30 s without an index file and 2 s with it, in 500 MB; a start in an epoch in 1 s.
+    """Listed in 30 s without an index file and 2 s with it, in 500 MB; a start takes 1 s.
 
-    Memory is that of whole processes that have imported what the folder source needs, at its
-    highest. Times are the best of up to three, since other work may run beside.
+    Memory is the peak of whole processes that have imported what the folder source needs. Times are
+    the best of up to three, since other jobs may run.
     """
     folder = tmp_path / 'million'
     best: dict[tuple[str, str], float] = dict.fromkeys(LIMITS, math.inf)
@@ -693,7 +693,7 @@ def test_a_million_files(tmp_path):
             if all(best[which] < LIMITS[which] for which in LIMITS):
                 break
     finally:
-        # pytest keeps what three runs leave.
+        # pytest keeps the folders of three runs.
         shutil.rmtree(folder)
     for which, limit in LIMITS.items():
         assert best[which] < limit, which

@@ -1,4 +1,4 @@
-"""Folders of image files, pairs of them by their names, and DIV2K's own folders."""
+"""Folders of image files, pairs of files by their names, and DIV2K's own folders."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from configs import default
 
 
 def test_folder_with_classes(tmp_path):
-    """Folders right below the root name the classes, in sorted order, however deep files lie."""
+    """The folders directly below the root are the classes, sorted, however deep files lie."""
     for name in ('dog/2.png', 'cat/1.png', 'cat/young/3.png', 'ant/0.png'):
         write(tmp_path / name)
     source = Folder(tmp_path)
@@ -46,7 +46,7 @@ def test_folder_with_classes(tmp_path):
     ],
 )
 def test_folder_without_classes(tmp_path, names):
-    """Without at least two class folders, or with files beside them, there are no labels."""
+    """With fewer than two class folders, or files beside them, there are no labels."""
     for name in names:
         write(tmp_path / name)
     source = Folder(tmp_path)
@@ -55,7 +55,7 @@ def test_folder_without_classes(tmp_path, names):
 
 
 def test_folder_loads_what_it_lists(tmp_path):
-    """Index, name, picture and size belong together."""
+    """Index, name, picture and size match."""
     shapes = {'b.png': (3, 4), 'c/d.png': (5, 6), 'ä ö.png': (7, 8)}
     for name, shape in shapes.items():
         write(tmp_path / name, smooth(*shape))
@@ -76,7 +76,7 @@ def test_folder_knows_extensions_in_any_case(tmp_path):
 
 
 def test_hidden_folders_are_not_searched(tmp_path):
-    """Pictures in hidden folders (.ipynb_checkpoints, .Trash) are neither data nor a class."""
+    """Pictures in hidden folders (.ipynb_checkpoints, .Trash) are neither data nor classes."""
     for name in ('cat/1.png', 'dog/1.png', '.ipynb_checkpoints/1.png', 'cat/.thumbnails/1.png'):
         write(tmp_path / name)
     source = Folder(tmp_path)
@@ -85,7 +85,7 @@ def test_hidden_folders_are_not_searched(tmp_path):
 
 
 def test_linked_folders_are_searched_once(tmp_path):
-    """A linked folder is followed, and a link back to the root lists no picture again."""
+    """A linked folder is followed, and a link back to the root lists no picture twice."""
     write(tmp_path / 'elsewhere/1.png')
     write(tmp_path / 'root/2.png')
     (tmp_path / 'root/linked').symlink_to(tmp_path / 'elsewhere')
@@ -96,7 +96,7 @@ def test_linked_folders_are_searched_once(tmp_path):
 
 
 def test_missing_folder_suggests_its_neighbour(tmp_path):
-    """A folder that does not exist is named, with the nearest folder beside it."""
+    """For a missing folder, the nearest folder beside it is suggested."""
     (tmp_path / 'photographs').mkdir()
     with pytest.raises(UserError, match=r"photograhps does not exist\..*'photographs'"):
         Folder(tmp_path / 'photograhps')
@@ -105,13 +105,13 @@ def test_missing_folder_suggests_its_neighbour(tmp_path):
 
 
 def test_file_given_as_folder(tmp_path):
-    """A file where a folder is expected is named as a file."""
+    """A file in place of a folder is named as a file."""
     with pytest.raises(UserError, match=r'a\.png is a file'):
         Folder(write(tmp_path / 'a.png'))
 
 
 def test_folder_without_pictures(tmp_path):
-    """A folder without pictures says how many files it has and which endings count."""
+    """The message has the number of files and the extensions that count."""
     (tmp_path / 'a.tiff').write_bytes(b'')
     (tmp_path / 'b.txt').write_bytes(b'')
     with pytest.raises(UserError, match=r'no image: of its 2 file.*\.jpg'):
@@ -127,7 +127,7 @@ def test_home_is_expanded(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize('place', ['', 'DIV2K_train_HR', 'DIV2K_train_HR/'])
 def test_div2k_folders(div2k_folder, place):
-    """The root and the HR folder itself both give all pictures with their X2 partners."""
+    """The root and the HR folder both give all pictures with their X2 partners."""
     source = Div2k(f'{div2k_folder}/{place}', 'train', ('lr', 'hr'))
     assert [source.name(i) for i in range(len(source))] == ['0001.png', '0002.png', '0010.png']
     for i in range(3):
@@ -139,7 +139,7 @@ def test_div2k_folders(div2k_folder, place):
 
 
 def test_div2k_validation(div2k_folder):
-    """The validation split is the `valid` folders."""
+    """The validation split is in the `valid` folders."""
     source = Div2k(div2k_folder, 'validation', ('hr', 'hr'))
     assert [source.name(i) for i in range(len(source))] == ['0801.png']
     with pytest.raises(UserError, match=r"'test'.*'train' and 'validation'"):
@@ -147,7 +147,7 @@ def test_div2k_validation(div2k_folder):
 
 
 def test_div2k_missing_partner(div2k_folder):
-    """A picture without its low-resolution partner is named before training starts."""
+    """A picture without its low-resolution partner is named before training."""
     (div2k_folder / 'DIV2K_train_LR_bicubic/X2/0002x2.png').unlink()
     with pytest.raises(UserError, match=r'lacks 1 of 3 pictures, 0002x2\.png'):
         Div2k(div2k_folder, 'train', ('lr', 'hr'))
@@ -155,7 +155,7 @@ def test_div2k_missing_partner(div2k_folder):
 
 
 def test_div2k_missing_folders(tmp_path):
-    """Missing official folders are named, with what lies there instead."""
+    """Missing official folders are named, with what the folder holds instead."""
     write(tmp_path / 'DIV2K_train_HR/0001.png')
     assert len(Div2k(tmp_path, 'train', ('hr', 'hr'))) == 1
     with pytest.raises(UserError, match='DIV2K_train_LR_bicubic'):
@@ -181,7 +181,7 @@ def make_config(path: Path, **data):
 
 @pytest.fixture
 def stereo(tmp_path) -> Path:
-    """Five pairs in two class folders: left frames are of clip 1, right ones of clip 2."""
+    """Five pairs in two class folders: left frames are from clip 1, right ones from clip 2."""
     scenes = ['street/7', 'street/8', 'street/9', 'garden/7', 'garden/b_left_c']
     write_frames(tmp_path, [f'{scene}_left.png' for scene in scenes], 1)
     write_frames(tmp_path, [f'{scene}_right.bmp' for scene in scenes], 2)
@@ -189,7 +189,7 @@ def stereo(tmp_path) -> Path:
 
 
 def test_files_pair_by_their_names(stereo):
-    """A left file and a right file of the same name are the two pictures of an example."""
+    """A left file and a right file with the same name are the two pictures of an example."""
     source = FilePairs(stereo, SIDES)
     assert source.keys == SIDES
     assert [source.name(i) for i in range(len(source))] == [
@@ -218,7 +218,7 @@ def test_files_pair_by_their_names(stereo):
     ],
 )
 def test_patterns(tmp_path, patterns, files):
-    """A pattern is of the path below the folder; all but its * is meant literally."""
+    """A pattern is a path below the folder, in which everything but its * is literal."""
     write_frames(tmp_path, files)
     source = FilePairs(tmp_path, patterns)
     found = {
@@ -230,7 +230,7 @@ def test_patterns(tmp_path, patterns, files):
 
 
 def test_other_files_are_left_out(stereo):
-    """Depth maps and the like, which follow neither pattern, are no pictures of a pair."""
+    """Depth maps and other files that match neither pattern are not used."""
     write_frames(stereo, ['street/7_depth.png', 'overview.png'])
     assert len(FilePairs(stereo, SIDES)) == 5
 
@@ -251,7 +251,7 @@ def test_views_come_from_the_two_files(tmp_path):
 
 
 def test_a_pattern_twice_needs_no_partners(tmp_path):
-    """Both views from the left files: the right ones may be missing."""
+    """With both views from the left files, the right ones may be missing."""
     write_frames(tmp_path, ['a_left.png', 'b_left.png', 'b_right.png'])
     assert len(FilePairs(tmp_path, ('*_left', '*_left'))) == 2
 
@@ -272,8 +272,9 @@ def test_pairs_are_held_out_and_cut_into_tiles(stereo):
 @pytest.mark.parametrize('shift', [False, True])
 @pytest.mark.parametrize('sides', [(100, 100), (100, 50), (50, 200), (7, 1), (3, 200)])
 def test_tiles_of_pictures_of_other_ratios_show_the_same_part(tmp_path, sides, shift):
-    """Where the second picture is stretched along one axis, or tiny, a tile of it is still the same
-    share of each axis, to within a pixel, and never empty."""
+    """If the second picture is stretched along one axis, or tiny, a tile still shows the same share
+    of each axis, within a pixel, and is never empty.
+    """
     left, right = (100, 200), sides
     for name, shape in (('1_left', left), ('1_right', right)):
         # A pixel's row and column as shares of the sides, in units of 1 / 250.
@@ -289,13 +290,13 @@ def test_tiles_of_pictures_of_other_ratios_show_the_same_part(tmp_path, sides, s
             pixel = 250 / min(left[axis], right[axis])
             assert abs(other.shape[axis] / right[axis] - 32 / left[axis]) <= 1 / right[axis]
             assert abs(one[0, 0, axis] - other[0, 0, axis]) <= pixel + 1
-    # And views can be made of them.
+    # Views can be made from them too.
     assert views_at(stream_of(train, config), 0)[1].shape == (16, 16, 3)
 
 
 @pytest.mark.parametrize('missing', ['left', 'right'])
 def test_files_without_a_partner_are_named(stereo, missing):
-    """The files whose partners are missing are named, on either side."""
+    """Files without a partner are named, for either side."""
     for file in stereo.glob(f'street/*_{missing}.*'):
         file.unlink()
     other = 'right' if missing == 'left' else 'left'
@@ -307,14 +308,14 @@ def test_files_without_a_partner_are_named(stereo, missing):
 
 
 def test_many_files_without_a_partner_are_not_all_named(stereo):
-    """Of many such files the first five are named."""
+    """With many such files, the first five are named."""
     write_frames(stereo, [f'x{i:02}_right.png' for i in range(40)])
     with pytest.raises(UserError, match=r"40 of 45 .*'\*_left': x00_right.*x04_right\.png, \.\.\."):
         FilePairs(stereo, SIDES)
 
 
 def test_two_files_for_one_picture_are_named(stereo):
-    """Where a pattern fits two files of one name, both are named."""
+    """If a pattern matches two files with the same name, both are named."""
     write_frames(stereo, ['street/7_left.bmp'])
     with pytest.raises(UserError, match=r'street/7_left\.bmp and street/7_left\.png .*same'):
         FilePairs(stereo, SIDES)
@@ -330,12 +331,12 @@ def test_two_files_for_one_picture_are_named(stereo):
     ],
 )
 def test_patterns_that_cannot_be_used(stereo, patterns, message):
-    """A pattern without files, or without exactly one *, is an error that says so."""
+    """A pattern without files, or without exactly one *, is an error."""
     with pytest.raises(UserError, match=message):
         build_data(make_config(stereo, pair_keys=patterns))
 
 
 def test_two_patterns_are_needed(stereo):
-    """One pattern alone is no pair."""
+    """One pattern alone is an error."""
     with pytest.raises(UserError, match='must be 2 values'):
         build_data(make_config(stereo, pair_keys=('*_left',)))

@@ -30,7 +30,7 @@ def test_sample_is_ten_photographs():
 
 
 def test_sample_without_its_packages_says_what_to_install(monkeypatch):
-    """A sample photograph that is not installed is an error that says what to install."""
+    """The message says what to install."""
     monkeypatch.setattr(
         'byol_jax.sources.sample.PHOTOGRAPHS', {'cat': ('skimage.data', 'no_such_cat.png')}
     )
@@ -39,7 +39,7 @@ def test_sample_without_its_packages_says_what_to_install(monkeypatch):
 
 
 def test_tiles_of_the_sample():
-    """The sample config cuts tiles of all ten photographs, and none leaks."""
+    """The sample config cuts tiles from all ten photographs, without overlap of the parts."""
     config = div2k.get_config('sample')
     data = build_data(config)
     for part in data[:2]:

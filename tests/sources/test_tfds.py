@@ -1,4 +1,4 @@
-"""TFDS data sets: random access gives what TFDS itself reads, in every file format."""
+"""TFDS data sets: random access gives what TFDS reads, in every file format."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ SHARDS = 4
 
 
 def picture(index: int, channels: int = 3, dtype: type = np.uint8) -> np.ndarray:
-    """Noise of another size for every index."""
+    """Noise of a different size for every index."""
     rng = np.random.default_rng(index)
     high = np.iinfo(dtype).max
     return rng.integers(0, high, (4 + index, 6, channels), dtype, endpoint=True)
@@ -98,7 +98,7 @@ class ByolTestPlain(tfds.core.GeneratorBasedBuilder):
 
 
 class ByolTestRemote(ByolTestPlain):
-    """Pictures that have to be downloaded."""
+    """Pictures that must be downloaded."""
 
     def _split_generators(self, dl_manager):
         dl_manager.download('https://pictures.invalid/all.zip')
@@ -106,7 +106,7 @@ class ByolTestRemote(ByolTestPlain):
 
 
 class ByolTestManual(ByolTestPlain):
-    """Pictures that the user has to download."""
+    """Pictures that the user must download."""
 
     MANUAL_DOWNLOAD_INSTRUCTIONS = 'Register at pictures.invalid.'
 
@@ -137,7 +137,7 @@ def prepared(request, tmp_path_factory):
 
 
 def read_by_tfds(builder, split: str) -> list[dict[str, np.ndarray]]:
-    """The split as TFDS itself reads it, in the order on disk."""
+    """The split as TFDS reads it, in the order on disk."""
     if builder.info.file_format == tfds.core.FileFormat.ARRAY_RECORD:
         return list(builder.as_data_source(split))
     in_order = tfds.ReadConfig(interleave_cycle_length=1)
@@ -160,7 +160,7 @@ def read_by_tfds(builder, split: str) -> list[dict[str, np.ndarray]]:
     ],
 )
 def test_split_is_what_tfds_reads(prepared, split):
-    """Any split or slice has the examples, order and labels that TFDS itself gives."""
+    """Any split or slice has TFDS's examples, order and labels."""
     builder, folder = prepared
     source, expected = Tfds(NAME, split, folder), read_by_tfds(builder, split)
     assert len(source) == len(expected)
@@ -173,7 +173,7 @@ def test_split_is_what_tfds_reads(prepared, split):
 
 
 def test_split_is_what_was_written(prepared):
-    """Every example that was written is there once, with its own picture and label."""
+    """Every written example is there once, with its own picture and label."""
     source = Tfds(NAME, 'train', prepared[1])
     # A picture of index i is 4 + i pixels high.
     indices = [source.size(i, 'image')[0] - 4 for i in range(len(source))]
@@ -184,7 +184,7 @@ def test_split_is_what_was_written(prepared):
 
 
 def test_slices_make_up_the_split(prepared):
-    """Slices that meet, across the borders of shards, are the whole split in its order."""
+    """Adjacent slices, across the borders of shards, make up the split in order."""
     whole = Tfds(NAME, 'train', prepared[1])
     for border in (1, 5, 6, 7, 22):
         parts = [Tfds(NAME, f'train[{s}]', prepared[1]) for s in (f':{border}', f'{border}:')]
@@ -196,14 +196,14 @@ def test_slices_make_up_the_split(prepared):
 
 @pytest.mark.parametrize('split', ['train[:0]', 'train[23:]', 'train[5:2]'])
 def test_a_slice_without_examples_is_the_users_error(prepared, split):
-    """There is nothing to train on in it, in any format."""
+    """It contains nothing to train on, in any format."""
     with pytest.raises(UserError, match='holds no example') as caught:
         Tfds(NAME, split, prepared[1])
     assert f"data.split='{split}'" in str(caught.value)
 
 
 def test_all_formats_give_the_same_pictures(tmp_path):
-    """A data set has the same examples in the same order whichever way it was prepared."""
+    """A data set has the same examples in the same order in every format."""
     sources = []
     for file_format in FORMATS:
         prepare(ByolTestPictures, tmp_path / file_format, file_format)
@@ -215,7 +215,7 @@ def test_all_formats_give_the_same_pictures(tmp_path):
 
 
 def test_other_kinds_of_pictures_become_rgb(prepared):
-    """Grey is repeated and 16 bits are scaled to 8."""
+    """Grey is repeated, and 16 bits are scaled to 8."""
     builder, folder = prepared
     source = Tfds(NAME, 'test', folder, ('grey', 'deep'))
     for i, example in enumerate(read_by_tfds(builder, 'test')):
@@ -226,7 +226,7 @@ def test_other_kinds_of_pictures_become_rgb(prepared):
 
 
 def test_alpha_is_laid_over_black(prepared):
-    """A picture with alpha becomes colour x alpha, as it does when read from a file."""
+    """A picture with alpha becomes colour x alpha, as for a file."""
     builder, folder = prepared
     source = Tfds(NAME, 'test', folder, ('alpha',))
     for i, example in enumerate(read_by_tfds(builder, 'test')):
@@ -236,7 +236,7 @@ def test_alpha_is_laid_over_black(prepared):
 
 
 def test_access_in_any_order_and_from_many_threads(prepared):
-    """A picture does not depend on what was loaded before or is being loaded."""
+    """A picture does not depend on what was or is being loaded."""
     source = Tfds(NAME, 'train', prepared[1])
     expected = [source.load(i, 'image') for i in range(23)]
     order = np.random.default_rng(0).integers(0, 23, 300).tolist()
@@ -247,7 +247,7 @@ def test_access_in_any_order_and_from_many_threads(prepared):
 
 
 def test_labels_are_read_without_decoding_pictures(prepared, monkeypatch):
-    """Opening a data set decodes none of its pictures: ImageNet has a million."""
+    """Opening a data set decodes no picture: ImageNet has a million."""
     decoded = []
     decode = tfds.features.Image.decode_example_np
 
@@ -263,7 +263,7 @@ def test_labels_are_read_without_decoding_pictures(prepared, monkeypatch):
 
 
 def test_labels_of_what_was_loaded_cost_nothing(prepared, monkeypatch):
-    """The labels of a batch are known from loading its pictures; others are read, once."""
+    """Loading the pictures of a batch gives its labels; others are read, once."""
     expected = Tfds(NAME, 'train', prepared[1]).labels
     source = Tfds(NAME, 'train', prepared[1])
     for index in (5, 0, 3):
@@ -279,7 +279,7 @@ def test_labels_of_what_was_loaded_cost_nothing(prepared, monkeypatch):
 
 
 def test_unlabelled_data_sets(tmp_path):
-    """A data set without a label feature has no labels, and its name carries the config."""
+    """Without a label feature there are no labels, and the name has the config."""
     prepare(ByolTestPlain, tmp_path, 'tfrecord', 1)
     source = Tfds('byol_test_plain/small', 'train', str(tmp_path), ('picture',))
     assert len(source) == 3
@@ -289,7 +289,7 @@ def test_unlabelled_data_sets(tmp_path):
 
 
 def test_unknown_split_suggests_the_nearest(prepared):
-    """A misspelt split is named with the nearest one and all there are, slices or not."""
+    """For a misspelt split, the nearest and all splits are named, with or without slices."""
     for split in ('trian', 'trian[:5]', 'train[5'):
         with pytest.raises(
             UserError, match=r"not a split .*'train'.* train \(23\), test \(5\)\."
@@ -299,7 +299,7 @@ def test_unknown_split_suggests_the_nearest(prepared):
 
 
 def test_unknown_feature_suggests_the_nearest(prepared):
-    """A misspelt picture key is named with the nearest; features that are no pictures are none."""
+    """For a misspelt picture key, the nearest picture is suggested; other features are not."""
     with pytest.raises(UserError, match=r"'imgae'.*image, .*Did you mean 'image'\?"):
         Tfds(NAME, 'train', prepared[1], ('imgae',))
     with pytest.raises(UserError, match="names 'number'") as caught:
@@ -317,7 +317,7 @@ def test_unknown_feature_suggests_the_nearest(prepared):
     ],
 )
 def test_unknown_data_set_suggests_the_nearest(tmp_path, name, meant):
-    """A misspelt data set is named with the nearest there is, with or without a config."""
+    """For a misspelt data set, the nearest is suggested, with or without a config."""
     with pytest.raises(UserError) as caught:
         Tfds(name, 'train', str(tmp_path))
     assert f"data.name='{name}'" in str(caught.value)
@@ -333,7 +333,7 @@ def test_unusable_names_are_the_users_errors(tmp_path, name):
 
 
 def test_unknown_config_suggests_the_nearest(tmp_path):
-    """A misspelt config is named with those it may have meant."""
+    """For a misspelt config, similar ones are named."""
     with pytest.raises(UserError, match='small'):
         Tfds('byol_test_plain/smal', 'train', str(tmp_path))
 
@@ -353,7 +353,7 @@ def not_found(*_, **__):
     ('answer', 'said'), [(no_network, 'Failed to resolve'), (not_found, 'HTTP code: 404')]
 )
 def test_failed_download_is_the_users_error(tmp_path, monkeypatch, answer, said):
-    """Without network, or with an address that is gone, the error says so and where data belong."""
+    """Without network, or with a dead address, the error says so and where the data belongs."""
     monkeypatch.setattr(requests.Session, 'request', answer)
     start = time.monotonic()
     with pytest.raises(UserError, match=r"TFDS 'byol_test_remote/small' is not prepared") as caught:
@@ -364,7 +364,7 @@ def test_failed_download_is_the_users_error(tmp_path, monkeypatch, answer, said)
 
 
 def test_no_network_is_told_soon(tmp_path, monkeypatch):
-    """Where no address can be resolved, the error comes within half a minute of waiting."""
+    """If no address can be resolved, the error comes within half a minute."""
     waits = []
 
     def wait(self):
@@ -384,21 +384,21 @@ def test_no_network_is_told_soon(tmp_path, monkeypatch):
 
 
 def test_manual_download_is_the_users_error(tmp_path):
-    """A data set that the user must download himself is an error with TFDS's instructions."""
+    """A data set that the user must download is an error with TFDS's instructions."""
     with pytest.raises(UserError, match='byol_test_manual') as caught:
         Tfds('byol_test_manual/small', 'train', str(tmp_path), ('picture',))
     assert 'Register at pictures.invalid' in str(caught.value)
 
 
 def test_prepared_data_need_no_network(prepared, monkeypatch):
-    """A data set that is on disk opens without any request."""
+    """A data set on disk opens without any request."""
     monkeypatch.setattr(requests.Session, 'request', no_network)
     assert len(Tfds(NAME, 'train', prepared[1])) == 23
 
 
 @pytest.mark.parametrize('lost', [1, 5, 100])
 def test_cut_tfrecord_is_named(tmp_path, lost):
-    """A TFRecord file that was not copied to its end is an error with its path."""
+    """A TFRecord file that was not copied completely is an error with its path."""
     builder = prepare(ByolTestPictures, tmp_path, 'tfrecord', 1)
     path = Path(builder.info.splits['train'].filepaths[0])
     path.write_bytes(path.read_bytes()[:-lost])
@@ -407,7 +407,7 @@ def test_cut_tfrecord_is_named(tmp_path, lost):
 
 
 def test_tfrecord_cut_inside_a_header_is_named(tmp_path):
-    """A TFRecord file that ends in the first bytes of a record is an error with its path."""
+    """A TFRecord file that ends in a record's first bytes is an error with its path."""
     builder = prepare(ByolTestPictures, tmp_path, 'tfrecord', 1)
     path = Path(builder.info.splits['train'].filepaths[0])
     path.write_bytes(path.read_bytes() + bytes(5))
@@ -417,7 +417,7 @@ def test_tfrecord_cut_inside_a_header_is_named(tmp_path):
 
 @pytest.mark.parametrize('file_format', FORMATS)
 def test_damaged_records_are_bad_pictures(tmp_path, file_format):
-    """Bytes overwritten after opening cost the records they are in, each under its own name."""
+    """If bytes are overwritten after opening, their records are bad, each under its own name."""
     builder = prepare(ByolTestPictures, tmp_path, file_format, 1)
     source = Tfds(NAME, 'train', str(tmp_path))
     expected = [source.load(i, 'image') for i in range(23)]
@@ -430,7 +430,7 @@ def test_damaged_records_are_bad_pictures(tmp_path, file_format):
         damaged[rng.integers(len(damaged), size=8)] ^= 255
         file.write_bytes(damaged.tobytes())
         if file_format != 'tfrecord':
-            # The readers of the others know the old contents.
+            # The readers of the other formats know the old contents.
             try:
                 source = Tfds(NAME, 'train', str(tmp_path))
             except UserError as error:
@@ -442,7 +442,7 @@ def test_damaged_records_are_bad_pictures(tmp_path, file_format):
             except BadPicture as error:
                 named.append((error.file, source.file(i, 'image'), f'{NAME} #{i}'))
             else:
-                # Only ArrayRecord's checksums are read: elsewhere a pixel may differ.
+                # Only ArrayRecord's checksums are read: in other formats a pixel may differ.
                 assert loaded.shape == expected[i].shape or file_format != 'array_record'
     assert 0 < len(named) + len(refused) < 230
     assert all(file.name in message for message in refused)
@@ -450,7 +450,7 @@ def test_damaged_records_are_bad_pictures(tmp_path, file_format):
 
 
 def test_vanished_records_are_bad_pictures(tmp_path):
-    """A file of records that goes away is reported for each of its examples, labels too."""
+    """If a file of records vanishes, each of its examples is reported, labels too."""
     builder = prepare(ByolTestPictures, tmp_path, 'tfrecord', 1)
     source = Tfds(NAME, 'train', str(tmp_path))
     Path(builder.info.splits['train'].filepaths[0]).unlink()
@@ -461,7 +461,7 @@ def test_vanished_records_are_bad_pictures(tmp_path):
 
 
 def test_build_data_opens_tfds(prepared):
-    """A config names data set, split, folder and pictures; the fraction of all is held out."""
+    """A config has data set, split, folder and pictures; the fraction of all is held out."""
     config = default.get_config()
     config.data.update(source='tfds', name=NAME, path=prepared[1], held_out_fraction=0.25)
     train, held_out = build.build_data(config)[:2]
@@ -473,8 +473,9 @@ def test_build_data_opens_tfds(prepared):
 
 
 def test_decoded_pictures_are_kept_on_disk(prepared, tmp_path, monkeypatch):
-    """data.cache decodes each picture of a data set once, and tiles none; a changed file of records
-    or another version of TFDS makes all entries stale; and sizes come from the entries."""
+    """With data.cache, each picture of a data set is decoded once, and tiles decode none; a changed
+    file or another version of TFDS invalidates all entries; sizes come from the entries.
+    """
     source = Tfds(NAME, 'train', prepared[1])
     expected = [source.load(i, 'image') for i in range(len(source))]
     decode, decoded = tfds.features.Image.decode_example_np, []

@@ -1,4 +1,4 @@
-"""TFDS data sets of other make: labels of every kind, nested features, odd pictures."""
+"""Other TFDS data sets: labels of every kind, nested features, odd pictures."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from configs import default
 
 Class = tfds.features.ClassLabel
 
-# Plain numbers with gaps, and the names they get.
+# Numbers with gaps, and the names they get.
 INTEGERS = builder_class(
     'ByolSetIntegers',
     {'image': image(), 'label': np.int32},
@@ -122,7 +122,7 @@ class Numbers(Source):
 
 
 def order(source: Tfds, key: str = 'image', first: int = 0) -> list[int]:
-    """Which example was written at each place: TFDS shuffles."""
+    """The index of the example at each place, since TFDS shuffles."""
     written = [noise(first + i) for i in range(6)]
     return [
         next(i for i in range(6) if np.array_equal(written[i], source.load(place, key)))
@@ -131,11 +131,11 @@ def order(source: Tfds, key: str = 'image', first: int = 0) -> list[int]:
 
 
 def test_plain_numbers_are_labels(folder):
-    """A whole number called label is one: an index into the numbers there are, ascending."""
+    """An integer named label is the label, as an index into the sorted numbers that occur."""
     source = Tfds('byol_set_integers', 'train', folder)
     assert source.label_names == ('-100', '0', '100')
     assert source.labels.tolist() == [i % 3 for i in order(source)]
-    # A part has the indices of the whole, whichever numbers it holds.
+    # A part has the indices of the whole, whichever numbers it has.
     places = np.flatnonzero(source.labels == 2)
     part = Subset(source, places)
     assert part.labels.tolist() == [2, 2]
@@ -143,7 +143,7 @@ def test_plain_numbers_are_labels(folder):
 
 
 def test_plain_numbers_are_read_when_they_are_asked_for(folder, monkeypatch):
-    """Opening a data set, or a part of it, reads none of its records."""
+    """Opening a data set, or a part of it, reads no record."""
     source = Tfds('byol_set_integers', 'train', folder)
     read = []
     records = source._records
@@ -157,8 +157,9 @@ def test_plain_numbers_are_read_when_they_are_asked_for(folder, monkeypatch):
 @pytest.mark.parametrize('number', [0, 3])
 @pytest.mark.parametrize('damage', ['unreadable', 'without its label'])
 def test_a_damaged_record_does_not_stop_the_reading_of_labels(folder, monkeypatch, number, damage):
-    """Numbers are named, a probe is made and a test set is matched though one record is bad; it is
-    one bad picture, and the labels of all others are what they are without it."""
+    """With one bad record, numbers are named, a probe is made and a test set is matched; it is one
+    bad picture, and all other labels are the same as without it.
+    """
     whole = Tfds('byol_set_integers', 'train', folder)
     names, expected = whole.label_names, whole.labels
     source = Tfds('byol_set_integers', 'train', folder)
@@ -191,7 +192,7 @@ def test_a_damaged_record_does_not_stop_the_reading_of_labels(folder, monkeypatc
 
 
 def test_a_number_of_a_record_that_was_mended_since_is_no_other(folder, monkeypatch):
-    """A label that no record had when the numbers were read is none, not that of another number."""
+    """A label that no record had when the numbers were read is none, not another number's."""
     source = Tfds('byol_set_integers', 'train', folder)
     lost = [place for place, i in enumerate(order(source)) if i % 3 == 1]
     source = Tfds('byol_set_integers', 'train', folder)
@@ -212,8 +213,9 @@ def test_a_number_of_a_record_that_was_mended_since_is_no_other(folder, monkeypa
 @pytest.mark.parametrize('file_format', ['JPEG', 'PNG'])
 @pytest.mark.parametrize('orientation', [1, 3, 6])
 def test_sizes_are_read_without_decoding(folder, monkeypatch, file_format, orientation):
-    """A size is that of the picture as TFDS decodes it, which turns none by its EXIF, and is known
-    from the header; what holds no picture is bad."""
+    """The size, read from the header, is that of the picture as TFDS decodes it, without EXIF;
+    a record without a picture is bad.
+    """
     source = Tfds('byol_set_integers', 'train', folder)
     encoded = encode(noise(0), file_format, exif=rotated(orientation))
     read = source._records.read
@@ -239,7 +241,7 @@ def test_sizes_are_read_without_decoding(folder, monkeypatch, file_format, orien
 
 
 def test_labels_decode_no_picture(folder, monkeypatch):
-    """Labels come from the records alone."""
+    """Labels need only the records."""
     source = Tfds('byol_set_declared', 'train', folder)
     expected = [i % 2 for i in order(source)]
 
@@ -251,7 +253,7 @@ def test_labels_decode_no_picture(folder, monkeypatch):
 
 
 def test_one_picture_is_decoded_at_a_time(folder, monkeypatch):
-    """Of an example with two pictures, only the one that is asked for is decoded."""
+    """Of two pictures of an example, only the requested one is decoded."""
     source = Tfds('byol_set_nested', 'train', folder, ('x/image', 'x/deep/image'))
     decode, calls = tfds.features.Image.decode_example_np, []
     monkeypatch.setattr(
@@ -276,13 +278,13 @@ def test_nested_features(folder):
 
 
 def test_a_nested_picture_is_suggested(folder):
-    """Where the pictures are nested, the error lists their paths."""
+    """If pictures are nested, the error lists their paths."""
     with pytest.raises(UserError, match=r"'image', but .* are: x/image, x/deep/image\. Did you"):
         Tfds('byol_set_nested', 'train', folder)
 
 
 def test_several_labels_must_be_chosen_from(folder):
-    """With several candidates none is guessed: the error lists them and the key to choose with."""
+    """With several candidates, none is guessed: the error lists them and the key to choose with."""
     with pytest.raises(UserError, match=r'several .*: fine, coarse\. .*data\.label_key=fine'):
         Tfds('byol_set_several', 'train', folder)
     for key, label in (('fine', lambda i: i), ('coarse', lambda i: i % 2), ('id', lambda i: i)):
@@ -295,7 +297,7 @@ def test_several_labels_must_be_chosen_from(folder):
 
 
 def test_the_declared_label_is_taken(folder):
-    """Of several ClassLabels, the one that the data set declares as its label is it."""
+    """Of several ClassLabels, the one that the data set declares is the label."""
     source = Tfds('byol_set_declared', 'train', folder)
     assert source.labels.tolist() == [i % 2 for i in order(source)]
 
@@ -311,13 +313,13 @@ def test_the_declared_label_is_taken(folder):
     ],
 )
 def test_what_can_be_no_label(folder, name, key, message):
-    """What is given as a label and is none, or is several a picture, is an error that says so."""
+    """A feature that is not a label, or has several for a picture, is an error."""
     with pytest.raises(UserError, match=f"data.label_key='{key}'.*{message}|{message}"):
         Tfds(f'byol_set_{name}', 'train', folder, label_key=key)
 
 
 def test_lists_of_labels_are_no_label(folder):
-    """A data set with several labels a picture counts as unlabelled, and the run says so."""
+    """A data set with several labels for a picture is unlabelled, and the run says so."""
     source = Tfds('byol_set_lists', 'train', folder)
     assert source.labels is None
     config = default.get_config()
@@ -329,7 +331,7 @@ def test_lists_of_labels_are_no_label(folder):
 
 
 def test_labels_that_are_not_public(folder):
-    """A split whose labels are all -1 has none; where only some are, the first is named."""
+    """A split whose labels are all -1 has none; if only some are -1, the first is named."""
     assert Tfds('byol_set_hidden', 'train', folder).labels is None
     source = Tfds('byol_set_hidden', 'train', folder, label_key='some')
     with pytest.raises(UserError, match='have no label'):
@@ -344,7 +346,7 @@ def test_labels_that_are_not_public(folder):
 
 @pytest.mark.parametrize('key', ['objects/crop', 'objects'])
 def test_pictures_in_a_sequence_are_refused(folder, key):
-    """Any number of pictures an example are not the picture; the error says so."""
+    """A sequence of pictures is not a picture; the error says so."""
     with pytest.raises(UserError, match=r"are: image\. 'objects' is a sequence"):
         Tfds('byol_set_lists', 'train', folder, (key,))
 
@@ -357,7 +359,7 @@ def test_what_is_no_picture_is_refused(folder, key, why):
 
 
 def test_odd_pictures_become_rgb(folder):
-    """Grey with alpha, 16-bit grey and 16 bits with alpha come out as 8-bit RGB over black."""
+    """Grey with alpha, 16-bit grey and 16 bits with alpha become 8-bit RGB over black."""
     keys = ('grey_alpha', 'deep_grey', 'deep_alpha')
     source = Tfds('byol_set_odd', 'train', folder, keys)
     written = {}

@@ -35,7 +35,7 @@ ALONE = builder_class('ByolSetAlone', {'image': image()}, lambda i: {'image': no
 
 
 class ByolSetVersions(ALONE):
-    """A data set whose code knows a version and configs that need not be on disk."""
+    """A data set whose code has a version and configs that need not be on disk."""
 
     BUILDER_CONFIGS = [  # noqa: RUF012  (TFDS reads a list here)
         tfds.core.BuilderConfig(name='small'),
@@ -44,7 +44,7 @@ class ByolSetVersions(ALONE):
 
 
 class ByolSetManual(ALONE):
-    """A data set of which the user downloads a part, and TFDS another."""
+    """A data set of which the user downloads one part, and TFDS another."""
 
     MANUAL_DOWNLOAD_INSTRUCTIONS = 'Register at pictures.invalid.'
     url_infos = {'https://pictures.invalid/a.zip': None}  # noqa: RUF012
@@ -56,7 +56,7 @@ class ByolSetManual(ALONE):
 
 @pytest.fixture
 def no_network(monkeypatch) -> None:
-    """Any use of a socket or a name server fails the test, whatever is made of the error."""
+    """Any use of a socket or a name server fails the test, even if the error is caught."""
     used = []
 
     def refuse(*arguments, **_):
@@ -76,7 +76,7 @@ def files(folder: Path, split: str = 'train') -> list[Path]:
 
 @pytest.mark.parametrize('name', ['cifar10', 'imagenette/160px-v2', 'imagenet2012'])
 def test_without_download_the_network_is_left_alone(tmp_path, no_network, name):
-    """With data.download=False what is not on disk is an error that says how to prepare it."""
+    """With data.download=False, missing data is an error that says how to prepare it."""
     config = default.get_config()
     config.data.update(source='tfds', name=name, path=str(tmp_path), download=False)
     with pytest.raises(UserError, match=r'data\.download=False') as caught:
@@ -87,12 +87,12 @@ def test_without_download_the_network_is_left_alone(tmp_path, no_network, name):
 
 
 def commands(error: UserError) -> list[str]:
-    """The Python programs that a message tells the user to run."""
+    """The Python programs in a message to the user."""
     return re.findall(r'python -c "(.*?)"', str(error))
 
 
 def test_the_command_that_is_given_prepares_the_data_set(tmp_path):
-    """What the error says to run makes the same call succeed."""
+    """After running the command in the error, the same call succeeds."""
     with pytest.raises(UserError, match=r'data\.download=False') as caught:
         Tfds(NAME, 'train', str(tmp_path), download=False)
     (command,) = commands(caught.value)
@@ -102,14 +102,14 @@ def test_the_command_that_is_given_prepares_the_data_set(tmp_path):
 
 @pytest.mark.parametrize('download', [True, False])
 def test_what_is_prepared_needs_no_network(tmp_path, no_network, download):
-    """A data set on disk is opened and read without it, whether a download is allowed or not."""
+    """A data set on disk is read without the network, whether downloads are allowed or not."""
     prepare(ALONE, tmp_path)
     source = Tfds(NAME, 'train', str(tmp_path), download=download)
     assert len([source.load(i, 'image') for i in range(11)]) == 11
 
 
 def test_other_versions_on_disk_are_named(tmp_path, no_network):
-    """Where another version or config is prepared, the error gives the name to ask for."""
+    """If another version or config is prepared, the error has the name to use."""
     prepare(ByolSetVersions, tmp_path)
     with pytest.raises(UserError, match=r'Prepared there: byol_set_versions/small:1\.0\.0\.'):
         Tfds('byol_set_versions/large', 'train', str(tmp_path), download=False)
@@ -119,7 +119,7 @@ def test_other_versions_on_disk_are_named(tmp_path, no_network):
 
 
 def test_manual_archives_are_asked_for_first(tmp_path, no_network):
-    """What the user must download himself is said at once, before a name server is asked."""
+    """What the user must download is said at once, before a name server is asked."""
     with pytest.raises(UserError, match=r'by hand first: Register at pictures\.invalid'):
         Tfds('byol_set_manual', 'train', str(tmp_path))
     (tmp_path / 'downloads' / 'manual').mkdir(parents=True)
@@ -128,7 +128,7 @@ def test_manual_archives_are_asked_for_first(tmp_path, no_network):
 
 
 def test_folders_that_cannot_hold_data_sets(tmp_path):
-    """A folder that does not exist, is a file or is remote is an error; none is ever made."""
+    """A folder that does not exist, is a file or is remote is an error; none is created."""
     (tmp_path / 'tfds').mkdir()
     (tmp_path / 'file').touch()
     message = r"/tfsd does not exist\. Did you mean 'tfds'\?.*create the folder"
@@ -143,7 +143,7 @@ def test_folders_that_cannot_hold_data_sets(tmp_path):
 
 @pytest.mark.parametrize('file_format', FORMATS)
 def test_missing_and_empty_files_are_named(tmp_path, file_format):
-    """A file of records that is empty or gone is an error with its path, in every format."""
+    """A file of records that is empty or missing is an error with its path, in every format."""
     prepare(ALONE, tmp_path, file_format, shards=2)
     lost = files(tmp_path)[1]
     lost.write_bytes(b'')
@@ -157,7 +157,7 @@ def test_missing_and_empty_files_are_named(tmp_path, file_format):
 
 @pytest.mark.parametrize('file_format', FORMATS)
 def test_files_of_another_length_are_named(tmp_path, file_format):
-    """A file that is whole, but not of this split, is an error with both numbers of records."""
+    """A whole file of another split is an error with both numbers of records."""
     prepare(ALONE, tmp_path / 'one', file_format, shards=1)
     prepare(ALONE, tmp_path / 'two', file_format, shards=2)
     here, (there, _) = files(tmp_path / 'one')[0], files(tmp_path / 'two')
@@ -167,7 +167,7 @@ def test_files_of_another_length_are_named(tmp_path, file_format):
 
 
 def test_records_that_tfds_drops_are_missed(tmp_path):
-    """TFDS's writer of Parquet files may lose records; the data set is refused, not shortened."""
+    """TFDS's writer of Parquet files may lose records; the data set is then refused."""
     features = {'image': image()}
     many = builder_class('ByolSetMany', features, lambda i: {'image': noise(i)}, count=250)
     prepare(many, tmp_path, 'parquet')
@@ -183,7 +183,7 @@ def test_records_that_tfds_drops_are_missed(tmp_path):
 
 
 def test_many_row_groups_are_read_right(tmp_path, monkeypatch):
-    """Of a Parquet file with several row groups, every record is found, in slices too."""
+    """In a Parquet file with several row groups, every record is found, in slices too."""
     monkeypatch.setattr(tfds.core.file_adapters, '_batched', row_groups)
     rows = {'image': image(), 'label': np.int64}
     many = builder_class('ByolSetGroups', rows, lambda i: {'image': noise(i), 'label': i}, count=25)
@@ -199,13 +199,13 @@ def test_many_row_groups_are_read_right(tmp_path, monkeypatch):
 
 
 def row_groups(iterator: Iterator[Any], _: int) -> Iterator[list[Any]]:
-    """Batches of 7, none lost."""
+    """Batches of 7 records, without loss."""
     examples = list(iterator)
     yield from (examples[i : i + 7] for i in range(0, len(examples), 7))
 
 
 def test_tfrecord_cut_between_two_records_is_named(tmp_path):
-    """A TFRecord file of which whole records are lost is not taken for a smaller data set."""
+    """A TFRecord file that lacks whole records is not accepted as a smaller data set."""
     prepare(ALONE, tmp_path)
     path = files(tmp_path)[0]
     path.write_bytes(path.read_bytes()[: int(record_bounds(path)[-2])])
@@ -214,7 +214,7 @@ def test_tfrecord_cut_between_two_records_is_named(tmp_path):
 
 
 def test_a_changed_tfrecord_is_no_other_picture(tmp_path):
-    """A TFRecord file that is replaced in use by another gives errors, never other bytes."""
+    """If a TFRecord file is replaced while in use, there are errors, but never other bytes."""
     prepare(ALONE, tmp_path)
     source = Tfds(NAME, 'train', str(tmp_path))
     path = files(tmp_path)[0]
@@ -246,7 +246,7 @@ def test_riegeli_is_refused(tmp_path):
     ],
 )
 def test_missing_packages_are_named(tmp_path, monkeypatch, file_format, module, package):
-    """Where the package of a format is not installed, the error says which, and a way without."""
+    """If the package of a format is missing, the error names it, and a way without it."""
     prepare(ALONE, tmp_path, file_format)
     monkeypatch.setitem(sys.modules, module, None)
     with pytest.raises(UserError, match=f'pip install {package}') as caught:
@@ -257,7 +257,7 @@ def test_missing_packages_are_named(tmp_path, monkeypatch, file_format, module, 
 
 @pytest.mark.parametrize('split', ['train[3:99]', 'train+tset', "train[:'a']"])
 def test_slices_that_do_not_exist(tmp_path, split):
-    """A slice that goes beyond the end or is none is an error that quotes it."""
+    """A slice that is invalid or goes beyond the end is an error that quotes it."""
     prepare(ALONE, tmp_path)
     with pytest.raises(UserError) as caught:
         Tfds(NAME, split, str(tmp_path))
@@ -266,7 +266,7 @@ def test_slices_that_do_not_exist(tmp_path, split):
 
 @pytest.mark.parametrize('file_format', FORMATS)
 def test_a_run_goes_on_from_its_step_alone(tmp_path, file_format):
-    """Starting at step k gives exactly the batches of a run from step 0, in every format."""
+    """A start at step k gives exactly the batches of a run from step 0, in every format."""
     prepare(ALONE, tmp_path, file_format, shards=2)
     config = default.get_config()
     config.batch_size = 4
@@ -285,7 +285,7 @@ def test_a_run_goes_on_from_its_step_alone(tmp_path, file_format):
 
 
 def test_the_index_of_tfrecords_is_small(tmp_path):
-    """It takes little more than 8 bytes a record: 11 MB for ImageNet's."""
+    """It takes little more than 8 bytes for each record: 11 MB for ImageNet's."""
     count, shards = 20_000, 4
     record = struct.pack('<Q', 3) + b'crc.abccrc.'
     instructions = []

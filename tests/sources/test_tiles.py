@@ -1,4 +1,4 @@
-"""Tiles: where they lie, what is held out, and how their grid is shifted."""
+"""Tiles: where they lie, which are held out, and how their grid is shifted."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from configs import default, div2k
 
 
 def test_cached_tiles_decode_each_picture_once():
-    """Cutting every tile of a cached example decodes each of its pictures once, not once a tile."""
+    """Cutting every tile of a cached example decodes each of its pictures once."""
     source = Coordinates([(64, 64)])
     tiles = Tiles(Cached(source, 10**6), 16)
     source.loads.clear()
@@ -49,7 +49,7 @@ def test_tiles_lie_on_a_grid_that_ends_at_the_border(shape, size, stride, tops, 
 
 
 def test_tiles_are_labelled_with_their_picture():
-    """A tile's label is the picture it was cut from, named as the source names it."""
+    """A tile's label is the picture from which it is cut, named as by the source."""
     tiles = Tiles(Coordinates([(32, 64), (32, 32), (64, 32)]), 32)
     assert tiles.labels.tolist() == [0, 0, 1, 2, 2]
     assert list(tiles.label_names) == ['0000.png', '0001.png', '0002.png']
@@ -60,7 +60,7 @@ def test_tiles_are_labelled_with_their_picture():
 @pytest.mark.parametrize('shape', [(31, 64), (64, 31)])
 @pytest.mark.parametrize('fraction', [0.0, 0.1])
 def test_a_picture_smaller_than_a_tile_is_left_out(shape, fraction):
-    """A picture that no tile fits in gives none and is named; the others' tiles do not change."""
+    """A picture smaller than a tile has none and is named; the others' tiles do not change."""
     tiles = Tiles(Coordinates([(200, 64), shape, (64, 200)]), 32)
     whole = Tiles(Coordinates([(200, 64), (64, 64), (64, 200)]), 32)
     assert tiles.small == [('0001.png', *shape)]
@@ -72,14 +72,14 @@ def test_a_picture_smaller_than_a_tile_is_left_out(shape, fraction):
 
 
 def test_pictures_all_smaller_than_a_tile_are_an_error():
-    """Where no picture has a tile, the error names the largest and its size."""
+    """If no picture has a tile, the error has the largest picture and its size."""
     with pytest.raises(UserError, match=r'All 2 pictures .*tile_size=32.*0001\.png, is 30x40'):
         Tiles(Coordinates([(10, 90), (40, 30)]), 32)
 
 
 @pytest.mark.parametrize('keys', [('hr', 'lr'), ('lr', 'hr')])
 def test_tiles_of_a_pair_show_the_same_part_of_the_scene(keys):
-    """A tile's low-resolution and high-resolution pictures begin and end at the same place."""
+    """A tile's low- and high-resolution pictures begin and end at the same place."""
     source = Coordinates([(64, 96), (48, 40)], keys)
     tiles = Tiles(source, 16, 8)
     for i in range(len(tiles)):
@@ -111,7 +111,7 @@ def test_no_pixel_of_a_held_out_tile_is_trained_on(fraction, stride):
 @pytest.mark.parametrize('stride', [0, 31, 16, 8, 13, 40])
 @pytest.mark.parametrize('fraction', [0.05, 0.1, 0.2, 0.4])
 def test_every_picture_trains_and_is_held_out(fraction, stride):
-    """Every picture of two tiles or more a side gives tiles of both kinds, so classes agree."""
+    """Every picture with two or more tiles a side has tiles of both kinds, so classes agree."""
     tiles = Tiles(Coordinates(SHAPES), 32, stride)
     for seed in range(10):
         for part in tiles.split(fraction, seed):
@@ -120,16 +120,16 @@ def test_every_picture_trains_and_is_held_out(fraction, stride):
 
 @pytest.mark.parametrize('fraction', [0.1, 0.2, 0.3])
 def test_held_out_part_is_about_the_asked_fraction(fraction):
-    """Of a picture of many tiles, about the fraction of its area is held out."""
+    """In a picture of many tiles, about the fraction of its area is held out."""
     tiles = Tiles(Coordinates([(250, 250)]), 10, 5)
     _, held_out = tiles.split(fraction, 0)
     share = held_out_pixels(tiles, held_out)[0].mean()
-    # Blocks end on the grid of 5 pixels: up to 5 of at least 79 a side are lost.
+    # Blocks end on the grid of 5 pixels: up to 5 of at least 79 pixels a side are lost.
     assert 0.85 * fraction < share < 1.02 * fraction
 
 
 def test_split_is_a_function_of_its_seed():
-    """The same seed holds out the same tiles, another seed others, in each picture anew."""
+    """The same seed holds out the same tiles, another seed others, drawn for each picture."""
     tiles = Tiles(Coordinates([(200, 200)] * 6), 32, 16)
     first, again, other = (tiles.split(0.1, seed) for seed in (0, 0, 1))
     np.testing.assert_array_equal(first[0], again[0])
@@ -149,7 +149,7 @@ def test_split_of_nothing():
 
 @pytest.mark.parametrize('shape', [(32, 32), (50, 50), (40, 63)])
 def test_a_picture_too_small_to_be_split_still_trains(shape):
-    """A picture of which no two tiles lie apart is trained on whole or an error, never lost."""
+    """A picture without two disjoint tiles is for training as a whole, or an error."""
     tiles = Tiles(Coordinates([(200, 200), shape]), 32, 16)
     message, trained = '', []
     try:
@@ -188,8 +188,9 @@ def draw(shapes, boxes: np.ndarray, size: int) -> list[np.ndarray]:
 @pytest.mark.parametrize('stride', [7, 16, 32, 45])
 @pytest.mark.parametrize('fraction', [0.0, 0.1, 0.3, 0.6])
 def test_tiles_stay_in_the_picture_and_out_of_the_held_out_block(stride, fraction):
-    """In every epoch there are as many tiles of each picture as on the unshifted grid, all of them
-    in the picture, no two at one place, and none shows a pixel of a held-out tile."""
+    """In every epoch, each picture has as many tiles as on the unshifted grid, all inside it, at
+    different places, and without a pixel of a held-out tile.
+    """
     tiles, held_out = shifted(SHAPES, 32, stride, fraction)
     assert fraction == 0 or len(held_out)
     kept = draw(SHAPES, tiles.source.boxes[held_out], 32)
@@ -202,8 +203,9 @@ def test_tiles_stay_in_the_picture_and_out_of_the_held_out_block(stride, fractio
 
 
 def test_all_of_the_training_part_is_shown():
-    """Every pixel that the unshifted training tiles show is shown in some epoch; in each one, all
-    but a margin narrower than the stride is."""
+    """Over the epochs, every pixel of the unshifted training tiles is shown; in each epoch, all but
+    a margin narrower than the stride.
+    """
     shape, size, stride = (50, 61), 20, 5
     tiles, _ = shifted([shape], size, stride, 0.1)
     on_grid = draw([shape], tiles.source.boxes[tiles.indices], size)[0] > 0
@@ -220,14 +222,14 @@ def test_all_of_the_training_part_is_shown():
 
 @pytest.mark.parametrize('shape', [(64, 64), (64, 70), (81, 64)])
 def test_every_place_is_equally_likely(shape):
-    """Over the epochs, a picture's tiles begin at every place alike (chi-squared, 1 in 10,000)."""
+    """Over the epochs, tiles begin equally often at every place (chi-squared, 1 in 10,000)."""
     size, stride = 32, 24
     tiles, _ = shifted([shape], size, stride)
     room = np.array(shape) - size + 1
     epochs = 4000
     counts = [np.zeros(room[axis]) for axis in range(2)]
     for epoch in range(epochs):
-        # One tile an axis is enough: the others are the same distance away.
+        # One tile an axis is enough, since the others keep their distance from it.
         _, top, left = tiles.place(epoch, epoch % len(tiles))
         counts[0][top] += 1
         counts[1][left] += 1
@@ -239,8 +241,9 @@ def test_every_place_is_equally_likely(shape):
 
 
 def test_offsets_are_a_function_of_seed_epoch_and_picture():
-    """The same seed, epoch and picture give the same place; another of any gives another offset;
-    and all tiles of a picture move together."""
+    """The same seed, epoch and picture give the same place; changing one gives another offset; all
+    tiles of a picture move together.
+    """
     shapes = [(200, 200)] * 4
     first, again = shifted(shapes, 32, 32)[0], shifted(shapes, 32, 32)[0]
     other = shifted(shapes, 32, 32, seed=1)[0]
@@ -261,8 +264,9 @@ def test_offsets_are_a_function_of_seed_epoch_and_picture():
 @pytest.mark.parametrize('fraction', [0.0, 0.2])
 @pytest.mark.parametrize('keys', [('lr', 'hr'), ('hr', 'lr')])
 def test_pictures_of_a_pair_are_cut_alike(keys, fraction):
-    """The low-resolution tile is exactly the high-resolution one's part of the scene: it begins at
-    an even pixel, and is every second pixel of it."""
+    """The low-resolution tile is exactly the same part of the scene: it begins at an even pixel,
+    and has every second pixel.
+    """
     tiles, _ = shifted([(100, 130), (90, 90)], 16, 8, fraction, keys=keys)
     odd = 0
     for epoch in range(5):
@@ -274,7 +278,7 @@ def test_pictures_of_a_pair_are_cut_alike(keys, fraction):
 
 
 def test_sizes_without_common_places_are_cut_to_the_nearest_pixel():
-    """Where one size is no multiple of the other, tiles still move, as near as pixels are."""
+    """If one size is not a multiple of the other, tiles still move, to the nearest pixel."""
 
     class Odd(Coordinates):
         def load(self, index, key):
@@ -292,7 +296,7 @@ def test_sizes_without_common_places_are_cut_to_the_nearest_pixel():
 
 
 def test_the_last_place_is_not_passed():
-    """An offset that rounds up to 1 leaves the last tile at the last place."""
+    """An offset that rounds up to 1 keeps the last tile at the last place."""
     almost = np.nextafter(1.0, 0.0)
     assert _moved(2, 3, 50, almost) == 49
     assert _moved(0, 1, 1, almost) == 0
@@ -300,7 +304,7 @@ def test_the_last_place_is_not_passed():
 
 
 def test_what_is_evaluated_does_not_move():
-    """`load` and `name`, which evaluation uses, know the unshifted tiles."""
+    """`load` and `name`, which evaluation uses, are those of the unshifted tiles."""
     tiles, _ = shifted(SHAPES, 32, 16, 0.1)
     for i in range(0, len(tiles), 9):
         _, top, left = tiles.source.boxes[tiles.indices[i]]
@@ -320,8 +324,9 @@ def make_config(path, arg: str = '', **data):
 
 @pytest.mark.parametrize('arg', ['', 'lr_hr'])
 def test_div2k_is_shifted_in_training_only(div2k_folder, arg):
-    """configs/div2k.py trains on shifted tiles, of both pictures alike; the held-out tiles are
-    those of the unshifted grid, and the number of examples is the same."""
+    """configs/div2k.py trains on shifted tiles, of both pictures alike; held-out tiles are not
+    shifted, and the number of examples is the same.
+    """
     data = build_data(make_config(div2k_folder, arg))
     plain = build_data(make_config(div2k_folder, arg, tile_shift=False))
     assert len(data.train) == len(plain.train)
@@ -344,7 +349,7 @@ def test_div2k_is_shifted_in_training_only(div2k_folder, arg):
 
 
 def test_the_sample_and_the_default_are_not_shifted():
-    """By default, and in the sample whose figures the README quotes, every epoch is the same."""
+    """By default, and in the sample whose numbers the README has, epochs have the same tiles."""
     assert default.get_config().data.tile_shift is False
     config = div2k.get_config('sample')
     train = build_data(config).train

@@ -1,4 +1,4 @@
-"""Frame pairs: what is a clip, which frame is the second view, and what is held out."""
+"""Frame pairs: what a clip is, which frame is the second view, and what is held out."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def make_config(folder: Path, **data):
 
 
 def plain_clips(root: Path, *counts: int) -> Path:
-    """Clip c of plain frames: frame n has the colour (10 c, 2 n, 100) all over."""
+    """Clip c of plain frames: frame n has the colour (10 c, 2 n, 100)."""
     for clip, count in enumerate(counts):
         for number in range(count):
             path = root / f'clip{clip}' / f'{number}.png'
@@ -68,7 +68,7 @@ def test_a_folder_of_frames_is_a_clip(tmp_path):
 
 
 def test_flat_names_are_clips(tmp_path):
-    """In one folder, frames whose names differ in their number alone are a clip."""
+    """Frames in one folder whose names differ only in their number are a clip."""
     write_frames(tmp_path, ['walk_0001.png', 'walk_0002.png'], 1)
     write_frames(tmp_path, ['run_0001.png', 'run_0002.png', 'run_0003.png'], 2)
     source = Video(tmp_path, 5)
@@ -84,7 +84,7 @@ def test_flat_names_are_clips(tmp_path):
 
 
 def test_frames_are_in_the_order_of_their_numbers(tmp_path):
-    """10 comes after 9 with any zero padding and any extension; gaps in the numbers are none."""
+    """10 comes after 9 with any zero padding and extension; gaps in the numbers do not matter."""
     order = ['a_1.png', 'a_02.bmp', 'a_9.png', 'a_010.png', 'a_11.png', 'a_100.png', 'a_0300.png']
     write_frames(tmp_path, order)
     source = Video(tmp_path, 1)
@@ -123,7 +123,7 @@ def test_frames_never_join_across_names_and_folders(files, clips):
     ],
 )
 def test_two_files_that_are_the_same_frame_are_named(files, named):
-    """A frame and its mask beside it, or two paddings of a number, never become one clip."""
+    """A frame and its mask, or two paddings of a number, never become one clip."""
     with pytest.raises(UserError, match=f'{named}.*out of data.path.*its own folder'):
         frame_clips(files)
     kept = [file for file in files if not file.endswith(('1.png', '2.png', '.webp', '00.png'))]
@@ -131,7 +131,7 @@ def test_two_files_that_are_the_same_frame_are_named(files, named):
 
 
 def test_video_files_and_frames_side_by_side(tmp_path):
-    """Every video file is a clip, beside folders of frames; frames are named by their number."""
+    """Every video file is a clip, beside folders of frames; its frames are named by number."""
     write_video(tmp_path / 'a.mp4', 7, 1)
     write_video(tmp_path / 'b/c.WEBM', 5, 2, 'VP80')
     write_gif(tmp_path / 'b/d.gif', 4, 3)
@@ -146,7 +146,7 @@ def test_video_files_and_frames_side_by_side(tmp_path):
 
 
 def test_clips_in_class_folders_are_labelled(tmp_path):
-    """The first folder level names the classes, for frames and for videos."""
+    """The folders on the first level are the classes, for frames and for videos."""
     write_frames(tmp_path / 'jump/one', ['1.png', '2.png'])
     write_frames(tmp_path / 'jump', ['two_1.png', 'two_2.png', 'two_3.png'])
     write_video(tmp_path / 'fall/three.mp4', 2)
@@ -166,7 +166,7 @@ def test_clips_in_class_folders_are_labelled(tmp_path):
     ],
 )
 def test_a_clip_is_no_label(tmp_path, frames):
-    """Where no folders above the clips sort them there are no labels."""
+    """If no class folders sort the clips, there are no labels."""
     write_frames(tmp_path, frames)
     source = Video(tmp_path, 1)
     assert source.labels is None
@@ -178,7 +178,7 @@ def test_a_clip_is_no_label(tmp_path, frames):
 
 @pytest.mark.parametrize('gap', [1, 2, 5, 100])
 def test_partners_are_the_other_frames_of_the_clip_within_the_gap(tmp_path, gap):
-    """Partners are all frames with 1 <= |distance| <= gap, of the same clip only."""
+    """Partners are all frames of the same clip with 1 <= |distance| <= gap."""
     counts = [1, 4, 12, 2]
     source = Video(plain_clips(tmp_path, *counts), gap)
     clips = np.repeat(range(4), counts)
@@ -190,7 +190,7 @@ def test_partners_are_the_other_frames_of_the_clip_within_the_gap(tmp_path, gap)
 
 
 def test_no_gap_no_partners(tmp_path):
-    """With max_frame_gap=0, and in a clip of one frame, both views come from the same frame."""
+    """With max_frame_gap=0, and in a clip of one frame, both views show the same frame."""
     plain_clips(tmp_path, 5, 1)
     assert not any(len(Video(tmp_path, 0).partners(i)) for i in range(6))
     assert len(Video(tmp_path, 3).partners(5)) == 0
@@ -201,7 +201,7 @@ def test_no_gap_no_partners(tmp_path):
 
 
 def test_partners_in_a_part_of_the_source(tmp_path):
-    """A subset's partners are its own examples, those of frames that it has."""
+    """A subset's partners are its own examples."""
     source = Video(plain_clips(tmp_path, 6, 6), 2)
     subset = Subset(source, np.array([7, 8, 10, 2, 11, 3]))
     partners = [subset.partners(i).tolist() for i in range(6)]
@@ -210,7 +210,7 @@ def test_partners_in_a_part_of_the_source(tmp_path):
 
 
 def test_second_frame_is_a_partner_at_every_position(tmp_path):
-    """Over whole epochs, view 2's frame is of the same clip and near, and never the same."""
+    """Over whole epochs, view 2's frame is in the same clip, near, and never the same."""
     config = make_config(plain_clips(tmp_path, 9, 3, 20), max_frame_gap=4)
     source = Video(tmp_path, 4)
     stream = stream_of(source, config)
@@ -223,7 +223,7 @@ def test_second_frame_is_a_partner_at_every_position(tmp_path):
 
 @pytest.mark.parametrize('number', [0, 1, 10, 19])
 def test_gaps_are_uniform(tmp_path, number):
-    """Every partner that there is, near the ends of a clip too, is drawn equally often."""
+    """Every partner is drawn equally often, near the ends of a clip too."""
     config = make_config(plain_clips(tmp_path, 20), max_frame_gap=3)
     source = Video(tmp_path, 3)
     partners = source.partners(number)
@@ -232,23 +232,23 @@ def test_gaps_are_uniform(tmp_path, number):
     counts = np.bincount(drawn, minlength=len(partners))
     assert len(counts) == len(partners)
     expected = epochs / len(partners)
-    # Chi squared, at most 5 degrees of freedom: above 25.7 once in 10,000 tries.
+    # Chi squared with at most 5 degrees of freedom: above 25.7 once in 10,000 tries.
     assert np.sum((counts - expected) ** 2 / expected) < 25.7
 
 
 def test_gaps_of_examples_seeds_and_epochs_are_their_own():
-    """Draws depend on seed, epoch, example and view, each, and on nothing else."""
+    """Draws depend on seed, epoch, example and view, and on nothing else."""
     base = [draw_place(1000, 1, epoch, 7, 2) for epoch in range(50)]
     assert base == [draw_place(1000, 1, epoch, 7, 2) for epoch in range(50)]
     for other in ((2, 7, 2), (1, 8, 2), (1, 7, 1)):
         again = [draw_place(1000, other[0], epoch, *other[1:]) for epoch in range(50)]
         assert sum(a == b for a, b in zip(base, again, strict=True)) < 5
-    # These very numbers: a run must go on with the frames that it began with.
+    # These very numbers: a resumed run must continue with the same frames.
     assert base[:6] == [916, 844, 754, 63, 509, 42]
 
 
 def test_views_come_from_their_frames(tmp_path):
-    """View 1 shows the frame of the example, view 2 its partner's, in clips of PNGs."""
+    """View 1 shows the frame of the example, view 2 its partner's, for clips of PNGs."""
     config = make_config(plain_clips(tmp_path, 30, 7, 1), max_frame_gap=5)
     source = Video(tmp_path, 5)
     stream = stream_of(source, config)
@@ -260,7 +260,7 @@ def test_views_come_from_their_frames(tmp_path):
 
 
 def test_partners_change_no_other_draw(tmp_path):
-    """Order, view 1 and the place of view 2 are the same with and without partners."""
+    """Order, view 1 and the box of view 2 are the same with and without partners."""
 
     class Noise(Video):
         def load(self, index, key):
@@ -285,7 +285,7 @@ def collect(config, start: int, stop: int) -> np.ndarray:
 
 @pytest.fixture
 def mixed(tmp_path) -> Path:
-    """Clips of all kinds, of 33 frames together."""
+    """Clips of all kinds, with 33 frames in total."""
     write_video(tmp_path / 'a.mp4', 12, 1)
     write_video(tmp_path / 'b.webm', 9, 2, 'VP80')
     write_gif(tmp_path / 'c.gif', 6, 3)
@@ -294,14 +294,14 @@ def mixed(tmp_path) -> Path:
 
 
 def test_a_run_goes_on_from_its_step_alone(mixed):
-    """Starting at step k gives exactly the batches of a run from step 0."""
+    """A start at step k gives exactly the batches of a run from step 0."""
     config = make_config(mixed)
     whole = collect(config, 0, 18)
     for start in (1, 7, 8, 17):
         np.testing.assert_array_equal(collect(config, start, 18), whole[start:])
 
 
-# Prints a digest of the first 48 pairs of the clips in the folder that it is given.
+# Prints a digest of the first 48 pairs of the clips in a folder.
 DIGEST = """
 import hashlib, sys
 sys.path.insert(0, 'tests')
@@ -342,8 +342,9 @@ def test_threads_and_processes_agree(mixed):
 @pytest.mark.parametrize('damage', [Path.unlink, lambda path: path.write_bytes(b'')])
 @pytest.mark.parametrize('name', ['a.mp4', 'b.webm', 'c.gif'])
 def test_a_video_that_breaks_later_is_a_bad_file(mixed, name, damage):
-    """A video that is damaged or gone after the run began is one bad file, whose frames others
-    replace: all other examples stay what they were, and the limit on bad files holds."""
+    """A video that is damaged or missing after the run began is one bad file, whose frames are
+    replaced; all other examples stay the same, and the limit on bad files works.
+    """
     config = make_config(mixed, workers=1, max_frame_gap=0)
     train = build_data(config).train
     whole = list(batches(train, config, start_step=0, stop_step=8))
@@ -368,7 +369,7 @@ def test_a_video_that_breaks_later_is_a_bad_file(mixed, name, damage):
 
 @pytest.mark.parametrize('fraction', [0.1, 0.3, 0.5])
 def test_whole_clips_are_held_out(tmp_path, fraction):
-    """The fraction is taken of the clips; no clip is on both sides, and none is torn."""
+    """The fraction counts clips; no clip is in both parts, and none is divided."""
     counts = [3, 8, 1, 5, 2, 2, 9, 4, 6, 1]
     config = make_config(plain_clips(tmp_path, *counts), held_out_fraction=fraction)
     train, held_out = build_data(config)[:2]
@@ -376,7 +377,7 @@ def test_whole_clips_are_held_out(tmp_path, fraction):
     assert not clips[0] & clips[1]
     assert len(clips[1]) == 10 * fraction
     assert len(train) + len(held_out) == sum(counts)
-    # Partners in the training part are those in the whole: no frame of their clip is missing.
+    # The training part's partners are those in the whole: no frame of a clip is missing.
     whole = Video(tmp_path, config.data.max_frame_gap)
     for i in range(len(train)):
         found = [train.name(j) for j in train.partners(i)]
@@ -385,7 +386,7 @@ def test_whole_clips_are_held_out(tmp_path, fraction):
 
 
 def test_clips_of_every_class_are_held_out(tmp_path):
-    """With class folders the fraction is taken of the clips of each class."""
+    """With class folders, the fraction is taken of the clips of each class."""
     for name, clips in (('jump', 10), ('fall', 4)):
         for clip in range(clips):
             write_frames(tmp_path / name / f'{clip}', ['1.png', '2.png', '3.png'][: 1 + clip % 3])
@@ -397,7 +398,7 @@ def test_clips_of_every_class_are_held_out(tmp_path):
 
 
 def test_views_picture_shows_both_frames(tmp_path):
-    """views.png has a column for each of the two frames that the views are made from."""
+    """views.png has a column for each of the two frames behind the views."""
     config = make_config(plain_clips(tmp_path / 'clips', 40), max_frame_gap=30)
     with config.unlocked():
         config.views.image_size = 32
@@ -416,7 +417,7 @@ def test_views_picture_shows_both_frames(tmp_path):
 
 
 def test_views_picture_of_single_pictures_is_as_before(tmp_path):
-    """Where both views come from one picture there is one column of originals."""
+    """If both views come from one picture, there is one column of originals."""
     config = make_config(plain_clips(tmp_path / 'clips', 10), max_frame_gap=0)
     run = SimpleNamespace(config=config, data=build_data(config), views=views_of(config))
     draw_views(run, tmp_path)
@@ -428,7 +429,7 @@ def test_views_picture_of_single_pictures_is_as_before(tmp_path):
 
 
 def test_clips_of_one_frame_each_are_refused(tmp_path):
-    """Pictures without numbers are no clips: the error says what names are expected."""
+    """Pictures without numbers are not clips: the error has an example of a name."""
     write_frames(tmp_path, ['cat.png', 'dog.png', 'ant_left.png'])
     with pytest.raises(UserError, match=r"3 clips of one frame each.*walk_0001.*'folder'"):
         Video(tmp_path, 15)
@@ -436,7 +437,7 @@ def test_clips_of_one_frame_each_are_refused(tmp_path):
 
 
 def test_a_folder_without_clips(tmp_path):
-    """A folder without images and videos says which endings count."""
+    """The error has the extensions that count."""
     (tmp_path / 'notes.txt').write_text('nothing')
     with pytest.raises(UserError, match=r'no image or video: of its 1 file.*\.png.*\.mp4'):
         Video(tmp_path, 1)
@@ -445,7 +446,7 @@ def test_a_folder_without_clips(tmp_path):
 
 
 def test_the_broken_video_of_many_is_named(mixed):
-    """One damaged file among good ones is named before training begins."""
+    """One damaged file among good ones is named before training."""
     (mixed / 'bad.mp4').write_bytes((mixed / 'a.mp4').read_bytes()[:-500])
     with pytest.raises(UserError, match=r'bad\.mp4'):
         build_data(make_config(mixed))
@@ -461,14 +462,14 @@ def test_the_broken_video_of_many_is_named(mixed):
     ],
 )
 def test_what_does_not_go_with_clips(tmp_path, data, message):
-    """Missing path, tiles and names of pictures are errors that say what to give."""
+    """Missing path, tiles and picture keys are errors that say what to give."""
     write_frames(tmp_path, ['1.png', '2.png'])
     with pytest.raises(UserError, match=message):
         build_data(make_config(tmp_path, **data))
 
 
 def test_progress_is_told(mixed):
-    """Files that are listed and videos that are decoded once are counted."""
+    """The numbers of listed files and decoded videos are counted."""
     told = []
     Video(mixed, 1, progress=lambda *args: told.append(args))
     assert told[0][0] == 'files listed'
@@ -505,7 +506,7 @@ def test_a_run_on_clips(tmp_path, main_py):
     ]
     done = main_py(*arguments, f'--workdir={tmp_path / "w"}')
     assert done.returncode == 0, done.stderr
-    # One clip of four dark ones, and two of eight light ones.
+    # One clip of four dark ones, and two of eight bright ones.
     assert '54 training examples, 18 held out' in done.stdout
     assert 'Each of 18 held-out pictures' in done.stdout
     for mode in ('evaluate', 'embed'):

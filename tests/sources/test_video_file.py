@@ -1,4 +1,4 @@
-"""Video files: every frame by its number, exactly, or an error that names the file."""
+"""Video files: every frame by its number, exactly, or an error with the file's name."""
 
 from __future__ import annotations
 
@@ -39,8 +39,8 @@ def videos(tmp_path_factory) -> dict[str, Path]:
 
 NAMES = [*(name for name, _ in OPENCV_FORMATS), 'a.gif']
 
-# Options with which the frame at a key frame's place in the file is not the one to be shown there,
-# or where some packets are no frames, or frames have no regular times.
+# Options with which the frame stored at a key frame's place is not the one shown there, or some
+# packets hold no frame, or times are irregular.
 HARD = {
     'b_frames.mp4': ('libx264', {'bf': '3', 'g': '16'}, None),
     'open_gop.mkv': ('libx264', {'bf': '3', 'x264-params': 'open-gop=1:keyint=16'}, None),
@@ -64,7 +64,7 @@ def hard(tmp_path_factory) -> dict[str, Path]:
 
 
 def assert_exact(path: Path, clip: int) -> None:
-    """Frames read in any order are the right ones, in one reader and in fresh ones."""
+    """Frames read in any order are correct, with one reader and with new ones."""
     video = VideoFile(path, 1)
     assert len(video) == COUNT
     reader = Reader(video)
@@ -82,24 +82,24 @@ def assert_exact(path: Path, clip: int) -> None:
 
 @pytest.fixture
 def eager(monkeypatch):
-    """Lets every jump of more than two frames be a seek."""
+    """Makes every jump of more than two frames a seek."""
     monkeypatch.setattr(video_file, '_NEAR', 2)
 
 
 @pytest.mark.parametrize('name', NAMES)
 def test_any_frame_of_any_format(videos, eager, name):
-    """Forwards, backwards and at random, the frame read is the one asked for."""
+    """Forwards, backwards and at random, the requested frame is read."""
     assert_exact(videos[name], 3)
 
 
 @pytest.mark.parametrize('name', HARD)
 def test_any_frame_of_hard_files(hard, eager, name):
-    """So it is with B frames, open groups, one key frame, hidden frames and irregular times."""
+    """The same with B frames, open groups, one key frame, hidden frames and irregular times."""
     assert_exact(hard[name], 0)
 
 
 def test_frames_that_are_declared_do_not_count(hard):
-    """The number of frames is what is decoded, where the container's own is far off."""
+    """The number of frames is that of decoded ones, even if the container's is far off."""
     path = hard['irregular.mkv']
     declared = cv2.VideoCapture(str(path)).get(cv2.CAP_PROP_FRAME_COUNT)
     assert declared > 2 * COUNT
@@ -107,7 +107,7 @@ def test_frames_that_are_declared_do_not_count(hard):
 
 
 def test_opencv_gives_the_same_frames(hard, videos):
-    """OpenCV, which brings an FFmpeg of its own, decodes the same pixels."""
+    """OpenCV, which has its own FFmpeg, decodes the same pixels."""
     for path in [*hard.values(), *(videos[name] for name in NAMES if name != 'a.gif')]:
         capture = cv2.VideoCapture(str(path), cv2.CAP_FFMPEG)
         frames = [capture.read()[1] for _ in range(22)]
@@ -116,7 +116,7 @@ def test_opencv_gives_the_same_frames(hard, videos):
 
 
 def test_colours_and_channels(tmp_path):
-    """Red, green and blue come out in this order."""
+    """Red, green and blue have this order."""
     path = tmp_path / 'a.avi'
     writer = cv2.VideoWriter(str(path), cv2.VideoWriter.fourcc(*'FFV1'), 25, (32, 32))
     color = np.array([200, 120, 40], np.uint8)
@@ -128,7 +128,7 @@ def test_colours_and_channels(tmp_path):
 
 @pytest.mark.parametrize('quarters', [1, 2, 3])
 def test_rotation_is_applied(tmp_path, quarters):
-    """A video that is to be shown turned comes out turned."""
+    """A video with a rotation in its header is rotated."""
     path = write_video(tmp_path / 'a.mp4', 5, 2)
     upright = Reader(VideoFile(path, 1)).read(3)
     turn(path, quarters)
@@ -137,7 +137,7 @@ def test_rotation_is_applied(tmp_path, quarters):
 
 
 def test_gif_with_transparency_is_laid_over_black(tmp_path):
-    """Transparent pixels of the first frame of a GIF are black; later frames are composed."""
+    """Transparent pixels of a GIF's first frame are black; later frames are composed."""
     colors = np.zeros((3, 16, 16), np.uint8)
     colors[0, :, :8] = 1
     colors[1, 8:, :] = 2
@@ -157,11 +157,11 @@ def test_gif_with_transparency_is_laid_over_black(tmp_path):
     np.testing.assert_array_equal(second[:8], first[:8])
 
 
-# Where seeking errs.
+# Wrong seeks.
 
 
 class Scripted(video_file.Decoder):
-    """A file of 100 frames at times 0, 10, ...; seeking does what the test says."""
+    """A file of 100 frames at times 0, 10, ...; its seeks do what the test says."""
 
     seeks = True
     opened = 0
@@ -203,7 +203,7 @@ def fails(_):
     ],
 )
 def test_wherever_seeking_lands_the_frame_is_right(monkeypatch, tmp_path, landing):
-    """A seek that lands early, late, nowhere or fails changes the cost and nothing else."""
+    """A seek that lands early, late or nowhere, or fails, changes only the cost."""
     (tmp_path / 'a.mp4').write_bytes(b'')
     kind = type('Landing', (Scripted,), {'landing': staticmethod(landing)})
     monkeypatch.setattr(video_file, 'open_decoder', kind)
@@ -213,7 +213,7 @@ def test_wherever_seeking_lands_the_frame_is_right(monkeypatch, tmp_path, landin
 
 
 def test_near_frames_are_decoded_and_far_ones_sought(monkeypatch, tmp_path):
-    """The partner of a frame costs the frames between the two; a far frame costs a seek."""
+    """A frame's partner costs the frames in between; a far frame costs a seek."""
     (tmp_path / 'a.mp4').write_bytes(b'')
     kind = type('Counted', (Scripted,), {'landing': staticmethod(lambda time: time // 10)})
     monkeypatch.setattr(video_file, 'open_decoder', kind)
@@ -227,7 +227,7 @@ def test_near_frames_are_decoded_and_far_ones_sought(monkeypatch, tmp_path):
 
 
 def test_times_that_repeat_are_never_sought(monkeypatch, tmp_path):
-    """Frames that their times do not tell apart are counted from the beginning."""
+    """Frames with equal times are counted from the beginning."""
     (tmp_path / 'a.mp4').write_bytes(b'')
 
     class Repeating(Scripted):
@@ -245,7 +245,7 @@ def test_times_that_repeat_are_never_sought(monkeypatch, tmp_path):
 
 
 def test_formats_without_times_are_never_sought(videos):
-    """AVI and GIF hold no times of presentation; all other formats do, and are sought in."""
+    """AVI and GIF store no times; all other formats do, and seek by them."""
     for name in NAMES:
         assert VideoFile(videos[name], 1).seekable == (name not in ('a.avi', 'a.gif'))
 
@@ -254,7 +254,7 @@ def test_formats_without_times_are_never_sought(videos):
 
 
 def test_many_threads_read_the_right_frames(videos):
-    """Sixteen threads that share three readers each get what they ask for."""
+    """Sixteen threads that share three readers each get the frames they ask for."""
     files = [VideoFile(videos[name], 1) for name in ('a.mp4', 'b.webm', 'a.gif', 'a.mkv')]
     readers = Readers(3)
     asked = np.random.default_rng(0).integers(0, (len(files), COUNT), (300, 2)).tolist()
@@ -264,7 +264,7 @@ def test_many_threads_read_the_right_frames(videos):
 
 
 def test_open_files_are_bounded(monkeypatch, tmp_path):
-    """However many files and threads there are, no more than the limit are open at once."""
+    """With many files and threads, no more than the limit are open at a time."""
     now, most = [0], [0]
 
     class Open(Scripted):
@@ -297,9 +297,9 @@ def test_open_files_are_bounded(monkeypatch, tmp_path):
 @pytest.mark.parametrize('share', [0.05, 0.3, 0.62, 0.85, 0.9, 0.99])
 @pytest.mark.parametrize('name', NAMES)
 def test_files_cut_short_are_named(tmp_path, videos, name, share):
-    """A video that ends too early is an error with its name, or lacks at most three frames.
+    """A video that ends early is an error with its name, or lacks at most three frames.
 
-    The duration that Matroska and AVI declare says no more than that.
+    The durations of Matroska and AVI tell no more.
     """
     whole = videos[name].read_bytes()
     path = tmp_path / f'holiday{videos[name].suffix}'
@@ -316,7 +316,7 @@ def test_files_cut_short_are_named(tmp_path, videos, name, share):
     assert share > 0.85
     assert COUNT - 3 <= len(video) <= COUNT
     if name == 'a.gif' or path.suffix in ('.mp4', '.mov'):
-        # Only the index was cut, and it was not needed.
+        # Only the index was cut off, and it was not needed.
         assert len(video) == COUNT
     assert which(Reader(video).read(len(video) - 1)) == (3, len(video) - 1)
 
@@ -332,7 +332,7 @@ def test_files_cut_short_are_named(tmp_path, videos, name, share):
     ],
 )
 def test_sound_of_another_length_is_no_damage(tmp_path, name, codec, sound, seconds):
-    """A video whose sound ends before or after the picture is read; cut short, it is not."""
+    """A video whose sound ends before or after the picture is read, unless it is cut short."""
     path = tmp_path / name
     write_with_pyav(path, COUNT, codec, sound=sound, sound_seconds=seconds)
     assert len(VideoFile(path, 1)) == COUNT
@@ -345,7 +345,7 @@ def test_sound_of_another_length_is_no_damage(tmp_path, name, codec, sound, seco
 @pytest.mark.parametrize('start', [-0.5, 0.7])
 @pytest.mark.parametrize('suffix', ['.mp4', '.mov', '.mkv'])
 def test_trimmed_videos_are_no_damage(tmp_path, hard, suffix, start):
-    """A video of which a player shows only a part, or that starts late, is read as it is shown."""
+    """A video of which players show only a part, or that starts late, is read as it is shown."""
     path = tmp_path / f'a{suffix}'
     with av.open(str(hard['b_frames.mp4'])) as old, av.open(str(path), 'w') as new:
         picture = old.streams.video[0]
@@ -361,7 +361,7 @@ def test_trimmed_videos_are_no_damage(tmp_path, hard, suffix, start):
 
 
 def test_the_end_of_a_streamable_mp4_is_missed(tmp_path, hard):
-    """Where the index comes first and the frames are cut off, the error says how much there is."""
+    """If the index comes first and frames are cut off, the error has both sizes."""
     path = tmp_path / 'stream.mp4'
     with av.open(str(hard['b_frames.mp4'])) as old:
         options = {'movflags': 'faststart'}
@@ -382,7 +382,7 @@ def test_the_end_of_a_streamable_mp4_is_missed(tmp_path, hard):
 
 
 def test_open_sizes_and_bytes_behind_the_end_are_no_damage(tmp_path, hard):
-    """A recorded live stream, which declares no size, is read, and so is a file with a tail."""
+    """A recorded live stream, which declares no size, and a file with extra bytes are read."""
     path = write_with_pyav(tmp_path / 'a.mkv', COUNT, container_options={'live': '1'})
     assert_exact(path, 0)
     path = tmp_path / 'a.mp4'
@@ -391,7 +391,7 @@ def test_open_sizes_and_bytes_behind_the_end_are_no_damage(tmp_path, hard):
 
 
 def test_titles_in_an_old_encoding_are_no_damage(tmp_path):
-    """A video whose title is no UTF-8 is read like any other."""
+    """A video whose title is not UTF-8 is read like any other."""
     path = tmp_path / 'a.mkv'
     write_with_pyav(path, COUNT, title='XXXX')
     path.write_bytes(path.read_bytes().replace(b'XXXX', b'\xe9\xff\xe8\xfe'))
@@ -400,7 +400,7 @@ def test_titles_in_an_old_encoding_are_no_damage(tmp_path):
 
 @pytest.mark.parametrize('name', NAMES)
 def test_damaged_files_decode_or_are_named(tmp_path, videos, name):
-    """Flipped bytes give frames or a UserError with the name, no other exception."""
+    """Flipped bytes give frames or a UserError with the name, and no other exception."""
     whole = np.frombuffer(videos[name].read_bytes(), np.uint8)
     path = tmp_path / f'holiday{videos[name].suffix}'
     rng = np.random.default_rng(0)
@@ -420,7 +420,7 @@ def test_damaged_files_decode_or_are_named(tmp_path, videos, name):
 
 @pytest.mark.parametrize('name', ['b_frames.mp4', 'one_key.mp4'])
 def test_damage_in_the_middle_is_not_the_end(tmp_path, hard, name):
-    """Frames that cannot be decoded are an error, though good ones follow."""
+    """Frames that cannot be decoded are an error, even if good ones follow."""
     data = bytearray(hard[name].read_bytes())
     data[len(data) // 2 : len(data) // 2 + 20] = b'\xff' * 20
     path = tmp_path / name
@@ -430,7 +430,7 @@ def test_damage_in_the_middle_is_not_the_end(tmp_path, hard, name):
 
 
 def test_frames_that_were_made_up_are_damage(tmp_path, videos):
-    """What a decoder fills in for lost data is no frame to train on, where it says so."""
+    """Frames that a decoder marks as filled in for lost data are damage."""
     data = bytearray(videos['a.mkv'].read_bytes())
     for place in range(len(data) // 3, len(data) // 2, 97):
         damaged = bytes(data[:place]) + b'\0\0\0' + bytes(data[place + 3 :])
@@ -455,7 +455,7 @@ def test_files_that_are_no_videos_are_named(tmp_path, name, data):
 
 
 def test_a_file_that_went_away_is_named(tmp_path, videos):
-    """A video that is gone before, or after, it was listed is an error with its path."""
+    """A video that vanishes before or after listing is an error with its path."""
     with pytest.raises(UserError, match=r'gone\.mp4 cannot be read'):
         VideoFile(tmp_path / 'gone.mp4', 1)
     path = tmp_path / 'going.mp4'
@@ -468,7 +468,7 @@ def test_a_file_that_went_away_is_named(tmp_path, videos):
 
 
 def test_a_file_that_changed_is_named(tmp_path):
-    """A video with other frames than when it was listed is bad, and shows no other picture."""
+    """A video with other frames than at listing is bad, and shows no wrong picture."""
     path = write_video(tmp_path / 'a.mp4', COUNT)
     video = VideoFile(path, 1)
     write_video(path, 10)
@@ -478,7 +478,7 @@ def test_a_file_that_changed_is_named(tmp_path):
 
 @pytest.mark.parametrize('name', ['a.mp4', 'a.webm', 'a.gif'])
 def test_large_frames_are_refused(videos, name):
-    """Frames above max_megapixels are refused by what the file declares."""
+    """Frames above max_megapixels are refused by the declared size."""
     with pytest.raises(UserError, match=rf'{name} declares 96x64 .*max_megapixels=0\.006'):
         VideoFile(videos[name], 0.006)
 
@@ -490,7 +490,7 @@ def test_av1(tmp_path):
 
 
 def test_sound_alone_is_no_video(tmp_path):
-    """A file that holds sound only is an error with its name."""
+    """A file with only sound is an error with its name."""
     path = tmp_path / 'song.mkv'
     with av.open(str(path), 'w') as container:
         stream = container.add_stream('pcm_s16le', rate=8000)
@@ -503,7 +503,7 @@ def test_sound_alone_is_no_video(tmp_path):
 
 
 def test_names_of_frames_are_readable():
-    """The clips of these tests say which frame they are, or nothing above means anything."""
+    """The clips of these tests do show which frame they are; all tests above rely on it."""
     for clip, number in ((0, 0), (3, 39), (15, 255)):
         assert which(frame(number, clip)) == (clip, number)
 
@@ -519,7 +519,7 @@ def test_names_of_frames_are_readable():
     ids=['pipe', 'folder', 'device'],
 )
 def test_what_is_no_file_is_no_video(tmp_path, make, what):
-    """A named pipe, say, is an error at once, though reading it would never end."""
+    """A named pipe, say, is an error at once, although reading it would never end."""
     path = tmp_path / 'camera.mp4'
     make(path)
     with pytest.raises(UserError, match=rf'camera\.mp4 is not a file but a {what}\.'):

@@ -13,9 +13,9 @@ from conftest import ROOT
 @pytest.mark.slow
 @pytest.mark.timeout(400)
 def test_1_2_4_and_8_devices_agree():
-    """Weights differ by the rounding of sums: 1e-7 of their norm early on, little after 20 steps.
+    """Weights differ by the rounding of sums: by 1e-7 of their norm early, little after 20 steps.
 
-    Measured: 1e-8 after 2 steps; after 20, 6e-8, or 1e-4 where a rounding has tipped a ReLU.
+    Measured: 1e-8 after 2 steps; after 20, 6e-8, or 1e-4 if rounding has switched a ReLU.
     """
     result = subprocess.run(
         [sys.executable, 'benchmarks/devices.py'],

@@ -45,7 +45,7 @@ def test_decay_mask_by_structure():
 
 
 def test_decay_mask_of_a_transformer():
-    """Blocks counted by strings, as in NNX: kernels decay, class token and scales do not."""
+    """With blocks numbered by strings, as in NNX: kernels decay, class token and scales do not."""
     block = {
         'norm1': {'scale': shaped(8), 'bias': shaped(8)},
         'attn': {
@@ -70,21 +70,21 @@ def test_decay_mask_of_a_transformer():
 
 
 def test_decay_mask_untrained():
-    """A parameter that is not trained is excluded although it is a kernel."""
+    """A parameter that is not trained is excluded even if it is a kernel."""
     mask = decay_mask(PARAMS, frozenset({'head/kernel', 'head/bias'}))
     assert mask['head'] == {'kernel': False, 'bias': False}
     assert mask['conv']['kernel']
 
 
 def test_nothing_excluded_is_an_error():
-    """A network in which no bias or norm is recognised is refused, naming its parameters."""
+    """A network without a recognised bias or norm is refused, with its parameters' names."""
     params = {'dense': {'kernel': shaped(3, 4), 'offset': shaped(2, 2)}}
     with pytest.raises(UserError, match=r'(?s)excluded from.*dense/kernel, dense/offset'):
         decay_mask(params)
 
 
 def test_nothing_left_is_an_error():
-    """A network in which everything would be excluded is refused, naming its parameters."""
+    """A network of which everything would be excluded is refused, with its parameters' names."""
     with pytest.raises(UserError, match=r'(?s)left for.*dense/bias, dense/w'):
         decay_mask({'dense': {'w': shaped(3), 'bias': shaped(3)}})
 

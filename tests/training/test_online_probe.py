@@ -1,4 +1,4 @@
-"""The online linear probe: what it computes, and that it changes nothing of BYOL."""
+"""The online linear probe: what it computes, and that it does not affect BYOL."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from byol_jax.training.online_probe import (
 )
 from byol_jax.training.step import AXIS, pmap_step, shard_batch
 
-# A step that is not awaited can deadlock on simulated devices: a hard limit.
+# A step that is not awaited can deadlock on simulated devices, so there is a time limit.
 pytestmark = pytest.mark.timeout(120)
 
 ROWS, WIDTH, LABELS = 12, 5, 3
@@ -39,7 +39,7 @@ ROWS, WIDTH, LABELS = 12, 5, 3
 def reference(features, labels, steps):
     """Softmax regression by Adam (arXiv:1412.6980, Algorithm 1) in float64: loss, accuracy, [W, b].
 
-    One row of `features` [steps, B, D] and `labels` [steps, B] a step.
+    Each step has one row of `features` [steps, B, D] and `labels` [steps, B].
     """
     theta = np.zeros((WIDTH + 1, LABELS))
     m, v, found = np.zeros_like(theta), np.zeros_like(theta), []
@@ -65,13 +65,14 @@ def reference(features, labels, steps):
 
 @pytest.mark.parametrize('devices', [1, 2])
 def test_is_softmax_regression(devices):
-    """Loss, accuracy and weights of 20 steps are those of a reference in NumPy, on one device and
-    on two; examples without a label count for nothing, though all are of one device."""
+    """Loss, accuracy and weights of 20 steps equal a NumPy reference on one device and on two;
+    examples without a label do not count, even if they are all of one device.
+    """
     rng = np.random.default_rng(0)
     labels = rng.integers(0, LABELS, (20, ROWS))
     labels[:, : ROWS // 2][::2] = -1
-    # A third of a label would make a first gradient of 0 but for rounding, which Adam would still
-    # enlarge.
+    # With a third of the examples for each label, the first gradient would be 0 up to rounding,
+    # which Adam would amplify.
     labels[0, ROWS // 2 :] = [0, 0, 0, 0, 0, 1]
     features = rng.normal(3, 2, (20, ROWS, WIDTH)) + np.eye(WIDTH)[labels] * 3
     features[..., -1] = 7.0
@@ -115,7 +116,7 @@ def compiled(devices, accumulate_steps, probing):
 def train(steps=6, devices=1, labels=None, accumulate_steps=1, shown=False):
     """States, on the host, and metrics of a tiny run whose pictures have these labels, if any.
 
-    `shown`: pictures of label 1 are darker on the left, in both views.
+    `shown`: whether pictures of label 1 are darker on the left, in both views.
     """
     state, step_fn = compiled(devices, accumulate_steps, labels is not None)
     states, found = [], []
@@ -127,7 +128,7 @@ def train(steps=6, devices=1, labels=None, accumulate_steps=1, shown=False):
                 for view in ('view1', 'view2'):
                     batch[view][batch['label'] == 1, :, : tiny_runs.SIZE // 2] //= 2
         state, metrics, _ = step_fn(state, shard_batch(batch, devices))
-        # Awaited: two steps under way on simulated devices can deadlock.
+        # Awaited, because two pending steps on simulated devices can deadlock.
         found.append(jax.device_get(metrics))
         states.append(jax.device_get(state))
         state = states[-1]
@@ -140,14 +141,15 @@ def bright(view):
 
 
 def every_other(view):
-    """Labels that have nothing to do with the pictures."""
+    """Labels that are independent of the pictures."""
     return np.arange(len(view), dtype=np.int32) % 2
 
 
 @pytest.mark.parametrize('accumulate_steps', [pytest.param(1, marks=pytest.mark.slow), 2])
 def test_changes_nothing_of_byol(accumulate_steps):
-    """With and without a probe the networks, their statistics, the optimizer and all metrics are
-    the same to the bit after each step; labels are of no account either."""
+    """With and without a probe, the networks, their statistics, the optimizer and all metrics are
+    the same bit for bit after each step, for any labels.
+    """
     alone, plain = train(accumulate_steps=accumulate_steps)
     for labels in (bright, lambda view: 1 - bright(view)):
         states, metrics = train(labels=labels, accumulate_steps=accumulate_steps)
@@ -168,7 +170,7 @@ def test_changes_nothing_of_byol(accumulate_steps):
 
 
 def test_learns():
-    """It learns what pictures show, in 60 steps, and of labels that they do not show nothing."""
+    """In 60 steps it learns labels that pictures show, and nothing of labels that they hide."""
     _, metrics = train(60, labels=every_other)
     assert np.mean([m['online_probe_accuracy'] for m in metrics[-20:]]) < 0.6
     _, metrics = train(60, labels=every_other, shown=True)
@@ -181,7 +183,7 @@ def test_learns():
 
 @pytest.mark.parametrize('accumulate_steps', [1, 2])
 def test_two_devices_are_one(accumulate_steps):
-    """Two devices, with or without passes, find and learn what one does, up to rounding."""
+    """Two devices, with or without microbatches, find and learn the same as one, up to rounding."""
     (one, of_one) = train(3, labels=bright)
     (two, of_two) = train(3, 2, bright, accumulate_steps)
     if accumulate_steps == 1:
@@ -195,8 +197,9 @@ def test_two_devices_are_one(accumulate_steps):
 
 
 def test_a_batch_without_labels_has_no_figures():
-    """Where no example of a batch has a label the probe stays as it is, but for its optimizer's
-    momentum, and the record has none of its figures: they would be 0, and mean nothing."""
+    """If no example of a batch has a label, the probe does not change except its optimizer's
+    momentum, and the record lacks its metrics, which would be a meaningless 0.
+    """
     states, metrics = train(1, labels=lambda view: np.full(len(view), -1, np.int32))
     assert not np.any(states[0].online_probe.kernel)
     values = {name: float(value) for name, value in metrics[0].items()}
@@ -208,7 +211,7 @@ def test_a_batch_without_labels_has_no_figures():
 
 
 class Labelled(Mixed):
-    """Pictures with labels, of which some cannot be read."""
+    """Pictures with labels, some of them unreadable."""
 
     label_names = ('a', 'b', 'c', 'd')
     labels = np.array([0, 1, 2, 3, 0, 1, 2, 3, -1, -1])
@@ -222,8 +225,7 @@ class Labelled(Mixed):
 @pytest.mark.parametrize('on', ['cpu', 'accelerator'])
 @pytest.mark.parametrize('wrap', [lambda s: s, lambda s: Cached(s, 10**6)], ids=['plain', 'kept'])
 def test_labels_are_those_of_what_is_shown(on, wrap):
-    """A batch has the label of each picture that is in it; where one stands for another that
-    cannot be read it is its own label, not the other's."""
+    """A batch has the label of each picture that it shows; a replacement has its own label."""
     source = Subset(wrap(Labelled()), np.array([9, 8, 7, 6, 5, 4, 3, 2, 1, 0]))
     bad_files = BadFiles(source, 'image', 0.5)
     feed = feed_of(source, make_config(on), labels=True, bad_files=bad_files)
@@ -241,8 +243,9 @@ def test_labels_are_those_of_what_is_shown(on, wrap):
 
 
 def test_no_probe_without_labels():
-    """There is no probe, and no label in a batch, without labels or with more than it is
-    worth."""
+    """Without labels, or with more labels than a probe is worth, there is neither a probe nor a
+    label in a batch.
+    """
     assert labels_of_probe(Labelled()) == 4
     assert labels_of_probe(Mixed()) == 0
     many = Labelled()
@@ -256,14 +259,15 @@ def test_no_probe_without_labels():
 
 
 def test_a_source_without_labels_shows_none():
-    """A source that has no labels, or hides them, says -1 for each example."""
+    """A source without labels, or with hidden ones, gives -1 for each example."""
     np.testing.assert_array_equal(Mixed().shown_labels(np.array([3, 1])), [-1, -1])
 
 
 @pytest.mark.parametrize('scale', [1e-12, 1.0, 1e12])
 def test_the_scale_of_a_representation_is_of_no_account(scale):
-    """A probe needs no tuning: features of any size train it alike, and the same ones for all
-    pictures, whatever they are, leave it finite."""
+    """A probe needs no tuning: features of any scale train it equally, and equal features for all
+    pictures keep it finite.
+    """
     rng = np.random.default_rng(1)
     labels = rng.integers(0, LABELS, ROWS)
     x = (rng.normal(2, 1, (ROWS, WIDTH)) + np.eye(WIDTH)[labels]).astype(np.float32)

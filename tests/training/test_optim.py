@@ -1,4 +1,4 @@
-"""Optimizers by name: LARS and AdamW against NumPy, anybody's own, and the frozen start."""
+"""Optimizers by name: LARS and AdamW against NumPy, own ones, and the frozen start."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ from byol_jax.training.optimizers import build_optimizer, lars
 MOMENTUM, ETA = 0.9, 1e-3
 STEPS = 6
 
-# Adapted leaves, an ordinary one and two with a norm of 0 somewhere, and one excluded leaf.
+# Adapted leaves, an ordinary one and two with a norm of 0, and one excluded leaf.
 SHAPES = {'kernel': (3, 4), 'still': (4, 2), 'zero': (2, 3), 'bias': (4,)}
 DECAYS = {name: name != 'bias' for name in SHAPES}
 
 
 def start_and_gradients():
-    """float64 parameters, and for every step float64 gradients: of 'still' they are 0."""
+    """float64 parameters, and float64 gradients for every step; those of 'still' are 0."""
     rng = np.random.default_rng(0)
     params = {name: rng.normal(size=shape) for name, shape in SHAPES.items()}
     params['zero'][:] = 0
@@ -42,7 +42,7 @@ def changing_rate(step):
 
 
 def reference_lars(weight_decay, rate):
-    """Parameters after every step: DeepMind's byol/utils/optimizers.py, leaf by leaf in float64."""
+    """Parameters after every step: DeepMind's byol/utils/optimizers.py, each leaf in float64."""
     params, gradients = start_and_gradients()
     momentum = {name: np.zeros(shape) for name, shape in SHAPES.items()}
     history = []
@@ -73,7 +73,7 @@ def run(optimizer):
 
 @pytest.mark.parametrize('weight_decay', [0.05, 0.0])
 def test_lars_matches_numpy(weight_decay):
-    """Six steps of LARS with a changing rate are decay, trust ratio, momentum, rate, in order."""
+    """Six steps of LARS with a changing rate: decay, trust ratio, momentum, rate, in this order."""
     actual = run(
         lars(
             changing_rate,
@@ -91,7 +91,7 @@ def test_lars_matches_numpy(weight_decay):
 
 
 def test_lars_trust_ratio_of_zero_norms_is_one():
-    """Zero parameters move by the plain gradient, and zero updates leave a leaf as it is."""
+    """Zero parameters move by the plain gradient, and zero updates do not change a leaf."""
     start, gradients = start_and_gradients()
     first = run(lars(lambda step: 0.5, mask=DECAYS))[0]
     np.testing.assert_allclose(first['zero'], -0.5 * gradients[0]['zero'], rtol=1e-6)
@@ -102,7 +102,7 @@ def test_lars_excluded_parameters_get_plain_momentum():
     """A leaf that is not adapted follows optax.sgd: no decay, no trust ratio."""
     actual = run(lars(changing_rate, weight_decay=0.05, mask=DECAYS))
     expected = run(optax.sgd(changing_rate, MOMENTUM))
-    # With the rate inside, optax.sgd's momentum is the same as ours: it too scales last.
+    # With the rate inside, optax.sgd's momentum is the same as ours: it also scales last.
     for a, e in zip(actual, expected, strict=True):
         np.testing.assert_allclose(a['bias'], e['bias'], rtol=1e-6)
 
@@ -119,7 +119,7 @@ def optax_lars(rate):
 
 
 def test_lars_equals_optax_while_the_rate_is_constant():
-    """With a constant learning rate the order does not matter, and optax.lars agrees."""
+    """With a constant learning rate, the order does not matter, and optax.lars agrees."""
     actual = run(lars(0.5, weight_decay=0.05, mask=DECAYS))
     expected = run(optax_lars(0.5))
     for a, e in zip(actual, expected, strict=True):
@@ -128,7 +128,7 @@ def test_lars_equals_optax_while_the_rate_is_constant():
 
 
 def test_lars_differs_from_optax_when_the_rate_changes():
-    """A lower rate acts at once on the momentum too; in optax.lars old rates linger there."""
+    """A lower rate also acts at once on the momentum; in optax.lars, old rates linger in it."""
     ours = run(lars(changing_rate, weight_decay=0.05, mask=DECAYS))
     theirs = run(optax_lars(changing_rate))
     moved = [np.linalg.norm(h[-1]['bias'] - h[-2]['bias']) for h in (ours, theirs)]
@@ -139,7 +139,7 @@ B1, B2, EPSILON = 0.8, 0.95, 1e-3
 
 
 def reference_adamw(weight_decay, rate):
-    """Parameters after every step: arXiv:1711.05101, Algorithm 2, decay times the rate, float64."""
+    """Parameters after every step: arXiv:1711.05101, Algorithm 2, decay times rate, float64."""
     params, gradients = start_and_gradients()
     mean = {name: np.zeros(shape) for name, shape in SHAPES.items()}
     square = {name: np.zeros(shape) for name, shape in SHAPES.items()}
@@ -198,7 +198,7 @@ def test_adamw_matches(reference, weight_decay):
 
 
 def test_adamw_leaves_untrained_parameters():
-    """A leaf without gradient that does not decay keeps its bits: 0 / epsilon, not 0 / 0."""
+    """A leaf without gradient and decay keeps its bits: 0 / epsilon, not 0 / 0."""
     untrained = DECAYS | {'still': False}
     adamw = build_optimizer(
         'adamw', {}, learning_rate=changing_rate, weight_decay=0.3, decay_mask=untrained
@@ -221,9 +221,9 @@ KWARGS = {
 
 
 def run_parts(name, freeze_steps, rate=changing_rate, skip=0):
-    """Parameters of a whole network after every step, and the last state; `skip` leaves out steps.
+    """Parameters of a whole network after every step, and the last state.
 
-    The first `skip` gradients are left out, and the schedule goes on as if they had been there.
+    The first `skip` gradients are left out; the schedule continues as if they had been used.
     """
     params, gradients = jax.tree.map(jnp.float32, start_and_gradients())
     params = {part: jax.tree.map(lambda x, i=i: x + i, params) for i, part in enumerate(PARTS)}
@@ -245,7 +245,7 @@ def run_parts(name, freeze_steps, rate=changing_rate, skip=0):
 
 
 def assert_same(actual, expected, rtol=1e-6):
-    """Equal trees, up to how two programs round; with rtol=0 bit for bit."""
+    """Trees are equal, up to the rounding of two programs; with rtol=0 bit for bit."""
     assert jax.tree.structure(actual) == jax.tree.structure(expected)
     for a, e in zip(jax.tree.leaves(actual), jax.tree.leaves(expected), strict=True):
         np.testing.assert_allclose(a, e, rtol=rtol, atol=rtol)
@@ -253,10 +253,10 @@ def assert_same(actual, expected, rtol=1e-6):
 
 @pytest.mark.parametrize('name', KWARGS)
 def test_frozen_start(name):
-    """For freeze_steps the encoder keeps its bits; then it starts as under a fresh optimizer.
+    """The encoder keeps its bits for freeze_steps; then it starts as under a new optimizer.
 
-    Fresh are momentum, moments and bias correction, of any optimizer; the learning rate is the
-    schedule's own for that step.
+    Momentum, moments and bias correction are new, for any optimizer; the learning rate is the
+    schedule's for that step.
     """
     history, _ = run_parts(name, FROZEN)
     for params in history[: FROZEN + 1]:
@@ -278,7 +278,7 @@ def test_frozen_start_leaves_the_heads_alone(name):
 
 
 def test_frozen_start_withstands_gradients_that_are_not_finite():
-    """What the encoder's gradients are while it is held does not matter at all."""
+    """The encoder's gradients do not matter while it is frozen."""
     params = {part: {'kernel': jnp.ones((2, 2))} for part in PARTS}
     optimizer = build_optimizer(
         'adamw',
@@ -304,14 +304,14 @@ def test_frozen_start_withstands_gradients_that_are_not_finite():
     ],
 )
 def test_state_without_a_frozen_start(name, expected):
-    """With freeze_steps=0 the state has the paths that checkpoints were saved under."""
+    """With freeze_steps=0 the state has the paths of saved checkpoints."""
     _, state = run_parts(name, 0)
     paths = [path_name(path) for path, _ in jax.tree.leaves_with_path(state)]
     assert sorted({'/'.join(path.split('/')[:2]) for path in paths}) == expected
 
 
 def test_what_is_built_is_what_the_factory_makes():
-    """optax's own, called by hand with schedule, decay, mask and arguments, does the same."""
+    """It equals optax's own factory, called with schedule, decay, mask and arguments."""
     given = {'weight_decay': 0.05}
     for name, kwargs, made in (
         ('lars', KWARGS['lars'], lars(changing_rate, mask=DECAYS, **given)),
@@ -332,7 +332,7 @@ def test_what_is_built_is_what_the_factory_makes():
 
 @pytest.fixture
 def own(monkeypatch):
-    """Factories of the user's own, importable as 'own_optimizers'."""
+    """A user's own factories, importable as 'own_optimizers'."""
 
     def clipped(learning_rate, norm=1.0, weight_decay=0.0, decay_mask=None):
         return optax.chain(
@@ -383,7 +383,7 @@ def test_an_optimizer_of_ones_own():
     ],
 )
 def test_what_cannot_be_built(name, kwargs, says):
-    """A line says what was given, what there is, and the nearest of it."""
+    """A line says what was given, what exists, and the nearest of it."""
     with pytest.raises(UserError) as caught:
         build_optimizer(
             name, kwargs, learning_rate=changing_rate, weight_decay=0.1, decay_mask=DECAYS
@@ -395,7 +395,7 @@ def test_what_cannot_be_built(name, kwargs, says):
 
 @pytest.mark.usefixtures('own')
 def test_a_factory_that_makes_something_else():
-    """What is no optax transformation is refused before anything is compiled."""
+    """A result that is not an optax transformation is refused before anything is compiled."""
     with pytest.raises(UserError, match=re.escape('makes a NoneType, not an optax.Gradient')):
         build_optimizer(
             'own_optimizers:nothing',

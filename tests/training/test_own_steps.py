@@ -26,7 +26,7 @@ from own_networks import ConvNet, Everything
 
 from byol_jax.training.step import shard_batch
 
-# Steps on simulated devices can deadlock: every one is awaited, under a hard limit.
+# Steps on simulated devices can deadlock: each is awaited, with a time limit.
 pytestmark = pytest.mark.timeout(120)
 
 FROZEN = {'params/conv/kernel', 'params/conv/bias'}
@@ -35,9 +35,9 @@ HEAD = {'params/head/kernel', 'params/head/bias'}
 
 @pytest.fixture(scope='module', params=[LINEN, NNX], ids=['linen', 'nnx'])
 def everything(request):
-    """Three steps of `Everything` on four devices, two passes each: (api, case, states, again).
+    """Three steps of `Everything` on four devices, two microbatches: (api, case, states, again).
 
-    `again` is the first step made a second time from the same state.
+    `again` is the first step, made a second time from the same state.
     """
     api = request.param
     config = small_config(
@@ -48,9 +48,9 @@ def everything(request):
 
 
 def passes_by_hand(case, network, peak):
-    """Norms and peak of a network's encoder after the first step, from Flax's layers alone.
+    """Norms and peak of a network's encoder after the first step, with Flax's layers alone.
 
-    Each pass of each view takes one half of every device's share; its norms see all of that.
+    Each microbatch of each view has half of every device's share; its norms see all of it.
     """
     params = getattr(case.initial, f'{network}_params')['encoder']
     stats = getattr(case.initial, f'{network}_stats')['encoder']
@@ -97,7 +97,7 @@ def test_statistics_after_a_step(everything, network):
 
 
 def test_every_device_holds_the_same_state(everything):
-    """After a step parameters and statistics are equal on all devices, bit for bit."""
+    """After a step, parameters and statistics are equal on all devices bit for bit."""
     _, case, states, _ = everything
     state, _ = case.step(states[1], shard_batch(make_batch(1), 4))
     for leaf in jax.tree.leaves(state):
@@ -109,7 +109,7 @@ def test_every_device_holds_the_same_state(everything):
 
 @pytest.mark.parametrize('network', ['online', 'target'])
 def test_frozen_layers_and_those_behind_stay_bit_for_bit(everything, network):
-    """Three steps with strong weight decay move all parameters but the frozen and the head's."""
+    """Three steps with strong weight decay change all parameters but the frozen and the head's."""
     _, case, states, _ = everything
     assert case.byol.encoder.frozen == FROZEN
     assert case.byol.encoder.behind == HEAD
@@ -121,29 +121,29 @@ def test_frozen_layers_and_those_behind_stay_bit_for_bit(everything, network):
 
 
 def masks_of(state, network):
-    """[pass, stream, unit]: the means over devices of the masks of a step's four passes."""
+    """[microbatch, stream, unit]: means over devices of the masks of a step's four passes."""
     return getattr(state, f'{network}_stats')['encoder']['seen']['masks']
 
 
 def test_every_pass_draws_for_itself(everything):
-    """Devices, passes, views, networks, streams and steps all get masks of their own."""
+    """Devices, microbatches, views, networks, streams and steps all have their own masks."""
     _, _, states, _ = everything
     drawn = [masks_of(state, network) for state in states[1:] for network in ('online', 'target')]
     rows = np.concatenate(drawn).reshape(-1, 32)
     assert len(np.unique(rows, axis=0)) == len(rows) == 3 * 2 * 4 * 2
-    # A mean that is neither 0 nor 1 is of devices that differ.
+    # A mean other than 0 and 1 comes from devices that differ.
     assert np.all(np.any((rows > 0) & (rows < 1), axis=1))
 
 
 def test_a_step_repeats_itself_bit_for_bit(everything):
-    """The same state and batch give the same state, whatever has been drawn in between."""
+    """The same state and batch give the same state, whatever was drawn in between."""
     _, _, states, again = everything
     assert_same(again, states[1])
 
 
 @pytest.mark.slow
 def test_another_seed_draws_otherwise(everything):
-    """From the same state and batch, a run with another seed draws other masks."""
+    """From the same state and batch, another seed draws other masks."""
     api, case, states, _ = everything
     config = small_config(api.path('Everything'), 'features', accumulate_steps=2, seed=1)
     other = make_case(config, devices=4)
@@ -156,7 +156,7 @@ def test_another_seed_draws_otherwise(everything):
 @pytest.mark.slow
 @pytest.mark.parametrize('optimizer', ['adamw', 'lars'])
 def test_freeze_steps(optimizer):
-    """For encoder.freeze_steps real steps the encoder is held bit for bit; then it moves."""
+    """The encoder keeps its bits for encoder.freeze_steps real steps, and then changes."""
     config = small_config(
         'Mlp', 'hidden2', optimizer__name=optimizer, encoder__freeze_steps=2, total_steps=6
     )
@@ -169,7 +169,7 @@ def test_freeze_steps(optimizer):
         for network in ('online', 'target'):
             old, new = encoder_of(before, network), encoder_of(after, network)
             moved = {path for path in old if not np.array_equal(old[path], new[path])}
-            # A bias in front of a norm has no gradient but rounding.
+            # A bias before a norm has no gradient except rounding.
             assert not moved if held else moved | {'params/hidden2/bias'} == trained
         for part in ('projector', 'predictor'):
             old, new = by_path(before.online_params[part]), by_path(after.online_params[part])

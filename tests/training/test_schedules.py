@@ -37,7 +37,7 @@ def test_learning_rate_schedule(warmup, step, expected):
 
 
 def test_learning_rate_stays_at_zero_behind_the_end():
-    """A step behind the last one does not go up the cosine again."""
+    """After the last step, the rate does not rise along the cosine again."""
     assert float(learning_rate_schedule(3.2, 10, 110)(150)) == pytest.approx(0, abs=1e-6)
 
 

@@ -1,4 +1,4 @@
-"""Every example exactly once an epoch, and the same pairs at each step, whoever makes them."""
+"""Every example exactly once in an epoch, and the same pairs at each step, on any hosts."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ STEPS = -(-EPOCHS * EXAMPLES // BATCH)
 
 
 class Marked(Source):
-    """Example i: noise that only it has, with i in every red value."""
+    """Example i: noise of its own, with i in every red value."""
 
     def __len__(self) -> int:
         return 3 * EXAMPLES
@@ -30,7 +30,7 @@ class Marked(Source):
         return f'{index}.jpg'
 
 
-# Not the first ones, nor in their order: what is counted are places in the subset.
+# Other examples than the first ones, in another order: places in the subset count.
 CHOSEN = np.random.default_rng(0).permutation(3 * EXAMPLES)[:EXAMPLES]
 
 
@@ -47,7 +47,7 @@ def make_config(workers: int, neutral: bool = False):
 
 
 def global_steps(config, hosts: int, start: int = 0) -> list[dict[str, np.ndarray]]:
-    """Each step's views of all hosts, in the order of the hosts: uint8 [BATCH, S, S, 3]."""
+    """Each step's views of all hosts, in the order of hosts: uint8 [BATCH, S, S, 3]."""
     source = Subset(Marked(), CHOSEN)
     shares = [
         list(
@@ -75,11 +75,11 @@ def global_steps(config, hosts: int, start: int = 0) -> list[dict[str, np.ndarra
 def test_every_example_exactly_once_an_epoch(hosts, workers):
     """All hosts together show each example once in each 37 places of the stream, in both views.
 
-    Nothing is dropped: the batch that an epoch ends in goes on with the next one.
+    Nothing is dropped: the batch in which an epoch ends continues with the next one.
     """
     steps = global_steps(make_config(workers, neutral=True), hosts)
     shown = {view: np.concatenate([step[view][..., 0] for step in steps]) for view in steps[0]}
-    # Red is the example, wherever the crop lies.
+    # The red value is the example, wherever the crop lies.
     assert all(np.all(red == red[:, :1, :1]) for red in shown.values())
     np.testing.assert_array_equal(shown['view1'], shown['view2'])
     examples = shown['view1'][:, 0, 0]
@@ -95,7 +95,7 @@ def digest(views: dict[str, np.ndarray]) -> str:
 
 @pytest.fixture(scope='module')
 def expected() -> list[str]:
-    """Each step's digest, made without the pipeline: from the permutations and `View`."""
+    """Each step's digest, made without the pipeline, from the permutations and `View`."""
     config, source = make_config(1), Subset(Marked(), CHOSEN)
     digests = []
     for step in range(STEPS):
@@ -124,12 +124,12 @@ def expected() -> list[str]:
 @pytest.mark.parametrize('hosts', [1, 2, 4])
 @pytest.mark.parametrize('workers', [1, 2, 5])
 def test_each_step_has_one_digest(expected, hosts, workers):
-    """Examples and random choices of a step depend on neither hosts nor workers, nor on the start.
+    """A step's examples and draws depend on neither hosts nor workers, nor on the start.
 
-    The digest of a step is that of all its views, computed here from the draws themselves.
+    The digest of a step covers all its views, computed here from the draws.
     """
     config = make_config(workers)
     assert [digest(step) for step in global_steps(config, hosts)] == expected
-    # From the batch on that holds the end of an epoch.
+    # From the batch that contains the end of an epoch.
     start = EXAMPLES // BATCH
     assert [digest(step) for step in global_steps(config, hosts, start)] == expected[start:]

@@ -1,4 +1,4 @@
-"""The training step: the same numbers on any number of devices, and those of the paper."""
+"""The training step: the same numbers on any number of devices, equal to the paper's."""
 
 from __future__ import annotations
 
@@ -27,15 +27,15 @@ from byol_jax.training.step import (
     update_target,
 )
 
-# Two steps under way on simulated devices can deadlock: a hard limit, and every step is awaited.
+# Two pending steps on simulated devices can deadlock: every step is awaited, with a time limit.
 pytestmark = pytest.mark.timeout(120)
 
 BATCH, SIZE, TOTAL_STEPS = 16, 8, 6
 TAU_BASE, WEIGHT_DECAY, PEAK = 0.9, 0.01, 0.5
 
-# Float32 sums in another order: the largest difference seen was 1.5e-6 after one step.
+# Float32 sums in another order; the largest difference seen was 1.5e-6 after one step.
 ORDER_OF_SUMS = {'rtol': 2e-5, 'atol': 2e-6}
-# A spread near zero is the small difference of large sums: 5e-6 apart without XLA's optimisations.
+# A spread near zero is a small difference of large sums: 5e-6 without XLA's optimisations.
 SPREAD = {'rtol': 2e-5, 'atol': 2e-5}
 
 
@@ -68,7 +68,7 @@ def on_host(tree):
 
 
 def run_step(case, state, step, devices):
-    """One step, awaited: (new state, metrics on the host)."""
+    """Makes one step, awaited: (new state, metrics on the host)."""
     state, metrics = case.step(state, shard_batch(make_batch(step), devices))
     return state, on_host(metrics)
 
@@ -77,12 +77,12 @@ class History(NamedTuple):
     """Three steps on four devices.
 
     Attributes:
-      states: on the host, before the first step and after each.
-      metrics: of each step.
-      compilations: made during each step.
+      states: states on the host, before the first step and after each.
+      metrics: metrics of each step.
+      compilations: number of compilations during each step.
       last: the last state, on the devices.
-      donated: of each leaf of the state given to the last step, whether its memory was taken.
-      initial: the run's initial state, after all of this.
+      donated: for each leaf of the last step's input state, whether its memory was taken.
+      initial: the run's initial state, after all steps.
     """
 
     states: list
@@ -139,7 +139,7 @@ def assert_metrics_close(actual, expected):
 
 @pytest.mark.parametrize('devices', [1, 2])
 def test_the_number_of_devices_does_not_matter(history, devices):
-    """One, two and four devices make the same state and metrics of a batch, statistics too."""
+    """One, two and four devices make the same state and metrics from a batch, statistics too."""
     case = make_case(make_byol(AXIS))
     state, metrics = run_step(case, on_host(case.initial), 0, devices)
     assert_trees_close(on_host(state), history.states[1], **ORDER_OF_SUMS)
@@ -147,7 +147,7 @@ def test_the_number_of_devices_does_not_matter(history, devices):
 
 
 def test_every_device_holds_the_same_state(history):
-    """After three steps the copies on the four devices are equal bit for bit."""
+    """After three steps, the copies on the four devices are equal bit for bit."""
     for leaf in jax.tree.leaves(history.last):
         first, *others = (np.asarray(shard.data) for shard in leaf.addressable_shards)
         assert len(others) == 3
@@ -164,7 +164,7 @@ def norm_of(tree):
 
 
 def reference_lars(params, gradients, momentum, rate):
-    """One float64 step of LARS, (updates, momentum): kernels are adapted, nothing else is."""
+    """One float64 step of LARS, (updates, momentum): only kernels are adapted."""
 
     def one(path, w, g, m):
         if path[-1].key == 'kernel':
@@ -177,7 +177,7 @@ def reference_lars(params, gradients, momentum, rate):
 
 
 def test_three_steps_match_an_independent_composition(history):
-    """Three steps are gradient, LARS, schedule and moving average, composed here in float64."""
+    """Three steps equal gradient, LARS, schedule and moving average, composed here in float64."""
     byol = make_byol(axis_name=None)
     value_and_grad = jax.jit(jax.value_and_grad(byol.loss, has_aux=True))
     first = history.states[0]
@@ -221,7 +221,7 @@ def test_three_steps_match_an_independent_composition(history):
 
 
 def test_target_follows_the_updated_online_network(history):
-    """The moving average takes the new online parameters and the tau of the step just made."""
+    """The moving average uses the new online parameters and the tau of this step."""
     for step in range(3):
         before, after = history.states[step : step + 2]
         tau = 1 - (1 - TAU_BASE) * (math.cos(math.pi * step / TOTAL_STEPS) + 1) / 2
@@ -242,13 +242,13 @@ def test_metrics_are_float32_scalars(history):
 
 
 def test_later_steps_are_not_compiled_again(history):
-    """Only the first step compiles: a replicated state is laid out as the step returns it."""
+    """Only the first step compiles: a replicated state has the layout that the step returns."""
     assert history.compilations[0] >= 1
     assert history.compilations[1:] == [0, 0]
 
 
 def test_the_initial_state_survives_donation(history):
-    """Steps on a replicated copy leave the run's initial state readable and unchanged."""
+    """Steps on a replicated copy do not change the run's initial state."""
     for actual, expected in zip(
         jax.tree.leaves(history.initial), jax.tree.leaves(history.states[0]), strict=True
     ):
@@ -256,13 +256,13 @@ def test_the_initial_state_survives_donation(history):
 
 
 def test_the_state_is_donated(history):
-    """A step takes over the memory of the state it is given."""
+    """A step takes over the memory of its input state."""
     assert all(history.donated)
 
 
 @pytest.mark.skipif(jax.default_backend() != 'cpu', reason='others may always take it')
 def test_the_state_is_kept_with_a_compilation_cache(tmp_path):
-    """With JAX's compilation cache a CPU step leaves its state's memory: taking it can crash."""
+    """With JAX's compilation cache, a CPU step does not take the state's memory: that can crash."""
     given = everywhere(np.arange(4.0))
     jax.config.update('jax_compilation_cache_dir', str(tmp_path))
     try:
@@ -280,7 +280,7 @@ def test_shard_batch_gives_each_device_a_block():
 
 
 class Watching(nn.Module):
-    """A layer without normalisation that keeps a running mean nobody uses."""
+    """A layer without normalisation that keeps an unused running mean."""
 
     @nn.compact
     def __call__(self, x, train=False):
@@ -309,7 +309,7 @@ class Head(nn.Module):
 
 @pytest.fixture(scope='module')
 def accumulated():
-    """[(initial state, states and metrics of two steps)] of 1 and of 4 passes a batch."""
+    """[(initial state, states and metrics of two steps)] with 1 and with 4 microbatches a batch."""
     runs = []
     for passes in (1, 4):
         byol = Byol(TappedEncoder(Watching(), 'out'), Head(), Head(), MEAN, STD)
@@ -323,7 +323,7 @@ def accumulated():
 
 
 def test_accumulation_equals_the_large_batch(accumulated):
-    """Without batch normalisation, four passes of a quarter batch are one of the whole batch."""
+    """Without batch normalisation, four microbatches equal the whole batch."""
     (_, whole), (_, quarters) = accumulated
     for (expected, expected_metrics), (actual, metrics) in zip(whole, quarters, strict=True):
         assert_trees_close(actual.online_params, expected.online_params, **ORDER_OF_SUMS)
@@ -333,7 +333,7 @@ def test_accumulation_equals_the_large_batch(accumulated):
 
 
 def test_accumulation_moves_step_schedule_and_target_once(accumulated):
-    """Four passes are one step of the counter, the learning rate and the moving average."""
+    """Four microbatches are one step of the counter, the learning rate and the moving average."""
     _, (initial, steps) = accumulated
     before = initial
     for step, (after, metrics) in enumerate(steps):
@@ -351,7 +351,7 @@ def test_accumulation_moves_step_schedule_and_target_once(accumulated):
 
 
 def test_accumulation_moves_statistics_with_every_pass(accumulated):
-    """Running statistics see every pass: view 1 then view 2 of each quarter, in order."""
+    """Running statistics see every microbatch: view 1, then view 2, in order."""
     _, (initial, steps) = accumulated
     batch = make_batch(0)
     for network in ('online', 'target'):
@@ -386,7 +386,7 @@ def test_update_target():
 
 @pytest.mark.parametrize('tau', [0.0, 1.0])
 def test_update_target_ends(tau):
-    """tau = 1 keeps the target bit for bit and tau = 0 makes it the online network."""
+    """tau = 1 keeps the target bit for bit, and tau = 0 makes it the online network."""
     rng = np.random.default_rng(4)
     target, online = ({'encoder': {'w': rng.normal(size=9).astype(np.float32)}} for _ in range(2))
     actual = update_target(target, online, jnp.float32(tau))['encoder']['w']
@@ -397,7 +397,7 @@ def test_update_target_ends(tau):
 
 
 def test_feature_std_of_random_directions():
-    """Projections in random directions have a feature std near 1 / sqrt(P), whatever their size."""
+    """Projections in random directions have a feature std near 1 / sqrt(P), for any lengths."""
     rng = np.random.default_rng(5)
     z = rng.normal(size=(8192, 64)) * rng.uniform(0.1, 10, (8192, 1))
     assert float(feature_std(jnp.asarray(z, jnp.float32))) == pytest.approx(1 / 8, rel=0.01)
@@ -411,7 +411,7 @@ def test_feature_std_matches_numpy():
 
 
 def test_feature_std_of_collapsed_projections():
-    """Equal directions, even of different lengths, have a feature std of 0."""
+    """Equal directions, even with different lengths, have a feature std of 0."""
     row = np.random.default_rng(7).normal(size=(1, 64))
     z = row * np.linspace(0.1, 10, 100)[:, None]
     assert float(feature_std(jnp.asarray(z, jnp.float32))) < 1e-4

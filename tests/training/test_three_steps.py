@@ -1,4 +1,4 @@
-"""Three whole updates of a tiny BYOL against float64 NumPy, gradients derived by hand."""
+"""Three whole updates of a tiny BYOL against float64 NumPy, with gradients derived by hand."""
 
 from __future__ import annotations
 
@@ -120,7 +120,7 @@ def moved(stats, tapes):
 
 
 def loss_and_gradient(prediction, projection):
-    """Mean of 2 - 2 cos over the rows, and its gradient by the prediction."""
+    """The mean of 2 - 2 cos over the rows, and its gradient for the prediction."""
     n = np.linalg.norm(prediction, axis=1, keepdims=True)
     q, z = prediction / n, projection / np.linalg.norm(projection, axis=1, keepdims=True)
     cosine = (q * z).sum(axis=1, keepdims=True)
@@ -166,9 +166,9 @@ def reference_step(state, batch, step):
 
 
 def assert_close(actual, expected):
-    """Each leaf within 1e-5 of its reference, relative to the reference's length.
+    """Each leaf is within 1e-5 of its reference, relative to the reference's norm.
 
-    A bias before batch normalisation has no gradient: of it only rounding may be there.
+    A bias before batch normalisation has no gradient, so only rounding may be in it.
     """
     assert jax.tree.structure(actual) == jax.tree.structure(expected)
     for (path, a), e in zip(

@@ -1,4 +1,4 @@
-"""Views made in JAX are those made on the CPU: same draws, crops to the bit, values to 1/255."""
+"""Views made in JAX equal the CPU's: same draws, crops bit for bit, values to 1/255."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ SHAPES = ((32, 32, 32), (48, 37, 16), (20, 90, 24), (200, 60, 24), (1, 1, 8), (4
 
 
 def busy_view(blur: float = 0.7, solarize: float = 0.5):
-    """A view in which everything is drawn often."""
+    """A view that applies every operation often."""
     view = default.get_view(blur=blur, solarize=solarize)
     view.gray = 0.3
     return view
@@ -61,7 +61,7 @@ def on_device(view, images, drawn) -> np.ndarray:
 
 
 def alone(jitter: str) -> tuple[str, ...]:
-    """An order of all four jitters; those whose amounts are neutral change nothing."""
+    """An order of all four jitters; those with neutral amounts change nothing."""
     return next(order for order in ORDERS if order[0] == jitter)
 
 
@@ -71,7 +71,7 @@ def levels_apart(a: np.ndarray, b: np.ndarray) -> int:
 
 @pytest.mark.parametrize(('height', 'width', 'size'), SHAPES)
 def test_crops_without_antialiasing_are_opencvs(height, width, size):
-    """Crops of any size are OpenCV's bicubic without antialiasing, but for rounding."""
+    """Crops of any size equal OpenCV's bicubic without antialiasing, up to rounding."""
     images = pictures(6, height, width)
     crops = boxes(6, height, width)
     weights = resize_tables(max(height, width), size, antialias=False)
@@ -83,8 +83,9 @@ def test_crops_without_antialiasing_are_opencvs(height, width, size):
 
 @pytest.mark.parametrize('number', [1, 2])
 def test_batches_draw_what_single_views_draw(number):
-    """Of any seed, epoch and example a batch draws what each draws alone, to the bit; and the box
-    of a crop is the same, drawn for a batch of pictures or for one."""
+    """For any seed, epoch and example, a batch draws what each example draws alone, bit for bit;
+    a crop's box is the same for a batch of pictures and for one.
+    """
     view = view_of(busy_view())
     rng = np.random.default_rng(number)
     for seed in (0, 1, 2**31 - 1):
@@ -114,10 +115,10 @@ def test_uniforms_are_numpys_generator():
 
 @pytest.mark.parametrize(('height', 'width', 'size'), SHAPES)
 def test_crop_and_resize_are_pillows_to_the_bit(height, width, size):
-    """The crop is Pillow's to the bit, for pictures that shrink, grow, or are flat or tall."""
+    """The crop equals Pillow's bit for bit, for pictures that shrink, grow, or are flat or tall."""
     images = pictures(60, height, width)
     crops = boxes(len(images), height, width)
-    # Besides those drawn: all of it, one pixel, a line and a column.
+    # Beside the drawn crops: the whole picture, one pixel, a row and a column.
     crops[:4] = (
         (0, 0, height, width),
         (height - 1, width - 1, 1, 1),
@@ -135,7 +136,7 @@ def test_crop_and_resize_are_pillows_to_the_bit(height, width, size):
 
 @pytest.mark.parametrize(('height', 'width', 'size'), [SHAPES[1], SHAPES[2]])
 def test_views_agree_within_one_of_255(height, width, size):
-    """For the same parameters a view made in JAX is the CPU's, at most 1 of 255 apart anywhere."""
+    """With the same parameters, a view in JAX is everywhere within 1 of 255 of the CPU's."""
     images = pictures(60, height, width)
     view = view_of(busy_view(), size)
     draws = drawn(view, len(images))
@@ -144,14 +145,15 @@ def test_views_agree_within_one_of_255(height, width, size):
     steps = view.steps(draws)
     expected = [view.make(image, own) for image, own in zip(images, steps, strict=True)]
     assert levels_apart(made, np.stack(expected)) <= 1
-    # Something was done at all.
+    # At least something was done.
     cut = [view.cut(image, own)[0] for image, own in zip(images, steps, strict=True)]
     assert (made != np.stack(cut)).any()
 
 
 def test_extremes_agree():
-    """So they do where everything is as strong as a config allows, one effect at a time and all
-    together: full brightness, no contrast, no saturation, half a turn of hue, the widest blur."""
+    """They also agree at the strongest settings, one effect at a time and all together: full
+    brightness, no contrast, no saturation, half a turn of hue, the widest blur.
+    """
     neutral = Params((0, 0, 40, 40))
     extremes = {
         'brightness': (-1.0, 1.0),
@@ -201,8 +203,9 @@ def test_extremes_agree():
 
 
 def test_what_cannot_be_drawn_is_left_out():
-    """A view without blur, grey, jitter and solarization is the crop and the flip, to the bit, and
-    no other operation is in its program."""
+    """A view without blur, grey, jitter and solarization equals the crop and the flip, bit for bit,
+    and no other operation is in its program.
+    """
     config = default.get_view(blur=0.0, solarize=0.0)
     config.jitter = config.gray = 0.0
     view = view_of(config, 24)
@@ -232,7 +235,7 @@ def test_parts_are_the_whole(monkeypatch):
 
 
 def test_pictures_far_larger_than_the_views_are_refused():
-    """Where sums of weights would not be exact, the user is told what to do instead."""
+    """If sums of weights would not be exact, the error says what to do instead."""
     assert resize_tables(15 * 8, 8).upper.shape[2] <= 64
     with pytest.raises(UserError, match=r'15 times the views \(views.image_size=8\).*views.on'):
         resize_tables(16 * 8, 8)
@@ -252,7 +255,7 @@ class Sized(Source):
 
 
 def test_drawn_batches_follow_the_stream():
-    """What is drawn for positions, over the end of an epoch too, is what single positions draw."""
+    """Batches of positions, over the end of an epoch too, draw what single positions draw."""
     views = paper_views(16)
     stream = Stream(Sized(), views)
     positions = range(4, 20)

@@ -1,4 +1,4 @@
-"""The operations: what they draw follows the paper, what they do follows formulae in float64."""
+"""The operations: their draws follow the paper, their results formulae in float64."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from scipy import ndimage, stats
 from byol_jax.views import colors, crop
 from configs.default import get_view
 
-# Float32 holds [0, 1] to 6e-8; a core takes a handful of operations.
+# Float32 holds [0, 1] to 6e-8; an operation has a handful of roundings.
 FLOAT32 = 1e-6
 
-# Distribution tests are deterministic, so this only guards against a wrong distribution.
+# Distribution tests are deterministic, so this only guards against wrong distributions.
 P_VALUE = 1e-3
 
 DRAWS = 5000
@@ -43,7 +43,7 @@ def floats(image: np.ndarray) -> np.ndarray:
     return (image / 255).astype(np.float32)
 
 
-# The references, in float64.
+# The references in float64.
 
 
 def bicubic_weights(inputs: int, outputs: int) -> np.ndarray:
@@ -111,7 +111,7 @@ def solarize(x: np.ndarray, threshold: float) -> np.ndarray:
 JITTERS = {'brightness': brightness, 'contrast': contrast, 'saturation': saturation, 'hue': hue}
 
 
-# The cores.
+# The operations' functions.
 
 
 @pytest.mark.parametrize(
@@ -140,10 +140,10 @@ def test_resize_is_antialiased_bicubic(height, width, size):
 
 @pytest.mark.parametrize('size', [1, 37, 224])
 def test_resize_is_pillows_to_the_bit(size):
-    """Products in float32, with what they leave unsure made exact, give Pillow's whole numbers."""
+    """Float32 products, with unsure results made exact, equal Pillow's integers."""
     rng = np.random.default_rng(size)
-    # Taller, wider and square; 336 and 448 to 224 put many results next to half a number; the last
-    # are so wide that their products are cut into columns.
+    # Taller, wider and square; 336 and 448 to 224 put many results near half a level; the last are
+    # so wide that their products are split into columns.
     sides = [*rng.integers(1, 420, (30, 2)).tolist(), (336, 336), (448, 300), (1, 90), (90, 1)]
     for height, width in [*sides, (900, 1300), (1300, 900)]:
         image = noise(height, width, seed=height)
@@ -155,8 +155,9 @@ def test_resize_is_pillows_to_the_bit(size):
 
 @pytest.mark.parametrize(('height', 'width', 'size'), [(50, 70, 32), (20, 33, 48), (3, 2, 8)])
 def test_without_antialiasing_four_pixels_make_one(height, width, size):
-    """antialias=False is the cubic filter with a = -0.75 over 4 x 4 pixels whatever the scale; the
-    last pixel goes on beyond the border."""
+    """antialias=False is the cubic filter with a = -0.75 over 4 x 4 pixels at any scale; beyond the
+    border, the last pixel is repeated.
+    """
     image = noise(height, width)
 
     def matrix(inputs: int) -> np.ndarray:
@@ -177,7 +178,7 @@ def test_without_antialiasing_four_pixels_make_one(height, width, size):
 
 
 def test_resize_of_a_crop_sees_nothing_outside_it():
-    """crop_resize gives what cutting the picture first and resizing all of it gives."""
+    """crop_resize equals cutting the picture first and resizing all of the result."""
     image = noise(60, 80)
     cut = image[11:41, 20:65].copy()
     whole = crop.crop_resize(cut, (0, 0, 30, 45), 32)
@@ -188,7 +189,7 @@ def test_resize_of_a_crop_sees_nothing_outside_it():
 
 
 def test_crop_of_the_right_size_is_not_resampled():
-    """A crop as large as the view is the picture's own pixels."""
+    """A crop as large as the view has the picture's own pixels."""
     image = noise(40, 50)
     np.testing.assert_array_equal(crop.crop_resize(image, (3, 7, 32, 32), 32), image[3:35, 7:39])
 
@@ -213,7 +214,7 @@ def test_contrast_is_about_the_mean_of_each_channel(factor):
 def test_saturation_against_colorsys(factor):
     """Saturation scales the S of HSV and clips it, pixel by pixel as colorsys says."""
     x = floats(np.concatenate([noise(30, 30), photograph(30, 30), extreme_colors()]))
-    # OpenCV adds 1e-7 to divisors; the effect on a colour stays of that size.
+    # OpenCV adds 1e-7 to divisors, which changes a colour by about that much.
     np.testing.assert_allclose(
         colors.adjust_saturation(x, factor), saturation(x, factor), atol=2e-6, rtol=0
     )
@@ -223,7 +224,7 @@ def test_saturation_against_colorsys(factor):
 def test_hue_against_colorsys(turns):
     """Hue is turned by a fraction of the circle, both ways, pixel by pixel as colorsys says."""
     x = floats(np.concatenate([noise(30, 30), photograph(30, 30), extreme_colors()]))
-    # Degrees near 360 have steps of 3e-5 in float32, and 60 degrees are a full change of colour.
+    # Near 360 degrees, float32 has steps of 3e-5; 60 degrees are a full change of colour.
     np.testing.assert_allclose(colors.adjust_hue(x, turns), hue(x, turns), atol=2e-6, rtol=0)
 
 
@@ -254,8 +255,7 @@ def test_solarize_inverts_from_the_threshold_up(threshold):
 def test_blur_against_scipy(size, sigma):
     """Blur is the separable Gaussian of a tenth of the view, with zeros beyond the border."""
     x = floats(photograph(size, size))
-    # Beyond 4 sigma lie 6e-5 of a Gaussian, and half of that beyond the taps that are kept: 0.01 of
-    # a level.
+    # Beyond 4 sigma lie 6e-5 of a Gaussian, half of it beyond the taps kept: 0.01 of a level.
     np.testing.assert_allclose(colors.blur(x, sigma), blur(x, sigma), atol=4e-5, rtol=0)
 
 
@@ -271,7 +271,7 @@ def test_blur_kernel_has_23_taps_at_224_pixels():
 
 
 def test_cores_do_not_change_their_input():
-    """No core and no view writes into the picture it was given, which may be cached."""
+    """No operation and no view changes the picture it is given, which may be cached."""
     x, image = floats(noise(40, 40)), noise(40, 40)
     x.setflags(write=False)
     image.setflags(write=False)
@@ -330,18 +330,18 @@ def test_view_is_the_cores_in_the_drawn_order(order, grayed):
 
 
 def test_order_matters():
-    """Different orders give different views, so that the order test above can fail."""
+    """Different orders give different views, so the test of the order above can fail."""
     image = photograph(40, 40)
     base = Params((0, 0, 40, 40), brightness=0.35, contrast=1.4, saturation=1.2, hue=0.1)
     views = {make_view(image, base._replace(order=o), 40).tobytes() for o in colors.ORDERS}
-    # Saturation and hue commute where they are neighbours, in 12 orders: 6 pairs may coincide.
+    # Saturation and hue commute if they are adjacent, in 12 orders: 6 pairs may coincide.
     assert len(views) >= 18
 
 
 @pytest.mark.parametrize('order', [(), colors.ORDERS[0], colors.ORDERS[-1]])
 @pytest.mark.parametrize('flip', [False, True])
 def test_parameters_that_change_nothing(order, flip):
-    """Neutral parameters give the resized crop itself, mirrored if flipped."""
+    """Neutral parameters give the resized crop, mirrored if flipped."""
     image = noise(50, 60)
     params = Params((3, 5, 30, 40), flip=flip, order=order)
     expected = crop.crop_resize(image, params.crop, 24)
@@ -360,19 +360,19 @@ def test_jitter_amounts_without_jitter_change_nothing():
 
 
 def test_flip_mirrors_left_and_right():
-    """A flipped view is the unflipped one with its columns reversed, whatever else is done."""
+    """A flipped view is the unflipped one with reversed columns, whatever else is done."""
     image = photograph(50, 60)
     params = Params((3, 5, 30, 40), order=colors.ORDERS[5], contrast=0.7, sigma=1.0)
     plain = make_view(image, params, 40)
     flipped = make_view(image, params._replace(flip=True), 40)
-    # Sums run in another order, so that a value at half a level may round the other way.
+    # Sums have another order, so a value at half a level may be rounded differently.
     assert np.abs(flipped[:, ::-1].astype(int) - plain).max() <= 1
     assert np.mean(flipped[:, ::-1] == plain) > 0.999
 
 
 @pytest.mark.parametrize('shape', [(1, 1), (1, 37), (41, 1), (2, 3)])
 def test_view_of_a_tiny_picture(shape):
-    """Pictures of one or a few pixels give a view of the right shape, not an error."""
+    """Pictures of one or a few pixels give a view of the right shape, without an error."""
     image = noise(*shape)
     params = Params((0, 0, *shape), True, colors.ORDERS[0], 0.1, 1.2, 1.1, 0.05, True, 1.0, 0.5)
     assert make_view(image, params, 16).shape == (16, 16, 3)
@@ -435,7 +435,7 @@ def test_each_integer_matters(name):
 
 
 def test_large_integers_are_not_folded():
-    """Examples and epochs beyond 2^32 are still told apart."""
+    """Examples and epochs beyond 2^32 are different from each other."""
     view = get_view(blur=1.0, solarize=0.0)
     integers = {'seed': 2**40, 'epoch': 2**33, 'example': 2**35, 'number': 1}
     high = draw_view(view, *SQUARE, **integers)
@@ -454,7 +454,7 @@ def test_large_integers_are_not_folded():
     ],
 )
 def test_one_probability_changes_one_choice(probability, governed):
-    """Setting a probability to 0 or 1 leaves every other drawn value as it was."""
+    """Setting a probability to 0 or 1 does not change any other draw."""
     view = get_view(blur=0.5, solarize=0.5)
     base = draws(view, 333, 500, count=200)
     never, always = get_view(blur=0.5, solarize=0.5), get_view(blur=0.5, solarize=0.5)
@@ -473,7 +473,7 @@ def test_one_probability_changes_one_choice(probability, governed):
 
 
 def test_area_and_ratio_where_no_crop_is_cut():
-    """The crop's area is uniform and the logarithm of its ratio is uniform."""
+    """The crop's area is uniform, and so is the logarithm of its ratio."""
     view = get_view(blur=1.0, solarize=0.0)
     view.crop_area = (0.08, 0.75)  # 0.75 x 4/3 = 1: every crop fits.
     crops = [p.crop for p in draws(view, *SQUARE)]
@@ -487,7 +487,7 @@ def test_area_and_ratio_where_no_crop_is_cut():
 
 
 def test_crop_of_the_paper(view1):
-    """With areas up to 1, sides that leave the picture are cut, and the rest is unchanged."""
+    """With areas up to 1, sides longer than the picture are cut, and the rest is unchanged."""
     rng = np.random.default_rng(0)
     area = rng.uniform(0.08, 1, 200_000)
     ratio = np.exp(rng.uniform(np.log(3 / 4), np.log(4 / 3), area.size))
@@ -499,7 +499,7 @@ def test_crop_of_the_paper(view1):
 
 
 def test_ratio_is_width_over_height():
-    """crop_ratio is width / height: above 1 crops are wide."""
+    """crop_ratio is width / height: above 1, crops are wide."""
     view = get_view(blur=1.0, solarize=0.0)
     view.crop_area, view.crop_ratio = (0.1, 0.2), (2.0, 3.0)
     for params in draws(view, *SQUARE, count=100):
@@ -508,7 +508,7 @@ def test_ratio_is_width_over_height():
 
 
 def test_crop_place_is_uniform(view1):
-    """A crop lies with equal chance at every place where it fits, borders included."""
+    """A crop lies at every place where it fits with the same probability, borders included."""
     tops, lefts = [], []
     for params in view1:
         top, left, height, width = params.crop
@@ -562,7 +562,7 @@ def test_amounts(view1, view2):
 
 
 def test_all_orders_are_equally_likely(view1, view2):
-    """Each of the 24 orders of the jitters comes with the same chance."""
+    """Each of the 24 orders of the jitters has the same probability."""
     for params in (view1, view2):
         counts = Counter(p.order for p in params if p.order)
         assert set(counts) == set(itertools.permutations(JITTERS))
@@ -570,7 +570,7 @@ def test_all_orders_are_equally_likely(view1, view2):
 
 
 def test_choices_are_independent(view1, view2):
-    """No choice of a view tells anything about another, nor about the example's other view."""
+    """The choices of a view are independent of each other and of the example's other view."""
 
     def table(params):
         return np.array(
@@ -583,7 +583,7 @@ def test_choices_are_independent(view1, view2):
 
     both = np.concatenate([table(view1), table(view2)], axis=1)
     correlation = np.corrcoef(both, rowvar=False) - np.eye(both.shape[1])
-    # 91 pairs; a correlation of unrelated columns has standard deviation 1 / sqrt(5000).
+    # 91 pairs; a correlation of unrelated columns has a standard deviation of 1 / sqrt(5000).
     assert np.abs(correlation).max() < 4.5 / math.sqrt(DRAWS)
 
 
@@ -591,7 +591,7 @@ def test_choices_are_independent(view1, view2):
 
 
 def test_center_view_is_the_centre_square():
-    """A 256 pixel picture at 0.875 gives its own middle 224 pixels, not resampled."""
+    """A 256 pixel picture at 0.875 gives its own middle 224 pixels, without resampling."""
     image = noise(256, 300)
     np.testing.assert_array_equal(crop.center_view(image, 224, 224 / 256), image[16:240, 38:262])
 

@@ -1,4 +1,4 @@
-"""Views as lists of operations: what each draws, operations of one's own, boxes, refusals."""
+"""Views as lists of operations: draws of each, own operations, boxes, refusals."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def draw(view: View, seed: int = 2, number: int = 1):
 
 
 def drawn_by(view: View, operation) -> tuple[np.ndarray, np.ndarray]:
-    """What the one operation of this class in a view draws."""
+    """The draws of the one operation of this class in a view."""
     (place,) = (i for i, op in enumerate(view.operations) if type(op) is type(operation))
     drawn = draw(view)
     return drawn.done[place], drawn.u[place]
@@ -45,8 +45,9 @@ def drawn_by(view: View, operation) -> tuple[np.ndarray, np.ndarray]:
 @pytest.mark.parametrize('place', range(len(PAPER) + 1))
 @pytest.mark.parametrize('own', [Darken(), Turn(), Patch()], ids=lambda op: type(op).__name__)
 def test_an_operation_more_changes_no_other_draw(place, own):
-    """Wherever an operation is added, every other one draws what it drew without it, and it draws
-    the same wherever it stands."""
+    """Wherever an operation is added, every other one keeps its draws, and the added one draws the
+    same at any place.
+    """
     plain, more = View(PAPER), View([*PAPER[:place], own, *PAPER[place:]])
     for op in PAPER:
         for a, b in zip(drawn_by(plain, op), drawn_by(more, op), strict=True):
@@ -57,7 +58,7 @@ def test_an_operation_more_changes_no_other_draw(place, own):
 
 
 def test_an_operation_less_changes_no_other_draw():
-    """Nor does leaving one out, nor another order."""
+    """Neither leaving one out nor another order changes the draws."""
     for kept in (PAPER[::2], PAPER[:1] + PAPER[3:], PAPER[::-1]):
         for op in kept:
             for a, b in zip(drawn_by(View(PAPER), op), drawn_by(View(kept), op), strict=True):
@@ -65,8 +66,9 @@ def test_an_operation_less_changes_no_other_draw():
 
 
 def test_a_second_one_of_a_name_draws_its_own():
-    """The first blur draws as ever, the second and the third each something else; an operation of
-    another name between them changes nothing."""
+    """The first blur keeps its draws, the second and the third have their own; an operation of
+    another name between them changes nothing.
+    """
     drawn = draw(View([*PAPER, Blur(), Blur()])).u
     np.testing.assert_array_equal(drawn[4], draw(View(PAPER)).u[4])
     assert len({u.tobytes() for u in (drawn[4], drawn[6], drawn[7])}) == 3
@@ -74,7 +76,7 @@ def test_a_second_one_of_a_name_draws_its_own():
 
 
 def test_streams_are_those_of_names():
-    """These very streams: a run must go on with the views that it began with."""
+    """These very streams: a resumed run must continue with the same views."""
     assert stream_of('augment:Rotate') == 3910126119381405879
     assert stream_of('blur', 1) == stream_of('blur#1') != stream_of('blur')
     assert Darken.name == 'own_operations:Darken'
@@ -98,8 +100,9 @@ def test_the_papers_draws_are_what_they_always_were():
 
 
 def test_operations_of_ones_own():
-    """An operation gets what it asks for and is done as often and on what it drew, at its place:
-    after the paper's, before the crop, on grey, in uint8."""
+    """An operation gets what it asks for, and is applied with its probability and draws in place:
+    after the paper's, before the crop, on grey, in uint8.
+    """
     images = pictures(COUNT)
     view = View([Turn(), *PAPER, Darken(probability=0.3), Patch()])
     drawn = draw(view)
@@ -115,12 +118,12 @@ def test_operations_of_ones_own():
             expected *= factors[i]
         expected[y : y + 4, x : x + 4] = 128
         assert made.flags.c_contiguous
-        # Rounded once before, and once more after it.
+        # Rounded once before it, and once more after it.
         np.testing.assert_allclose(made, expected, atol=1.01)
 
 
 def test_own_operations_in_jax_are_those_of_the_cpu():
-    """Views with operations of one's own agree within 1 of 255, wherever they stand."""
+    """Views with own operations agree within 1 of 255, at any place."""
     images = pictures(COUNT)
     view = View([Patch(), Flip(), PAPER[0], Darken(), *PAPER[1:], Patch()])
     drawn = draw(view)
@@ -134,7 +137,7 @@ def test_own_operations_in_jax_are_those_of_the_cpu():
 
 
 def test_what_operations_return_is_clipped_and_checked():
-    """Floats beyond [0, 1] are clipped; what is no image is refused by the operation's name."""
+    """Floats outside [0, 1] are clipped; other results are refused with the operation's name."""
     image = pictures(1, 32, 32)[0]
 
     def made(own) -> np.ndarray:
@@ -149,8 +152,9 @@ def test_what_operations_return_is_clipped_and_checked():
 
 
 def test_boxes_and_mirrors():
-    """A mirror before the crop moves its box, one after it does not; two are none; a rotation
-    leaves no box, unless it is never done."""
+    """A mirror before the crop moves its box, one after it does not; two cancel; a rotation leaves
+    no box, unless it is never applied.
+    """
     place = np.arange(40 * 50).reshape(40, 50)
     image = np.stack([place // 256, place % 256, 0 * place], axis=-1).astype(np.uint8)
     for before in (0, 1):
@@ -170,13 +174,13 @@ def test_boxes_and_mirrors():
 
 
 class Rarely(Turn):
-    """A rotation that is never done."""
+    """A rotation that is never applied."""
 
     probability = 0.0
 
 
 def test_one_crop():
-    """A view has exactly one operation that makes pictures one size, and probabilities are such."""
+    """A view has exactly one operation that resizes, and valid probabilities."""
     for operations in ([Flip()], [Crop(), Crop()]):
         with pytest.raises(UserError, match=r"must hold one 'crop'"):
             View(operations)
@@ -192,8 +196,9 @@ def config_of(*operations, on: str = 'cpu'):
 
 
 def test_operations_of_a_config():
-    """Names of ours take their settings from the flat keys, and what stands beside the name goes
-    before; any other is 'package.module:Class' with arguments. The defaults are the paper's."""
+    """Built-in names take their settings from the flat keys, and arguments beside a name override
+    them; other names are 'package.module:Class' with arguments. The defaults are the paper's.
+    """
     own = ('own_operations:Darken', {'least': 0.5})
     config = default.get_config()
     config.views.view1.operations = ('crop', own, ('blur', {'sigma': (1.0, 3.0)}), 'flip')
@@ -210,8 +215,9 @@ def test_operations_of_a_config():
 
 
 def test_no_jax_version_is_refused_at_once():
-    """With views.on='accelerator' an operation without apply_jax is refused in one line, unless it
-    can never be done or the CPU does it before the crop."""
+    """With views.on='accelerator', an operation without apply_jax is refused in one line, unless it
+    is never applied or comes before the crop, on the CPU.
+    """
     with pytest.raises(UserError, match=r"'own_operations:Turn' has no apply_jax\. Write one") as e:
         config_views(config_of('crop', 'own_operations:Turn', on='accelerator').views, ('a', 'a'))
     assert '\n' not in str(e.value)
@@ -224,7 +230,7 @@ def test_no_jax_version_is_refused_at_once():
 
 
 def test_crop_and_flip_draw_as_in_the_view():
-    """The linear protocol's crop and flip are those that the view itself draws."""
+    """The linear protocol's crop and flip have the draws of the view itself."""
     view = paper_views(32)['view1']
     plain = crop_and_flip(view)
     assert [op.name for op in plain.operations] == ['crop', 'flip']
@@ -233,7 +239,7 @@ def test_crop_and_flip_draw_as_in_the_view():
 
 
 def test_the_operation_of_the_docs():
-    """The rotation in docs/views.md runs as it stands there."""
+    """The rotation in docs/views.md runs as it is written there."""
     text = (ROOT / 'docs' / 'views.md').read_text()
     (code,) = [
         block for block in re.findall(r'```python\n(.*?)```', text, re.S) if 'Rotate' in block
