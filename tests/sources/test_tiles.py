@@ -349,7 +349,7 @@ def test_div2k_is_shifted_in_training_only(div2k_folder, arg):
 
 
 def test_the_sample_and_the_default_are_not_shifted():
-    """By default, and in the sample whose numbers the README has, epochs have the same tiles."""
+    """By default, and in the sample whose numbers the README has, all epochs have equal tiles."""
     assert default.get_config().data.tile_shift is False
     config = div2k.get_config('sample')
     train = build_data(config).train
