@@ -428,7 +428,7 @@ def test_a_file_that_is_no_index_stays(kept, messages):
 
 
 def test_an_index_in_its_own_folder_is_refused(kept):
-    """Writing it would change the folder, so it would never be valid; a hidden folder may hold it."""
+    """Writing it would change the folder, so it is never valid; a hidden folder may hold it."""
     root, _ = kept
     for place in (root / 'x.index', root / 'cat/x.index', root / 'new/x.index'):
         with pytest.raises(UserError, match=r'x\.index lies in .*animals.* elsewhere'):
