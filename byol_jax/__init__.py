@@ -54,7 +54,7 @@ __getattr__, __dir__, __all__ = lazy(
         'errors': ('UserError',),
         'interop.encoder': ('Encoder', 'make_encoder'),
         'interop.export': ('load_encoder', 'save_encoder'),
-        # The parts, for a loop of one's own.
+        # The parts, for your own training loop.
         'input.pipeline': ('view_batches',),
         'methods.base': ('Method',),
         'methods.byol': ('Byol',),

@@ -59,8 +59,8 @@ PLACES = ('cpu', 'accelerator')
 # Steps and seeds are 32 bits wide on the device.
 _LARGEST = 2**31 - 1
 
-# The keys that are arguments of built-in operations and protocols, by what those call them. A value
-# beside the name, ('blur', {'sigma': (1, 2)}), goes before that of its key and has the same range.
+# The config key of each argument of the built-in operations and protocols. An argument beside a
+# name, ('blur', {'sigma': (1, 2)}), overrides its key and has the same range.
 OPERATION_KEYS: Mapping[str, Mapping[str, str]] = {
     'crop': {'area': 'crop_area', 'ratio': 'crop_ratio'},
     'flip': {'probability': 'flip'},
@@ -90,7 +90,7 @@ _ABOVE_0 = ('trust_coefficient', 'eps', 'epsilon')
 
 
 def _hyperparameter(name: str, value: Any) -> str:
-    """What is wrong with an argument of an optimizer; '' if nothing is known to be."""
+    """Returns what is wrong with an optimizer's argument, or '' for a right or unknown one."""
     if value is None or name not in (*_FACTORS, *_ABOVE_0):
         return ''
     if isinstance(value, bool) or not isinstance(value, int | float):
@@ -408,7 +408,7 @@ def unflatten(flat: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _is_empty(value: Any) -> bool:
-    # Not `value == {}`, which of an array is an array.
+    # `value == {}` would give an array for an array.
     return isinstance(value, Mapping) and not value
 
 
@@ -433,16 +433,16 @@ def _section(kind: Any, values: Any, prefix: str) -> Any:
 
 
 def checked_value(kind: Any, name: str, value: Any, key: str) -> Any:
-    """A value of a section as its type has it.
+    """Checks a value of a section, and converts it to the type of its field.
 
     Args:
       kind: the section, such as `Views`.
-      name: of its field, such as 'mean'.
-      value: what is given.
-      key: what it is called in messages.
+      name: name of the field, such as 'mean'.
+      value: the given value.
+      key: the config key, for messages.
 
     Raises:
-      UserError: it is of another type, not finite or out of range.
+      UserError: the value is of another type, not finite, or out of range.
     """
     field = kind.__dataclass_fields__[name]
     value = _typed(_hints(kind)[name], value, key)
@@ -462,7 +462,7 @@ def checked_value(kind: Any, name: str, value: Any, key: str) -> Any:
 
 
 def _with_checked(kind: Any, keys: Mapping[str, str], given: Named, key: str) -> Named:
-    """A name with its arguments, of which some are also keys of a section (OPERATION_KEYS)."""
+    """A name with its arguments; those that are also keys of a section are checked like them."""
     arguments = {
         name: checked_value(kind, keys[name], value, f'{key}: {given.name}.{name}')
         if name in keys
@@ -501,7 +501,7 @@ def _typed(hint: Any, value: Any, key: str) -> Any:
         if not isinstance(value, Mapping):
             raise UserError(f'{key}={value!r} must be a section of arguments.')
         return types.MappingProxyType(plain_value(value, key))
-    # NumPy's numbers are given by configs that compute.
+    # A config that computes its values may give NumPy scalars.
     if hasattr(value, 'item') and getattr(value, 'ndim', None) == 0:
         value = value.item()
     if hint is float and isinstance(value, int) and not isinstance(value, bool):

@@ -1,4 +1,4 @@
-"""Values that a user gives: what is wrong with one, and one as the plain value that JSON keeps."""
+"""Checks the values that a user gives, and converts them to the plain values that JSON keeps."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ Check = Callable[[Any], str]
 
 
 def checked(check: Check) -> Any:
-    """A field whose values must pass a check."""
+    """A dataclass field whose values must pass a check."""
     return dataclasses.field(metadata={'check': check})
 
 
@@ -88,26 +88,26 @@ def probability() -> Any:
 
 
 def plain_value(value: Any, key: str) -> Any:
-    """An argument as the plain value that config.json and encoder.json keep of it.
+    """Converts an argument to the plain value that config.json and encoder.json keep.
 
-    Arrays and NumPy's numbers become Python's, a type of numbers (`jnp.bfloat16`) its name, a list
-    a tuple. So what is built now is built of the same values as from the file later.
+    Arrays and NumPy's numbers become Python's, a dtype (`jnp.bfloat16`) becomes its name, and a
+    list a tuple. So a network built now gets the same values as one built from the file later.
 
     Args:
       value: anything that a config may hold.
-      key: of the config, for the message.
+      key: the config key, for the message.
 
     Returns:
       None, a bool, number or text, or a tuple or dict of these.
 
     Raises:
-      UserError: a number is not finite, or it is something that has no such form: a function, a
-        `functools.partial`, an object.
+      UserError: a number is not finite, or the value has no plain form: it is a function, a
+        `functools.partial` or another object.
     """
     if value is None or isinstance(value, bool | str | int):
         return value
     if isinstance(value, float):
-        # Nor may it be infinite in float32, with which is computed.
+        # Networks compute in float32, so the number must also be finite there.
         if not abs(value) <= _LARGEST:
             raise UserError(f'{key}={value!r} must be a finite number.')
         return float(value)
@@ -133,11 +133,11 @@ def plain_value(value: Any, key: str) -> Any:
 
 
 def _dtype_name(value: Any) -> str | None:
-    """'bfloat16' of a type of numbers, NumPy's or JAX's; None of anything else."""
+    """The name of a dtype of NumPy or JAX, such as 'bfloat16'; None for other values."""
     if isinstance(value, type) and issubclass(value, np.generic):
         return np.dtype(value).name
     if isinstance(value, np.dtype):
         return str(value.name)
-    # jnp.bfloat16 is no class: it can be called and has a dtype.
+    # jnp.bfloat16 is not a class but a callable with a dtype.
     dtype = getattr(value, 'dtype', None)
     return str(dtype.name) if callable(value) and isinstance(dtype, np.dtype) else None
