@@ -53,8 +53,8 @@ class NoPictureError(UserError):
         if len(bad) > 1:
             others = f'nor can {len(bad) - 1:,} others that were tried in its place'
         super().__init__(
-            f'A picture cannot be read, {others}: {name_some(bad, 3)}. Is the disk still there? '
-            'See to that, then give the same command again.'
+            f'A picture cannot be read, {others}: {name_some(bad, 3)}. Check that the disk can '
+            'be read, then give the same command again.'
         )
         self.bad = bad
 

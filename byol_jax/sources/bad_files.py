@@ -135,8 +135,8 @@ class BadFiles:
             raise UserError(
                 f'{len(self):,} of {self.total:,} training pictures cannot be read, and '
                 f'data.max_bad_fraction={self._max_fraction:g} allows {self.allowed:,}: '
-                f'{name_some(self.since(0), 3)}. If the disk is at fault, or they can be mended, '
-                'see to that; else raise the limit. The same command then goes on from here.'
+                f'{name_some(self.since(0), 3)}. Mend the disk or the files, or raise the limit; '
+                'the same command then continues from here.'
             )
 
 

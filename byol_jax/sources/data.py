@@ -28,9 +28,9 @@ _SHOWN = 5
 _LABELS_CHECKED = 64
 
 _WAYS_OUT = (
-    'Three ways out: (1) run where the network is reachable, and TFDS downloads DIV2K by itself; '
-    '(2) give the official folders with --config.data.path=DIR, where DIR holds DIV2K_train_HR, or '
-    'what TFDS has prepared elsewhere, where DIR holds div2k; '
+    'There are three ways: (1) run where the network can be reached, and TFDS downloads DIV2K; '
+    '(2) give a folder with --config.data.path=DIR, where DIR holds DIV2K_train_HR (the official '
+    'archives, unpacked) or div2k (prepared by TFDS); '
     '(3) train on the embedded sample with --config=configs/div2k.py:sample.'
 )
 
