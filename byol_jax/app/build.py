@@ -16,6 +16,7 @@ from byol_jax.app.data import build_data
 from byol_jax.app.plan import Plan, make_plan
 from byol_jax.app.workdir import config_of_run
 from byol_jax.errors import UserError, did_you_mean
+from byol_jax.evaluation.protocols import build_protocols
 from byol_jax.interop.encoder import Encoder, make_encoder
 from byol_jax.interop.export import load_encoder
 from byol_jax.interop.imports import LOADERS, load_from
@@ -97,6 +98,7 @@ def build_run(config: Any, source: Source | None = None) -> Run:
     config = Settings.of(config)
     # Only for its errors, before slow work: data may take long to open, and networks to trace.
     optimizer_of(config, {}, lambda step: 0.0)
+    build_protocols(config.evaluate)
     views = config_views(config.views, config.data.pair_keys)
     data = build_data(config, source)
     plan = make_plan(config, len(data.train), jax.device_count(), jax.process_count())

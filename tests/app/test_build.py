@@ -66,6 +66,11 @@ def test_an_index_taps_a_layer():
             {'optimizer.name': 'optax:sgd'},
             r"optimizer.weight_decay=.*'optax:sgd' has no argument 'weight_decay'",
         ),
+        # Before training, which the evaluation may follow by days.
+        (
+            {'evaluate.protocols': (('knnn', {}),)},
+            r"evaluate.protocols='knnn' .* Did you mean 'knn'\?",
+        ),
         ({'method.name': 'bylo'}, r"method.name='bylo' .* Did you mean 'byol'\?"),
         (
             {'method.name': 'test_build:ThreeViews'},
