@@ -138,7 +138,7 @@ class Gray(Operation):
 
 @dataclass(frozen=True)
 class Blur(Operation):
-    """Blurs with a Gaussian that spans a tenth of the view; beyond the border all is 0.
+    """Blurs with a Gaussian that spans a tenth of the view; pixels beyond the border count as 0.
 
     Attributes:
       sigma: range of the standard deviation, pixels of the view, uniform.
@@ -215,7 +215,7 @@ def adjust_hue(image: np.ndarray, turns: float) -> np.ndarray:
 
 
 def adjust_hsv(image: np.ndarray, factor: float, turns: float) -> np.ndarray:
-    """`adjust_saturation` and `adjust_hue`, in either order: each leaves the other's part alone."""
+    """`adjust_saturation` and `adjust_hue` in one; their order does not matter."""
     hsv = cv2.cvtColor(image, cv2.COLOR_RGB2HSV)
     # OpenCV's float hue is in degrees; it takes those from 360 to 720 too.
     change = np.array([[1, 0, 0, 360 * (turns % 1)], [0, factor, 0, 0], [0, 0, 1, 0]])
@@ -243,9 +243,9 @@ def blur_kernel(size: int, sigma: float) -> np.ndarray:
 
 
 def blur(image: np.ndarray, sigma: float) -> np.ndarray:
-    """Blurs float32 [H, W, 3] or [H, W] with `blur_kernel`; beyond the border all is 0.
+    """Blurs float32 [H, W, 3] or [H, W] with `blur_kernel`; beyond the border pixels count as 0.
 
-    Its taps beyond 4 sigma are left out: 3e-5 of it all, less than a hundredth of a level.
+    Taps beyond 4 sigma are left out: they are 3e-5 of the sum, less than a hundredth of a level.
     """
     kernel = blur_kernel(image.shape[0], sigma)
     spare = max(len(kernel) // 2 - math.ceil(4 * sigma), 0)
@@ -279,7 +279,7 @@ _CORES: dict[tuple[str, ...], Callable[..., np.ndarray]] = {
 
 
 def _adjacent(order: tuple[str, ...]) -> tuple[tuple[str, ...], ...]:
-    """An order of jitters in parts: saturation and hue are one where they follow each other."""
+    """Splits an order of jitters into parts; adjacent saturation and hue are one part."""
     parts: list[tuple[str, ...]] = []
     for name in order:
         if parts and {name, *parts[-1]} == {'saturation', 'hue'}:
@@ -300,8 +300,8 @@ _ORDER_NUMBERS = np.array([[JITTERS.index(name) for name in order] for order in 
 def _jitter_jax(x: jax.Array, which: jax.Array, params: Jittered) -> jax.Array:
     """The jitter JITTERS[which] of float32 [S, S, 3] in [0, 1].
 
-    Under `vmap` a choice computes all there is to choose from. So brightness and contrast are one
-    formula, and saturation and hue another, with what they do not change left as it is.
+    Under `vmap` a choice computes all its branches. So brightness and contrast share one formula,
+    and saturation and hue another; each formula leaves alone what is not chosen.
     """
     brightness, contrast, saturation, hue = (which == number for number in range(len(JITTERS)))
     mean = jnp.mean(x, axis=(0, 1))
@@ -345,13 +345,13 @@ def blur_jax(x: jax.Array, sigma: jax.Array) -> jax.Array:
 
     Args:
       x: float32 [S, S, 3].
-      sigma: float32 [], pixels. At 0 the result means nothing, but is finite.
+      sigma: float32 [], pixels. At 0 the result is meaningless, but finite.
     """
     size = x.shape[0]
     radius = int(size / BLUR_DIVIDER / 2)
     sigma = jnp.where(sigma > 0, sigma, 1)
     kernel = jnp.exp(-(jnp.arange(-radius, radius + 1) ** 2) / (2 * sigma**2))
-    # As products with a matrix: a convolution would need a kernel of its own for each picture.
+    # Matrix products, because a convolution would need a kernel of its own for each picture.
     pixels = jnp.arange(size)
     apart = pixels[:, None] - pixels
     matrix = jnp.where(

@@ -1,9 +1,9 @@
 """A view: a list of operations, how they draw, and how they are run on the CPU and in JAX.
 
 What a view of an example looks like is a function of (seed, epoch, example, the view's number).
-The paper's six operations draw from one stream, as they always have; every other operation, and a
-second one of the same name, draws from a stream of its own (`draws.stream_of`). So adding one
-changes nothing else that is drawn.
+The paper's six operations draw from one stream. Every other operation, and a second one of the same
+name, draws from a stream of its own (`draws.stream_of`), so adding one changes nothing else that is
+drawn.
 
 Images stay uint8 until the first operation that takes float32, and are rounded once, at the end.
 """
@@ -29,8 +29,8 @@ _UINT8 = np.dtype(np.uint8)
 # One level of 255, in float32.
 _STEP = np.float32(1 / 255)
 
-# Where the paper's operations begin in the numbers of their stream: the one that decides whether
-# it is done, but for the crop, and then those of its parameters.
+# Where the numbers of each of the paper's operations begin in their stream. The first one decides
+# whether the operation is applied (not for the crop, which always is); its parameters follow.
 _PAPER_PLACES = {'crop': 0, 'flip': 4, 'jitter': 5, 'gray': 11, 'blur': 12, 'solarize': 14}
 _PAPER_NUMBERS = 15
 
@@ -40,10 +40,10 @@ Box = tuple[float, float, float, float]
 
 
 class Drawn(NamedTuple):
-    """What one view of B examples draws; an entry for each operation of the view.
+    """What one view of B examples draws; each tuple has one entry for each operation of the view.
 
     Attributes:
-      done: bool [B], whether it is done.
+      done: bool [B], whether the operation is applied.
       u: float64 [B, variates], for `Operation.parameters`.
     """
 
@@ -55,9 +55,9 @@ class Steps(NamedTuple):
     """What is done to make one view of one example.
 
     Attributes:
-      before: operations up to the crop and the numbers they draw; the rest depends on the size of
-        the picture.
-      after: operations after it and their parameters.
+      before: operations up to and including the crop, and the numbers they draw; their parameters
+        depend on the size of the picture.
+      after: operations after the crop, and their parameters.
     """
 
     before: list[tuple[Operation, list[float]]]
@@ -69,9 +69,9 @@ class View:
     """One view of an example.
 
     Attributes:
-      operations: done in this order. Exactly one is a Crop (or another Resizing).
-      picture: which of the example's pictures it is made from (`Source.keys`).
-      partner: made from the example's partner, where the source has partners (`Source.partners`).
+      operations: applied in this order. Exactly one is a Crop (or another Resizing).
+      picture: key of the picture that the view is made from (`Source.keys`).
+      partner: whether it shows the example's partner, if it has one (`Source.partners`).
     """
 
     operations: Sequence[Operation]
@@ -82,7 +82,7 @@ class View:
         """Checks the operations.
 
         Raises:
-          UserError: there is not one that resizes, or a probability is not in [0, 1].
+          UserError: not exactly one operation resizes, or a probability is not in [0, 1].
         """
         object.__setattr__(self, 'operations', tuple(self.operations))
         resizing = [op.name for op in self.operations if isinstance(op, Resizing)]
@@ -115,7 +115,7 @@ class View:
 
     @functools.cached_property
     def has_box(self) -> bool:
-        """Whether a box says what the view shows: no operation moves pixels in other ways."""
+        """Whether a box describes what the view shows: no operation moves pixels in other ways."""
         return all(op.geometry != 'other' or not op.probability for op in self.operations)
 
     @functools.cached_property
@@ -137,10 +137,10 @@ class View:
         """Checks that the accelerator can make the view.
 
         Args:
-          whole: all of it, from pictures that lie there; else what follows the crop.
+          whole: whether it makes all of the view; otherwise only what follows the crop.
 
         Raises:
-          UserError: an operation that may be done there has no JAX version.
+          UserError: an operation that it would apply has no JAX version.
         """
         before = (*self._before, self._cut) if whole else ()
         for op in (self.operations[place] for place in (*before, *self._after)):
@@ -156,10 +156,10 @@ class View:
         """What this view of B examples draws.
 
         Args:
-          seed: the run's.
-          number: of the view among the views of an example, from 1.
-          epochs: int [B], from 0.
-          examples: int [B], indices in the source.
+          seed: seed of the run.
+          number: number of the view among the views of an example, from 1.
+          epochs: epoch of each example, from 0, int [B].
+          examples: indices in the source, int [B].
         """
         paper = None
         done, u = [], []
@@ -208,7 +208,7 @@ class View:
 
         Args:
           picture: uint8 [H, W, 3].
-          steps: for its example.
+          steps: the steps of its example.
 
         Returns:
           uint8 [size, size, 3], and the box of what it shows.
@@ -236,13 +236,13 @@ class View:
 
     @functools.cached_property
     def _after(self) -> tuple[int, ...]:
-        """Places of the operations after the crop that may be done: no other is even compiled."""
+        """Places of the operations after the crop that can be applied; others are not compiled."""
         places = range(self._cut + 1, len(self.operations))
         return tuple(place for place in places if self.operations[place].probability)
 
     @functools.cached_property
     def _before(self) -> tuple[int, ...]:
-        """Likewise before the crop."""
+        """The same for the operations before the crop."""
         return tuple(place for place in range(self._cut) if self.operations[place].probability)
 
     def for_device(self, drawn: Drawn) -> tuple[Any, ...]:
@@ -271,7 +271,7 @@ class View:
         return tuple(found)
 
     def _run_jax(self, places: tuple[int, ...], images: jax.Array, drawn: Any) -> jax.Array:
-        """Some of the operations: uint8 [B, H, W, 3] -> uint8 [B, H, W, 3]."""
+        """Applies the operations at `places`: uint8 [B, H, W, 3] -> uint8 [B, H, W, 3]."""
         operations = [self.operations[place] for place in places]
 
         def one(inputs: tuple[jax.Array, Any]) -> jax.Array:
@@ -283,8 +283,8 @@ class View:
         """`finish` in JAX: uint8 [B, size, size, 3] -> the same.
 
         Args:
-          images: what `cut` gives.
-          drawn: `for_device`.
+          images: the images that `cut` gives.
+          drawn: the result of `for_device`.
         """
         return self._run_jax(self._after, images, drawn)
 
@@ -295,8 +295,8 @@ class View:
 
         Args:
           pictures: uint8 [B, H, W, 3].
-          drawn: `for_device_whole`.
-          tables: `Resizing.tables` of at least max(H, W).
+          drawn: the result of `for_device_whole`.
+          tables: `Resizing.tables` for sides of at least max(H, W).
 
         Returns:
           The views, uint8 [B, size, size, 3], and their boxes, float32 [B, 4], as `cut` has them.
@@ -320,9 +320,9 @@ _Row = Callable[[int], Any]
 
 
 class _StepsOfBatch(Sequence[Steps]):
-    """The steps of a batch, each put together when it is asked for.
+    """The steps of a batch, each made when it is asked for.
 
-    A batch of them kept as lists would be thousands of objects for Python's garbage collector.
+    Made all at once, they would be thousands of objects for Python's garbage collector.
     """
 
     def __init__(
@@ -346,7 +346,7 @@ class _StepsOfBatch(Sequence[Steps]):
 
 
 def _rows(params: Any) -> _Row:
-    """The rows of a tree of arrays [B, ...], as Python numbers, or arrays where there is more."""
+    """The rows of a tree of arrays: Python numbers for arrays [B], arrays for arrays [B, ...]."""
     if isinstance(params, np.ndarray) and params.ndim == 1:
         return params.tolist().__getitem__
     leaves, kind = jax.tree.flatten(params)
@@ -357,7 +357,7 @@ def _rows(params: Any) -> _Row:
 
 
 def _narrow(x: np.ndarray) -> np.ndarray:
-    """As JAX has it: float32 and int32 for 64 bits."""
+    """Converts 64-bit numbers to JAX's 32-bit types."""
     x = np.asarray(x)
     if x.dtype == np.float64:
         return x.astype(np.float32)
@@ -378,10 +378,10 @@ def _applied(op: Operation, image: np.ndarray, params: Any) -> np.ndarray:
 
 
 def _checked(op: Operation, out: Any) -> np.ndarray:
-    """What an operation of the user's made, in [0, 1] if it is float32, and contiguous.
+    """Checks what a user's operation made; clips floats to [0, 1] and makes it contiguous.
 
     Raises:
-      UserError: it is no image.
+      UserError: it is not an image.
     """
     shape, dtype = np.shape(out), getattr(out, 'dtype', type(out).__name__)
     image = len(shape) == 2 or (len(shape) == 3 and shape[2] == 3)
@@ -399,16 +399,16 @@ def _bytes(image: np.ndarray) -> np.ndarray:
     """uint8 or float32 in [0, 1] -> uint8."""
     if image.dtype == _UINT8:
         return image
-    # Rounds, and takes the size of what is negative, which nothing here is by more than rounding.
+    # Rounds. It takes absolute values, but nothing here is negative by more than rounding.
     return cv2.convertScaleAbs(image, alpha=255)
 
 
 def _run_jax(operations: Sequence[Operation], image: jax.Array, drawn: Any) -> jax.Array:
-    """Some operations on one image: uint8 [H, W, 3] -> uint8 [H, W, 3]."""
+    """Applies operations to one image: uint8 [H, W, 3] -> uint8 [H, W, 3]."""
     for op, (done, params) in zip(operations, drawn, strict=True):
         given = image
         if op.dtype == 'float32' and given.dtype == jnp.uint8:
-            # For the images for which it is not done, too: one program runs for all.
+            # Also for images that the operation is not applied to: one program runs for all.
             given = image = image.astype(jnp.float32) * jnp.float32(1 / 255)
         elif op.dtype == 'uint8':
             given = _bytes_jax(given)
