@@ -100,7 +100,7 @@ def measure(what: str, folder: str, index: str) -> dict[str, Any]:
         config.data.pair_keys = ('*_left', '*_right')
     before = resident()
     times = [time.perf_counter()]
-    listed = len(list_files(Path(folder), 'data.path', index=index))
+    listed = len(list_files(Path(folder), 'data.path', index=index)[0])
     times.append(time.perf_counter())
     data = build_data(config)
     times.append(time.perf_counter())

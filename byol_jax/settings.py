@@ -111,6 +111,9 @@ class Data:
     split: str
     download: bool
     label_key: str
+    exclude: tuple[str, ...] = checked(
+        lambda value: '' if all(value) else 'holds an empty pattern.'
+    )
     pair_keys: tuple[str, str]
     max_frame_gap: int = number(0, _LARGEST)
     tile_size: int = number(0)

@@ -58,7 +58,8 @@ def get_config() -> ml_collections.ConfigDict:
     data.name = ''  # name of the TFDS data set, such as 'imagenet2012' or 'div2k/bicubic_x2'
     data.split = 'train'  # TFDS split to train on; slices and sums too: 'train[:10%]+test'
     data.download = True  # TFDS may download a data set that is not on disk; False: no network
-    data.label_key = 'auto'  # TFDS feature that is the label; 'auto' finds it; '': no labels
+    data.label_key = 'auto'  # TFDS feature with the label; 'auto': the labels there are; '': none
+    data.exclude = ()  # files and folders left out, by patterns: ('*_mask.png', 'thumbnails')
     data.pair_keys = ('image', 'image')  # which picture feeds which view; or ('*_left', '*_right')
     data.max_frame_gap = 15  # 'video': largest distance of view 2, frames; 0: the same frame
     data.tile_size = 0  # cut pictures into square tiles of this many pixels; 0: whole pictures

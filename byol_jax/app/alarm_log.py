@@ -32,6 +32,7 @@ EARLY = 'too early to say'
 HEALTHY = 'healthy'
 WATCHED = 'watch'
 COLLAPSED = 'collapsed'
+WRONG = 'wrong input'
 STOPPED = 'stopped: not finite'
 
 _MEANING = {
@@ -39,6 +40,7 @@ _MEANING = {
     HEALTHY: 'No alarm stands, and the monitors have the values of good runs.',
     WATCHED: 'Something looks wrong. The run may still be worth continuing.',
     COLLAPSED: 'All pictures have nearly the same features; more steps will not fix that.',
+    WRONG: 'The first pictures or views cannot be what was meant: they can teach nothing.',
     STOPPED: 'A number became infinite or NaN, so the run stopped.',
 }
 
@@ -82,19 +84,26 @@ class AlarmLog:
         names = ', '.join(f'{name} ({severity})' for name, severity in self._severities.items())
         return names and f'still raised from before: {names}; {self._path} says why and what to do'
 
+    def begin(self) -> list[str]:
+        """Raises what stands before the first step; returns a line for each alarm."""
+        return [] if self._history else self._raise(standing((), self._facts))
+
     def judge(self, record: Record) -> list[str]:
         """Judges the next record; returns a line for each alarm raised, changed or cleared."""
         self._history.append(record)
-        found = {alarm.name: alarm for alarm in standing(self._history, self._facts)}
-        lines = []
-        for name, alarm in found.items():
-            if self._severities.get(name) != alarm.severity:
-                lines.append(self.add(alarm))
-        for name in sorted(self._severities.keys() - found.keys()):
+        found = standing(self._history, self._facts)
+        lines = self._raise(found)
+        for name in sorted(self._severities.keys() - {alarm.name for alarm in found}):
             self._severities.pop(name)
             self._write(Alarm(record['step'], name, OVER, '', '', ''))
             lines.append(f'Over at step {record["step"]}: {name}')
         return lines
+
+    def _raise(self, found: Sequence[Alarm]) -> list[str]:
+        """Adds the alarms that do not stand yet, or stood with another severity."""
+        return [
+            self.add(alarm) for alarm in found if self._severities.get(alarm.name) != alarm.severity
+        ]
 
     def add(self, alarm: Alarm) -> str:
         """Writes an alarm that stands from now on, and returns its line for the log."""
@@ -137,7 +146,7 @@ class Verdict(NamedTuple):
     """The judgement of a run.
 
     Attributes:
-      state: EARLY, HEALTHY, WATCHED, COLLAPSED or STOPPED.
+      state: EARLY, HEALTHY, WATCHED, COLLAPSED, WRONG or STOPPED.
       reasons: the alarms that stand, the worst first.
       measured: the last record in words; '' if there is none.
       over: names of alarms that were raised and have cleared.
@@ -174,6 +183,8 @@ def verdict(records: History, alarms: Sequence[Alarm], facts: Facts) -> Verdict:
     severe = {alarm.name for alarm in raised_now if alarm.severity == ALARM}
     if 'non_finite' in names:
         state = STOPPED
+    elif severe & {alarm.name for alarm in facts.pixels}:
+        state = WRONG
     elif severe & set(_COLLAPSES):
         state = COLLAPSED
     elif reasons:

@@ -14,6 +14,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from byol_jax.app.plan import Plan
+from byol_jax.input.pixels import Finding
 from byol_jax.methods.base import LossScale
 from byol_jax.settings import Settings
 
@@ -74,6 +75,7 @@ class Facts(NamedTuple):
       cache_gib: data.cache_gib.
       image_size: views.image_size, pixels.
       views_on: views.on, 'cpu' or 'accelerator'.
+      pixels: what is odd about the first pictures and views (`pixel_alarms`).
       loss_scale: range of the method's loss.
     """
 
@@ -93,9 +95,12 @@ class Facts(NamedTuple):
     image_size: int
     views_on: str
     loss_scale: LossScale
+    pixels: tuple[Alarm, ...] = ()
 
 
-def facts_of(config: Settings, plan: Plan, loss_scale: LossScale) -> Facts:
+def facts_of(
+    config: Settings, plan: Plan, loss_scale: LossScale, pixels: tuple[Alarm, ...] = ()
+) -> Facts:
     """The facts of a run on this host.
 
     Args:
@@ -121,6 +126,15 @@ def facts_of(config: Settings, plan: Plan, loss_scale: LossScale) -> Facts:
         image_size=config.views.image_size,
         views_on=config.views.on,
         loss_scale=loss_scale,
+        pixels=pixels,
+    )
+
+
+def pixel_alarms(found: Sequence[Finding]) -> tuple[Alarm, ...]:
+    """What was found before the first step, as alarms that stand from then on."""
+    return tuple(
+        Alarm(0, each.name, ALARM if each.severe else WATCH, each.evidence, each.cause, each.remedy)
+        for each in found
     )
 
 
@@ -132,9 +146,9 @@ def standing(history: History, facts: Facts) -> list[Alarm]:
       facts: facts of the run.
     """
     if not history:
-        return []
+        return list(facts.pixels)
     found = (rule(history, facts) for rule in _RULES)
-    return [alarm for alarm in found if alarm is not None]
+    return [*facts.pixels, *(alarm for alarm in found if alarm is not None)]
 
 
 def collapse(history: History, facts: Facts) -> Alarm | None:

@@ -17,6 +17,7 @@ from byol_jax.app.plan import Plan, make_plan
 from byol_jax.app.workdir import config_of_run
 from byol_jax.errors import UserError, did_you_mean
 from byol_jax.evaluation.protocols import build_protocols
+from byol_jax.input.pixels import Finding
 from byol_jax.interop.encoder import Encoder, make_encoder
 from byol_jax.interop.export import load_encoder
 from byol_jax.interop.imports import LOADERS, load_from
@@ -74,6 +75,7 @@ class Run(NamedTuple):
       training: the optimizer and the initial state.
       views: the views of each example, by name.
       workdir: folder that a training run writes to; unused (the current folder) otherwise.
+      pixels: what is odd about its first pictures and views; looked for when a run is trained.
     """
 
     config: Settings
@@ -83,6 +85,7 @@ class Run(NamedTuple):
     training: Training
     views: dict[str, View]
     workdir: Path = Path()
+    pixels: tuple[Finding, ...] = ()
 
 
 def build_run(config: Any, source: Source | None = None) -> Run:

@@ -63,7 +63,7 @@ def evaluate_encoder(
         _check_not_of_another(path, encoder, str(folder))
     config = as_trained(config, encoder)
     data = build_data(config)
-    for line in data.left_out():
+    for line in data.lines():
         say(line)
     # Before the slow encoding, so that a folder that cannot be created is reported at once.
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -6,9 +6,11 @@ import jax
 
 from byol_jax.app.build import Run
 from byol_jax.app.hooks import Hook
-from byol_jax.app.hosts import say
+from byol_jax.app.hosts import is_main, say
 from byol_jax.app.report.pictures import draw_views
 from byol_jax.files import write_whole
+from byol_jax.input.pixels import Finding, look
+from byol_jax.input.stream import Stream
 from byol_jax.models.layer_table import TAPPED, layer_table
 from byol_jax.training.online_probe import too_many_labels
 from byol_jax.training.state import TrainState
@@ -31,13 +33,45 @@ def introduce(run: Run) -> None:
         f'{run.training.excluded}'
     )
     too_many = too_many_labels(data.train) if run.config.evaluate.online_probe else ''
-    for line in (*data.left_out(), too_many):
+    for line in (*data.lines(), too_many, large_batch(run)):
         if line:
             say(line)
     if run.training.origin:
         say(run.training.origin)
     if plan.freeze_steps:
         say(f'projector and predictor train alone for the first {plan.freeze_steps:,} steps')
+
+
+def large_batch(run: Run) -> str:
+    """A line for a batch of more pictures than there are: what an epoch then is; '' otherwise."""
+    plan, epochs = run.plan, run.config.total_epochs
+    if plan.batch_size <= plan.examples:
+        return ''
+    length = '' if epochs is None else f'total_epochs={epochs:g} are {plan.total_steps:,} steps; '
+    often = f'every {plan.checkpoint_steps:,} steps' if plan.checkpoint_steps > 1 else 'every step'
+    saved = (
+        f'{plan.checkpoints:,} checkpoints are written, {often}'
+        if plan.checkpoint_steps
+        else 'one checkpoint is written, at the end'
+    )
+    return (
+        f'batch_size={plan.batch_size} is more than the {plan.examples:,} training examples: a '
+        f'step shows each of them {plan.batch_size / plan.examples:.1f} times, in other views, and '
+        f'an epoch is {plan.examples / plan.batch_size:.2g} of a step. {length}{saved} (the newest '
+        f'{run.config.checkpoint.keep} are kept). A batch of at most {plan.examples:,} makes an '
+        'epoch a step or more'
+    )
+
+
+def first_look(run: Run) -> tuple[Finding, ...]:
+    """What is odd about the first pictures and views, which process 0 looks at.
+
+    The monitors print it, as alarms, and the report's verdict names it.
+    """
+    if not is_main():
+        return ()
+    stream = Stream(run.data.train, run.views, run.config.seed)
+    return tuple(look(stream, workers=run.config.data.workers))
 
 
 class Layers(Hook):

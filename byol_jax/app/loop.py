@@ -24,7 +24,7 @@ from byol_jax.app.hosts import (
     told_by_main,
     wait_for_all,
 )
-from byol_jax.app.introduction import Layers, Views, introduce
+from byol_jax.app.introduction import Layers, Views, first_look, introduce
 from byol_jax.app.memory import check_batches, training_memory
 from byol_jax.app.monitors import Monitors
 from byol_jax.app.periodic import BeforeAfter, Periodic
@@ -73,6 +73,7 @@ def train(
     bad_files = BadFilesLog(run.data, config, workdir)
     with _claimed(run, command):
         introduce(run)
+        run = run._replace(pixels=first_look(run))
         checkpoints = Checkpoints(workdir, config.checkpoint.keep)
         state = _restored(run, checkpoints)
         with Hooks([*_hooks(run, command, checkpoints, bad_files), *own]) as hooks:

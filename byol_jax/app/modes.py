@@ -6,10 +6,12 @@ import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 
+from byol_jax.app.alarms import pixel_alarms
 from byol_jax.app.build import build_run, encoder_of_run, method_of
 from byol_jax.app.data import build_data
 from byol_jax.app.embeddings import Embeddings, check_embeddings_path, write_embeddings
 from byol_jax.app.evaluate import as_trained, evaluate_encoder
+from byol_jax.app.introduction import first_look
 from byol_jax.app.loop import train
 from byol_jax.app.memory import encoding_memory
 from byol_jax.app.progress_bars import progress_shown
@@ -58,9 +60,11 @@ def views(request: Request) -> None:
     config, workdir = request.config, request.workdir
     check_workdir(workdir, config)
     run = build_run(config)
-    _say_left_out(run.data)
+    _say_found(run.data)
     workdir.mkdir(parents=True, exist_ok=True)
     bad = draw_views(run, workdir)
+    for alarm in pixel_alarms(first_look(run)):
+        print(alarm.line())
     if bad:
         print(f'bad files, others are shown in their place: {name_some(bad)}')
     print(f'view pairs: {workdir / "views.png"}')
@@ -90,7 +94,7 @@ def embed(request: Request) -> None:
     first = config_views(config.views, config.data.pair_keys)['view1']
     everything = dataclasses.replace(config.data, held_out_fraction=0.0)
     data = build_data(dataclasses.replace(config, data=everything))
-    _say_left_out(data)
+    _say_found(data)
     # Before the slow encoding, so that a folder that cannot be created is reported at once.
     path.parent.mkdir(parents=True, exist_ok=True)
     with progress_shown() as progress, encoding_memory(config):
@@ -125,8 +129,8 @@ def export(request: Request) -> None:
     print(f'weights sha256 {encoder.weights_sha256}')
 
 
-def _say_left_out(data: Data) -> None:
-    for line in data.left_out():
+def _say_found(data: Data) -> None:
+    for line in data.lines():
         print(line)
 
 

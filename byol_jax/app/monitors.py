@@ -11,7 +11,7 @@ import numpy as np
 from threadpoolctl import ThreadpoolController
 
 from byol_jax.app.alarm_log import AlarmLog
-from byol_jax.app.alarms import facts_of, non_finite
+from byol_jax.app.alarms import facts_of, non_finite, pixel_alarms
 from byol_jax.app.build import Run
 from byol_jax.app.hooks import Event, Hook
 from byol_jax.app.hosts import say
@@ -32,7 +32,9 @@ class Monitors(Hook):
     def start(self, run: Run, state: TrainState) -> None:
         """Reads the records and alarms up to `state.step`, and prints the alarms that stand."""
         self._every_steps = run.config.log.lidar_every_steps
-        self._facts = facts_of(run.config, run.plan, run.method.loss_scale)
+        self._facts = facts_of(
+            run.config, run.plan, run.method.loss_scale, pixel_alarms(run.pixels)
+        )
         self._log = AlarmLog(run.workdir, self._facts, int(state.step))
         self._lidar = Lidar(
             run.method,
@@ -43,6 +45,8 @@ class Monitors(Hook):
         self._saved = int(state.step)
         if self._log.still_raised():
             say(self._log.still_raised())
+        for line in self._log.begin():
+            say(line)
 
     def measure(self, event: Event) -> Mapping[str, float]:
         """Returns the monitors by name (`evaluation.monitors.measure`), and LiDAR if it is due."""

@@ -218,7 +218,7 @@ _HYPERPARAMETERS: Mapping[str, Mapping[str, float]] = {
 # Keys that older configs lack, with the values that those runs used.
 _OPERATIONS = ['crop', 'flip', 'jitter', 'gray', 'blur', 'solarize']
 _NEW_KEYS = {
-    'data': {'kwargs': {}},
+    'data': {'kwargs': {}, 'exclude': []},
     'views': {name: {'operations': _OPERATIONS} for name in ('view1', 'view2')},
     'method': {'name': 'byol', 'kwargs': {}},
     'hooks': [],

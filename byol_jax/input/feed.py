@@ -27,6 +27,7 @@ from byol_jax.input.stream import Stream
 from byol_jax.sources.array import Array
 from byol_jax.sources.bad_files import BadFiles
 from byol_jax.sources.base import Source, Subset
+from byol_jax.sources.data import Relabelled
 from byol_jax.views.view import View
 
 Batch = dict[str, Any]
@@ -167,6 +168,9 @@ def shown_views(
 def held_array(source: Source) -> Array | None:
     """The array that a source is, or is a subset of; None for other sources."""
     held = source.source if isinstance(source, Subset) else source
+    if isinstance(held, Relabelled):
+        # All its pictures, in the same order.
+        held = held.source
     return held if isinstance(held, Array) else None
 
 

@@ -52,6 +52,8 @@ class Source(abc.ABC):
       label_names: the name of each label.
       groups: int [N], the group of each example, such as the clip of each frame: a group is held
         out as a whole. None: every example is a group.
+      labels_are: what the labels name, in the plural.
+      unlabelled: why there are no labels, for a person, where that is known.
       labels_at_hand: whether `labels` is known without reading the examples.
       own_files: whether `file` is the path of a file that holds this picture and no other.
       unused: lines for a person about data that is there and not used; usually none.
@@ -61,6 +63,8 @@ class Source(abc.ABC):
     labels: np.ndarray | None = None
     label_names: Sequence[str] = ()
     groups: np.ndarray | None = None
+    labels_are: str = 'classes'
+    unlabelled: str = ''
     labels_at_hand = True
     own_files = False
     unused: Sequence[str] = ()
@@ -170,6 +174,8 @@ class Wrapped(Source):
         self.source = source
         self.keys = source.keys
         self.groups = source.groups
+        self.labels_are = source.labels_are
+        self.unlabelled = source.unlabelled
         self.labels_at_hand = source.labels_at_hand
         self.own_files = source.own_files
 

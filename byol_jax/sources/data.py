@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
+import re
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -23,6 +24,17 @@ from byol_jax.sources.video import Video
 
 # How many unknown labels a message names.
 _SHOWN = 5
+
+# Classes that a run's first lines name.
+_CLASSES = 10
+
+# How folders of splits are called, such as 'train', 'val2017' or 'test_set'.
+_SPLIT = re.compile(
+    r'(train|training|val|valid|validation|test|testing|dev|eval|holdout|held_?out|unlabell?ed)'
+    r'([-_]?(set|data|images|imgs|split|\d+))?',
+    re.IGNORECASE,
+)
+_WITHOUT = 'data.label_key is empty'
 
 # How many examples' labels are checked before a run begins.
 _LABELS_CHECKED = 64
@@ -80,6 +92,13 @@ class Data(NamedTuple):
                 spaced = np.linspace(0, len(source) - 1, _LABELS_CHECKED).astype(int)
                 source.labels_of(np.unique(spaced))
 
+    def lines(self) -> list[str]:
+        """Lines for a person about what was found: labels, and what is not used."""
+        lines = label_lines(self.everything)
+        if self.test is not None:
+            lines += [f'test set: {line}' for line in label_lines(self.test.train)]
+        return [*lines, *self.left_out()]
+
     def left_out(self) -> list[str]:
         """Lines for a person about pictures and data that are not used; usually none."""
         lines = []
@@ -98,6 +117,52 @@ class Data(NamedTuple):
         if self.test is not None:
             lines += [f'test set: {line}' for line in self.test.left_out()]
         return [*lines, *self.unused]
+
+
+def label_lines(source: Source) -> list[str]:
+    """Lines for a person: the labels of all pictures with their numbers, or why there are none.
+
+    A line more is a hint where the classes look like the splits of one data set, or as if each
+    picture had a folder of its own.
+
+    Args:
+      source: the pictures. Labels that are not at hand are not counted.
+    """
+    names = source.label_names
+    if not source.labels_at_hand and names:
+        some = ', '.join(map(printable, names[:_CLASSES]))
+        return [f'labels: {len(names):,} {source.labels_are}, {some}{_others(len(names))}']
+    if not source.labels_at_hand or source.labels is None:
+        return [f'labels: none{f" ({source.unlabelled})" if source.unlabelled else ""}']
+    labels = np.asarray(source.labels)
+    counts = np.bincount(labels[labels >= 0], minlength=len(names))
+    known = [*names, *map(str, range(len(names), len(counts)))]
+    found = [(name, int(count)) for name, count in zip(known, counts, strict=True) if count]
+    some = ', '.join(f'{printable(name)} ({count:,})' for name, count in found[:_CLASSES])
+    lines = [f'labels: {len(found):,} {source.labels_are}, {some}{_others(len(found))}']
+    if source.labels_are == 'classes':
+        lines += _hints([name for name, _ in found], len(labels))
+    return lines
+
+
+def _others(count: int) -> str:
+    return f', and {count - _CLASSES:,} more' if count > _CLASSES else ''
+
+
+def _hints(classes: Sequence[str], pictures: int) -> list[str]:
+    """What classes may really be."""
+    without = '--config.data.label_key= (nothing) does without labels'
+    if len(classes) > 1 and all(map(_SPLIT.fullmatch, classes)):
+        return [
+            'hint: these look like the splits of one data set, not like classes: give one of them '
+            f'as data.path, and one to test on as evaluate.data_path; {without}'
+        ]
+    if len(classes) > pictures / 2:
+        return [
+            f'hint: {len(classes):,} classes of {pictures:,} pictures look like a folder for each '
+            f'picture, not like classes; {without}'
+        ]
+    return []
 
 
 def open_data(data: settings.Data, *, seed: int = 0, progress: Progress = no_progress) -> Data:
@@ -149,6 +214,8 @@ def split_source(
         # DIV2K's tiles are counted in high-resolution pixels, whichever view those feed.
         counted = 'hr' if 'hr' in source.keys else source.keys[0]
         tiles = Tiles(source, data.tile_size, data.tile_stride, counted, progress)
+        if not data.label_key:
+            tiles.labels, tiles.label_names, tiles.unlabelled = None, (), _WITHOUT
         part = (data.held_out_fraction, data.held_out_seed)
         train, held_out = tiles.split(*part)
         training: Source = Subset(tiles, train)
@@ -157,6 +224,10 @@ def split_source(
         tested = Subset(tiles, held_out)
         return Data(training, tested, tiles.bad, tiles.small, array, unused, cache)
     train, held_out = _split(source, data.held_out_fraction, data.held_out_seed)
+    if not data.label_key and source.label_names:
+        # Only now: the same pictures are held out with and without labels.
+        source = Relabelled(source, (), None)
+        source.unlabelled = _WITHOUT
     training, tested = Subset(source, train), Subset(source, held_out)
     if data.held_out_fraction and not len(held_out):
         unused = [
@@ -178,6 +249,7 @@ def open_source(data: settings.Data, progress: Progress = no_progress) -> Source
     Raises:
       UserError: there is no such source, or it cannot be opened.
     """
+    _check_for_files(data)
     if data.source in SOURCES:
         if data.kwargs:
             raise UserError(
@@ -204,6 +276,21 @@ def open_source(data: settings.Data, progress: Progress = no_progress) -> Source
     return source
 
 
+def _check_for_files(data: settings.Data) -> None:
+    """Raises UserError if a key is given that this kind of source does not have."""
+    if data.exclude and data.source not in ('folder', 'video'):
+        raise UserError(
+            f'data.exclude={data.exclude} leaves out files of a folder, and data.source='
+            f"'{data.source}' reads none."
+        )
+    if data.label_key not in ('auto', '') and data.source in SOURCES and data.source != 'tfds':
+        raise UserError(
+            f'data.label_key={data.label_key} names a feature of a TFDS data set. With '
+            f"data.source='{data.source}' it is 'auto' for the labels there are (class folders), "
+            'or nothing for none: --config.data.label_key='
+        )
+
+
 def _open_sample(data: settings.Data, progress: Progress) -> Source:
     return SamplePhotographs()
 
@@ -215,8 +302,16 @@ def _open_folder(data: settings.Data, progress: Progress) -> Source:
             'WebP or BMP files, in class folders or not.'
         )
     if any('*' in key for key in data.pair_keys):
-        return FilePairs(data.path, data.pair_keys, data.max_megapixels, data.index, progress)
-    return Folder(data.path, data.max_megapixels, index=data.index, progress=progress)
+        return FilePairs(
+            data.path, data.pair_keys, data.max_megapixels, data.index, progress, data.exclude
+        )
+    return Folder(
+        data.path,
+        data.max_megapixels,
+        index=data.index,
+        progress=progress,
+        exclude=data.exclude,
+    )
 
 
 def _open_video(data: settings.Data, progress: Progress) -> Source:
@@ -231,7 +326,13 @@ def _open_video(data: settings.Data, progress: Progress) -> Source:
             'it must be 0.'
         )
     return Video(
-        data.path, data.max_frame_gap, data.max_megapixels, data.workers, data.index, progress
+        data.path,
+        data.max_frame_gap,
+        data.max_megapixels,
+        data.workers,
+        data.index,
+        progress,
+        data.exclude,
     )
 
 

@@ -7,11 +7,13 @@ a JSON header, the header, and the arrays of a `Listing`.
 
 from __future__ import annotations
 
+import fnmatch
 import hashlib
 import json
 import logging
 import operator
 import os
+import re
 import sys
 import time
 from collections.abc import Iterable, Iterator, Sequence
@@ -99,6 +101,40 @@ class Names(Sequence[str]):
         return Names.of(self.some(indices))
 
 
+# Folders, in lower case, that systems put beside files and fill with thumbnails, copies or what was
+# thrown away: those of Synology, QNAP and Windows, ext4's, and that of zip files made by macOS.
+SYSTEM_FOLDERS = frozenset(
+    (
+        '@eadir',
+        '#recycle',
+        '#snapshot',
+        '@recycle',
+        '@recently-snapshot',
+        '$recycle.bin',
+        'recycler',
+        'system volume information',
+        'lost+found',
+        '__macosx',
+    )
+)
+# What an extension looks like; '.0001' is none.
+_EXTENSION = re.compile(r'\.[a-z][a-z0-9]{0,9}')
+# Extensions that are counted apart, and files that are named of each.
+_MOST_EXTENSIONS, _EXAMPLES = 100, 3
+
+
+class Others(NamedTuple):
+    """Files or folders that are not used.
+
+    Attributes:
+      number: how many there are.
+      examples: the first few, relative to the root.
+    """
+
+    number: int
+    examples: list[str]
+
+
 class Listing(NamedTuple):
     """What lies below a folder, the root. Paths are relative to the root, with '/'; its own is ''.
 
@@ -108,7 +144,9 @@ class Listing(NamedTuple):
       times: mtime and ctime of each folder before it was listed, nanoseconds, int64 [folders, 2].
       links: (path, target) of every link to a folder.
       loose: links that did not lead to a folder; if one does later, the listing is out of date.
-      others: how many files have another extension or a hidden name.
+      others: files that are not used, by their extension in lower case, '' for none.
+      left_out: what else is not used, by what it is: hidden files, system folders, and what
+        data.exclude names.
     """
 
     files: Names
@@ -116,7 +154,8 @@ class Listing(NamedTuple):
     times: np.ndarray
     links: list[tuple[str, str]]
     loose: list[str]
-    others: int
+    others: dict[str, Others]
+    left_out: dict[str, Others]
 
 
 class _Found(NamedTuple):
@@ -126,16 +165,74 @@ class _Found(NamedTuple):
     folders: list[str]
 
 
-def list_tree(root: Path, extensions: tuple[str, ...], progress: Progress = no_progress) -> Listing:
+class Exclusion:
+    """Patterns of files and folders that are left out (data.exclude).
+
+    `*` stands for anything, `?` for a character, `[ab]` for one of some. A pattern without '/' is
+    of a name, wherever it lies; one with '/' of a path relative to the root. A folder is left out
+    with all that is in it.
+    """
+
+    def __init__(self, patterns: Sequence[str] = ()):
+        """Takes the patterns.
+
+        Args:
+          patterns: such as '*_mask.png', 'thumbnails' or 'train/old*'.
+        """
+        self.patterns = tuple(patterns)
+        self._compiled = [
+            (pattern, '/' in pattern.strip('/'), re.compile(fnmatch.translate(pattern.strip('/'))))
+            for pattern in self.patterns
+        ]
+
+    def __call__(self, prefix: str, name: str) -> str:
+        """The first pattern that fits a file or folder, or ''.
+
+        Args:
+          prefix: its folder, relative to the root, with '/' at the end; '' for the root.
+          name: its own.
+        """
+        for pattern, whole, compiled in self._compiled:
+            if compiled.match(prefix + name if whole else name):
+                return pattern
+        return ''
+
+
+class _Counts:
+    """Counts by kind, with the first few examples of each."""
+
+    def __init__(self) -> None:
+        self.found: dict[str, Others] = {}
+
+    def add(self, kind: str, path: str) -> None:
+        number, examples = self.found.get(kind, (0, []))
+        if number < _EXAMPLES:
+            examples.append(path)
+        self.found[kind] = Others(number + 1, examples)
+
+    def add_file(self, path: str) -> None:
+        """Counts a file by its extension."""
+        extension = os.path.splitext(path)[1].lower()
+        known = extension in self.found or len(self.found) < _MOST_EXTENSIONS
+        self.add(extension if known and _EXTENSION.fullmatch(extension) else '', path)
+
+
+def list_tree(
+    root: Path,
+    extensions: tuple[str, ...],
+    progress: Progress = no_progress,
+    exclude: Sequence[str] = (),
+) -> Listing:
     """Lists the files below `root` whose names, in lower case, end in one of `extensions`.
 
-    Hidden files and folders are left out. Links to folders are followed, but no folder is searched
-    twice: a link may lead back to one above it.
+    Hidden files and folders, and SYSTEM_FOLDERS, are left out. Links to folders are followed, but
+    no folder is searched twice: a link may lead back to one above it.
 
     Args:
       root: an existing folder.
       extensions: extensions in lower case, such as '.jpg'.
       progress: called after every folder with the number of files listed.
+      exclude: patterns of what is left out, see `Exclusion`.
 
     Raises:
       UserError: a folder cannot be listed; without it, pictures would be missing.
@@ -145,7 +242,8 @@ def list_tree(root: Path, extensions: tuple[str, ...], progress: Progress = no_p
     links: list[tuple[str, str]] = []
     loose: list[str] = []
     seen: set[str] = set()
-    others = listed_files = 0
+    others, left_out, excluded = _Counts(), _Counts(), Exclusion(exclude)
+    listed_files = 0
     # Folders to search, each with its path after links are resolved; the last is searched first.
     waiting = [('', os.path.realpath(root))]
     while waiting:
@@ -164,8 +262,14 @@ def list_tree(root: Path, extensions: tuple[str, ...], progress: Progress = no_p
                 for entry in entries:
                     name = entry.name
                     hidden = name.startswith('.')
-                    if _is_folder(entry):
+                    pattern = '' if hidden else excluded(prefix, name)
+                    if pattern:
+                        left_out.add(f"data.exclude='{pattern}'", prefix + name)
+                    elif _is_folder(entry):
                         if hidden:
+                            continue
+                        if name.lower() in SYSTEM_FOLDERS:
+                            left_out.add('folders of the system', prefix + name)
                             continue
                         target = os.path.join(real, name)
                         if entry.is_symlink():
@@ -174,9 +278,11 @@ def list_tree(root: Path, extensions: tuple[str, ...], progress: Progress = no_p
                         subfolders.append((name, target))
                     elif not hidden and name.lower().endswith(extensions):
                         files.append(name)
+                    elif hidden:
+                        left_out.add('hidden files', prefix + name)
                     else:
-                        others += 1
-                        if not hidden and entry.is_symlink():
+                        others.add_file(prefix + name)
+                        if entry.is_symlink():
                             loose.append(prefix + name)
         except OSError as error:
             raise UserError(f'{path} cannot be listed: {error.strerror}.') from error
@@ -190,7 +296,13 @@ def list_tree(root: Path, extensions: tuple[str, ...], progress: Progress = no_p
         waiting += [(prefix + name, target) for name, target in reversed(subfolders)]
     folders = Names.of(found)
     return Listing(
-        Names.of(_in_order(found)), folders, np.array(times, np.int64), links, loose, others
+        Names.of(_in_order(found)),
+        folders,
+        np.array(times, np.int64),
+        links,
+        loose,
+        others.found,
+        left_out.found,
     )
 
 
@@ -233,7 +345,7 @@ AUTO = 'auto'
 KEPT_FROM = 10_000
 
 _FORMAT = b'byol_jax list of files, '
-_MAGIC = _FORMAT + b'version 1\n'
+_MAGIC = _FORMAT + b'version 2\n'
 _DIGEST = hashlib.sha256().digest_size
 
 # Two changes of a folder within one step of the file system's clock give it the same time, so a
@@ -247,7 +359,11 @@ class _Unusable(Exception):
 
 
 def listed(
-    root: Path, extensions: tuple[str, ...], index: str, progress: Progress = no_progress
+    root: Path,
+    extensions: tuple[str, ...],
+    index: str,
+    progress: Progress = no_progress,
+    exclude: Sequence[str] = (),
 ) -> Listing:
     """Like `list_tree`, but reads an index file if it is up to date, and writes it if not.
 
@@ -260,21 +376,23 @@ def listed(
       extensions: as in `list_tree`.
       index: data.index: '' for no index, AUTO, or the path of the index file.
       progress: as in `list_tree`.
+      exclude: as in `list_tree`.
 
     Raises:
       UserError: as in `list_tree`; or the index file would lie in a folder that it lists.
     """
     if not index:
-        return list_tree(root, extensions, progress)
+        return list_tree(root, extensions, progress, exclude)
     about = {
         'root': os.path.realpath(root),
         'extensions': list(extensions),
+        'exclude': list(exclude),
         # The encoding decides which strings the bytes of file names become.
         'encoding': sys.getfilesystemencoding(),
     }
     path = _place(index, about)
     if path is None:
-        return list_tree(root, extensions, progress)
+        return list_tree(root, extensions, progress, exclude)
     may_write = True
     try:
         listing = _read(path, root, about)
@@ -299,7 +417,7 @@ def listed(
         )
         return listing
     started = time.time_ns()
-    listing = list_tree(root, extensions, progress)
+    listing = list_tree(root, extensions, progress, exclude)
     if may_write and len(listing.files) >= (KEPT_FROM if index == AUTO else 1):
         _keep(path, root, about, listing, started)
     return listing
@@ -363,7 +481,10 @@ def _read(path: Path, root: Path, about: dict[str, Any]) -> Listing:
         np.frombuffer(times, '<i8').reshape(-1, 2),
         [(link, target) for link, target in header['links']],
         header['loose'],
-        header['others'],
+        *(
+            {kind: Others(*found) for kind, found in header[name].items()}
+            for name in ('others', 'left_out')
+        ),
     )
     changed = _changed(listing, root)
     if changed is not None:
@@ -422,6 +543,7 @@ def _keep(path: Path, root: Path, about: dict[str, Any], listing: Listing, start
             'links': listing.links,
             'loose': listing.loose,
             'others': listing.others,
+            'left_out': listing.left_out,
         }
     ).encode()
     parts = (len(header).to_bytes(8, 'little'), header, *arrays)

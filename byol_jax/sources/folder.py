@@ -10,12 +10,22 @@ from pathlib import Path
 import numpy as np
 
 from byol_jax.errors import UserError, did_you_mean
+from byol_jax.sources.bad_files import printable
 from byol_jax.sources.base import Progress, Source, no_progress
 from byol_jax.sources.decode import EXTENSIONS, read_file, read_size
-from byol_jax.sources.file_list import Names, listed
+from byol_jax.sources.file_list import Listing, Names, listed
 
 # How many files a message names.
 _SHOWN = 5
+# Kinds of files that a message counts.
+_KINDS = 8
+# Extensions of pictures that are not read.
+_PICTURES = frozenset(
+    (
+        *('.tif', '.tiff', '.gif', '.jfif', '.avif', '.heic', '.heif', '.jp2', '.jxl', '.ppm'),
+        *('.pgm', '.tga', '.dng', '.cr2', '.nef', '.arw', '.dcm', '.exr', '.hdr', '.ico', '.psd'),
+    )
+)
 
 
 class ImageFiles(Source):
@@ -78,6 +88,7 @@ class Folder(ImageFiles):
         given_as: str = 'data.path',
         index: str = '',
         progress: Progress = no_progress,
+        exclude: Sequence[str] = (),
     ):
         """Lists the files; decodes none.
 
@@ -88,15 +99,19 @@ class Folder(ImageFiles):
           index: the file that keeps the list (data.index): '' for none, 'auto' for one in the
             user's cache folder.
           progress: called with the number of files listed.
+          exclude: patterns of files and folders that are left out (data.exclude).
 
         Raises:
           UserError: the folder does not exist, is a file, holds no image, or cannot be listed
             completely.
         """
         root = Path(root).expanduser()
-        files = list_files(root, given_as, index=index, progress=progress)
+        files, self.unused = list_files(
+            root, given_as, index=index, progress=progress, exclude=exclude
+        )
         super().__init__(root, {'image': files}, max_megapixels)
         self.labels, self.label_names = class_labels(files)
+        self.unlabelled = '' if self.label_names else why_no_labels(files)
 
 
 class Files(Source):
@@ -156,6 +171,7 @@ class FilePairs(ImageFiles):
         max_megapixels: float = 200,
         index: str = '',
         progress: Progress = no_progress,
+        exclude: Sequence[str] = (),
     ):
         """Lists the files; decodes none.
 
@@ -165,6 +181,7 @@ class FilePairs(ImageFiles):
           max_megapixels: larger pictures are refused.
           index: as in `Folder`.
           progress: as in `Folder`.
+          exclude: as in `Folder`.
 
         Raises:
           UserError: the folder does not exist or holds no image, a pattern does not hold exactly
@@ -178,7 +195,9 @@ class FilePairs(ImageFiles):
                     f'data.pair_keys={patterns}: a pattern of file names must hold one *, such as '
                     f"'*_left'; '{pattern}' holds {pattern.count('*')}."
                 )
-        files = list_files(root, 'data.path', index=index, progress=progress)
+        files, unused = list_files(
+            root, 'data.path', index=index, progress=progress, exclude=exclude
+        )
         found = {pattern: _matching(root, pattern, files) for pattern in keys}
         first = found[keys[0]]
         for pattern, other in found.items():
@@ -188,6 +207,17 @@ class FilePairs(ImageFiles):
         chosen = {key: files.take(found[key][name] for name in first) for key in keys}
         super().__init__(root, chosen, max_megapixels)
         self.labels, self.label_names = class_labels(chosen[keys[0]])
+        self.unlabelled = '' if self.label_names else why_no_labels(chosen[keys[0]])
+        paired = {place for places in found.values() for place in places.values()}
+        alone = [place for place in range(len(files)) if place not in paired]
+        self.unused = unused
+        if alone:
+            some = _some([files[place] for place in alone[:_SHOWN]], len(alone))
+            self.unused = [
+                *unused,
+                f'not used, {len(alone):,} images that match neither pattern of data.pair_keys: '
+                f'{some}',
+            ]
 
 
 def _matching(root: Path, pattern: str, files: Names) -> dict[str, int]:
@@ -325,7 +355,8 @@ def list_files(
     kind: str = 'image',
     index: str = '',
     progress: Progress = no_progress,
-) -> Names:
+    exclude: Sequence[str] = (),
+) -> tuple[Names, list[str]]:
     """Lists all files below a folder that have one of some extensions; skips hidden files.
 
     Args:
@@ -336,20 +367,58 @@ def list_files(
       index: the file that keeps the list (data.index): '' for none, 'auto' for one in the user's
         cache folder.
       progress: called with the number of files listed.
+      exclude: patterns of what is left out (data.exclude).
 
     Returns:
-      Paths relative to `root` with '/', sorted.
+      Paths relative to `root` with '/', sorted, and lines about what is there and not used.
 
     Raises:
       UserError: the folder does not exist, holds no such file, or cannot be listed.
     """
-    listing = listed(existing_folder(root, given_as), extensions, index, progress)
+    listing = listed(existing_folder(root, given_as), extensions, index, progress, exclude)
+    unused = unused_lines(listing, extensions, kind)
     if not listing.files:
-        raise UserError(
-            f'{given_as}={root} holds no {kind}: of its {listing.others} file(s), none ends in '
-            f'{", ".join(extensions)}.'
+        there = '; '.join(unused) or f'no file ends in {", ".join(extensions)}'
+        raise UserError(f'{given_as}={root} holds no {kind}: {there}.')
+    return listing.files, unused
+
+
+def unused_lines(listing: Listing, extensions: tuple[str, ...], kind: str = 'image') -> list[str]:
+    """Lines for a person about files that a listing leaves out, by extension and with examples.
+
+    Args:
+      listing: of a folder.
+      extensions: of the files that are used.
+      kind: what the files are called.
+    """
+    lines = []
+    if listing.others:
+        counted = sorted(listing.others.items(), key=lambda item: (-item[1].number, item[0]))
+        kinds = [f'{found.number:,} {ext or "without an extension"}' for ext, found in counted]
+        total = sum(found.number for found in listing.others.values())
+        # One of each kind, and more of the first.
+        examples = [found.examples[0] for _, found in counted] + counted[0][1].examples[1:]
+        pictures = sorted(_PICTURES & listing.others.keys())
+        ways = f'; convert {", ".join(pictures)} to PNG or JPEG to use them' if pictures else ''
+        if len(kinds) > _KINDS:
+            kinds[_KINDS:] = ['others']
+        lines.append(
+            f'not used, {", ".join(kinds)}: {_some(examples, total)} ({kind} files end in '
+            f'{", ".join(extensions)}{ways})'
         )
-    return listing.files
+    for what, found in listing.left_out.items():
+        # Files that nobody would take for data, such as .DS_Store, are not worth a line.
+        hidden = what == 'hidden files'
+        if not hidden or any(name.lower().endswith(extensions) for name in found.examples):
+            lines.append(f'left out, {what}: {_some(found.examples, found.number)}')
+    return lines
+
+
+def _some(names: Sequence[str], total: int) -> str:
+    """The first few of some names, and how many more there are."""
+    shown = ', '.join(printable(name) for name in names[:_SHOWN])
+    more = total - min(len(names), _SHOWN)
+    return shown + (f', and {more:,} more' if more else '')
 
 
 def class_labels(files: Sequence[str]) -> tuple[np.ndarray | None, tuple[str, ...]]:
@@ -378,6 +447,38 @@ def class_labels(files: Sequence[str]) -> tuple[np.ndarray | None, tuple[str, ..
     label = np.empty(len(tops), np.int64)
     label[order] = np.arange(len(tops))
     return np.repeat(label, np.diff(ends)), tuple(tops[i] for i in order)
+
+
+def why_no_labels(files: Sequence[str]) -> str:
+    """Why `class_labels` finds none, for a person.
+
+    Args:
+      files: as there.
+    """
+    tops: dict[str, int] = {}
+    beside: list[str] = []
+    place = stray = 0
+    while place < len(files):
+        top, slash, _ = files[place].partition('/')
+        if slash:
+            end = _end(files, place, top)
+            tops[top] = tops.get(top, 0) + end - place
+            place = end
+            continue
+        stray += 1
+        if len(beside) < _SHOWN:
+            beside.append(top)
+        place += 1
+    if not tops:
+        return 'no image lies in a class folder'
+    folders = _some([f'{top} ({count:,})' for top, count in sorted(tops.items())], len(tops))
+    if stray:
+        return (
+            f'{stray:,} of {len(files):,} images lie beside the class folders {folders}: '
+            f'{_some(beside, stray)}. Move them into one of these, or leave them out with '
+            'data.exclude'
+        )
+    return f'all images lie in the one folder {folders}'
 
 
 def _end(files: Sequence[str], start: int, top: str) -> int:

@@ -32,6 +32,8 @@ class Tiles(Source):
       small: (name, height, width) of the pictures left out because they are smaller than a tile.
     """
 
+    labels_are = 'pictures'
+
     def __init__(
         self,
         source: Source,

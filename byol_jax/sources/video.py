@@ -16,7 +16,7 @@ from byol_jax.errors import UserError
 from byol_jax.sources.base import Progress, Source, no_progress
 from byol_jax.sources.decode import EXTENSIONS, read_file
 from byol_jax.sources.file_list import Names
-from byol_jax.sources.folder import class_labels, list_files
+from byol_jax.sources.folder import class_labels, list_files, why_no_labels
 from byol_jax.sources.video_file import VIDEO_EXTENSIONS, Readers, VideoFile
 
 _NUMBERED = re.compile(r'(.*?)([0-9]+)', re.DOTALL)
@@ -55,6 +55,7 @@ class Video(Source):
         workers: int = 0,
         index: str = '',
         progress: Progress = no_progress,
+        exclude: Sequence[str] = (),
     ):
         """Lists the clips and decodes every video file once (see `VideoFile`), but no image.
 
@@ -67,6 +68,7 @@ class Video(Source):
             as many stay open.
           index: as in `Folder`.
           progress: called with the number of files listed, then of videos decoded.
+          exclude: as in `Folder`.
 
         Raises:
           UserError: the folder does not exist or holds no clip, a video file is damaged, two
@@ -81,7 +83,9 @@ class Video(Source):
         # Twice as many, so that a file stays open from the first frame of a pair to the second.
         self._readers = Readers(2 * workers)
         both = (*EXTENSIONS, *VIDEO_EXTENSIONS)
-        files = list_files(self.root, 'data.path', both, 'image or video', index, progress)
+        files, self.unused = list_files(
+            self.root, 'data.path', both, 'image or video', index, progress, exclude
+        )
         videos = [file for file in files if file.lower().endswith(VIDEO_EXTENSIONS)]
         paths = [self.root / file for file in videos]
         videos_read = _read_all(paths, max_megapixels, workers, progress)
@@ -101,7 +105,11 @@ class Video(Source):
         self._starts = np.cumsum([0, *counts])
         self.groups = np.repeat(np.arange(len(counts)), counts)
         labels, names = class_labels([clip.path for clip in self._clips])
-        if labels is not None and len(names) < len(counts):
+        if labels is None:
+            self.unlabelled = why_no_labels([clip.path for clip in self._clips])
+        elif len(names) == len(counts):
+            self.unlabelled = 'each clip lies in a folder of its own'
+        else:
             self.labels, self.label_names = labels[self.groups], names
 
     def __len__(self) -> int:

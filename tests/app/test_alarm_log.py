@@ -13,15 +13,17 @@ from byol_jax.app.alarm_log import (
     HEALTHY,
     STOPPED,
     WATCHED,
+    WRONG,
     AlarmLog,
     read_alarms,
     summary,
     verdict,
 )
-from byol_jax.app.alarms import WATCH
+from byol_jax.app.alarms import WATCH, Alarm, pixel_alarms
 from byol_jax.app.metrics import MetricsLog
 from byol_jax.app.report.page import render
 from byol_jax.app.report.run_report import Report
+from byol_jax.input.pixels import Finding
 from byol_jax.methods.base import LossScale
 
 # A run of the default config; features have 128 channels, as in `healthy`.
@@ -187,3 +189,30 @@ def test_verdict_of_another_method():
     found = verdict(bare, [], FACTS._replace(loss_scale=LossScale(-1, 0, 1)))
     assert found.state == HEALTHY
     assert found.measured == 'At step 190: loss -0.5 (lowest -1, chance 0).'
+
+
+def test_odd_pixels_are_said_before_the_first_record_and_stand(tmp_path):
+    """Once, in alarms.jsonl from step 0 on; the verdict is 'wrong input', also of a resumed run."""
+    dark = Finding('dark_pictures', True, 'the largest value is 16 of 255', '12 bits', 'scale them')
+    known = STORY_FACTS._replace(pixels=pixel_alarms([dark]))
+    metrics = MetricsLog(tmp_path, start_step=0, tensorboard=False)
+    log = AlarmLog(tmp_path, known, 0)
+    (line,) = log.begin()
+    assert line.startswith('ALARM at step 0: dark_pictures: the largest value is 16 of 255. ')
+    (raised,) = alarms = [Alarm(**each) for each in read_alarms(tmp_path)]
+    before = verdict([], alarms, known)
+    assert (before.state, before.reasons) == (WRONG, (raised,))
+    history = [healthy(10 * (i + 1)) for i in range(6)]
+    for each in history:
+        metrics.write(each)
+        assert log.judge(each) == []
+    found = verdict(history, alarms, known)
+    assert (found.state, found.reasons) == (WRONG, (raised,))
+    assert verdict(history, [], STORY_FACTS).state == HEALTHY
+    assert 'The first pictures or views cannot be what was meant' in render(
+        'report.html', report=Report(verdict=found)
+    )
+    again = AlarmLog(tmp_path, known, 60)
+    assert again.begin() == []
+    assert again.still_raised().startswith('still raised from before: dark_pictures (alarm)')
+    assert len(read_alarms(tmp_path)) == 1

@@ -10,9 +10,10 @@ import pytest
 from records import facts, healthy, sample_config
 from tiny_runs import LinearPredictor, NoPredictor, NoStopGradient, make_byol, make_config, run
 
-from byol_jax.app.alarms import ALARM, WATCH, non_finite, standing
+from byol_jax.app.alarms import ALARM, WATCH, non_finite, pixel_alarms, standing
 from byol_jax.app.plan import make_plan
 from byol_jax.app.progress import Stopwatch
+from byol_jax.input.pixels import Finding
 from byol_jax.methods.base import LossScale
 from byol_jax.methods.byol import Byol
 
@@ -99,6 +100,24 @@ def test_with_a_slow_target_the_same_run_does_not_collapse():
     assert first_step(history, config, 'collapse', ALARM) is None
     assert first_step(history, config, 'trivial_loss', ALARM) is None
     assert history[-1]['feature_std'] > 1.2 * min(r['feature_std'] for r in history)
+
+
+DARK = Finding('dark_pictures', True, 'the largest value is 16 of 255', '12 bits', 'scale them')
+
+
+def test_odd_pixels_stand_from_the_start_to_the_end():
+    """They are alarms before the first record, and no later record clears them."""
+    known = facts(sample_config())._replace(
+        pixels=pixel_alarms([DARK, DARK._replace(severe=False)])
+    )
+    (first, second) = standing([], known)
+    assert (first.severity, second.severity) == (ALARM, WATCH)
+    assert first.line() == (
+        'ALARM at step 0: dark_pictures: the largest value is 16 of 255. Likely cause: 12 bits. '
+        'What to do: scale them.'
+    )
+    assert standing(records(4), known) == [first, second]
+    assert standing(records(4), known._replace(pixels=())) == []
 
 
 def test_no_weight_decay():

@@ -18,6 +18,7 @@ from byol_jax.app.periodic import neighbours_of
 from byol_jax.errors import UserError
 from byol_jax.evaluation.subject import compared
 from byol_jax.evaluation.table import describe
+from byol_jax.input.feed import held_array, pictures_in_memory
 from byol_jax.settings import Settings
 from byol_jax.sources import data as data_module
 from byol_jax.sources import tfds
@@ -62,6 +63,87 @@ def test_a_fraction_that_holds_out_nothing_is_said(classes):
     assert any('held_out_fraction=0.03 is less than one picture' in s for s in data.left_out())
     config = make_config(source='folder', path=str(classes))
     assert build_data(config).left_out() == []
+
+
+def lines_of(path, **data):
+    return build_data(make_config(source='folder', path=str(path), **data)).lines()
+
+
+def test_classes_are_counted_as_found(classes):
+    """Over both parts, with the number of pictures of each; a few of many classes."""
+    expected = ['labels: 3 classes, ant (10), cat (20), dog (30)']
+    assert lines_of(classes, held_out_fraction=0.2) == expected
+    for number in range(20):
+        for copy in range(2):
+            write(classes / f'z{number:02}' / f'{copy}.png')
+    (line,) = lines_of(classes)
+    assert line.startswith('labels: 23 classes, ant (10), cat (20), dog (30), z00 (2), ')
+    assert line.endswith('z06 (2), and 13 more')
+
+
+@pytest.mark.parametrize(
+    ('folders', 'hint'),
+    [
+        ({'train': 8, 'val': 8}, 'the splits of one data set'),
+        ({'Training': 3, 'test_set': 3, 'val2017': 3}, 'the splits of one data set'),
+        ({'train': 8, 'plane': 8}, ''),
+        ({str(i): 1 for i in range(8)}, 'a folder for each picture'),
+        ({str(i): 1 + i % 2 for i in range(8)}, 'a folder for each picture'),
+        ({str(i): 2 for i in range(8)}, ''),
+    ],
+    ids=str,
+)
+def test_what_are_no_classes(tmp_path, folders, hint):
+    """Folders of splits, or one a picture, get a hint with the way out, which then is quiet."""
+    for name, count in folders.items():
+        for i in range(count):
+            write(tmp_path / name / f'{i}.png')
+    first, *more = lines_of(tmp_path)
+    assert first.startswith(f'labels: {len(folders):,} classes, ')
+    assert len(more) == bool(hint)
+    if hint:
+        assert more[0].startswith('hint: ')
+        assert hint in more[0]
+        assert '--config.data.label_key=' in more[0]
+    assert lines_of(tmp_path, label_key='') == ['labels: none (data.label_key is empty)']
+
+
+@pytest.mark.parametrize('kind', ['folder', 'array', 'tiles'])
+def test_labels_can_be_left_out(classes, kind):
+    """data.label_key= (nothing): no labels anywhere, and the same pictures are held out."""
+    changes = {'source': 'folder', 'path': str(classes), 'held_out_fraction': 0.2}
+    if kind == 'tiles':
+        changes['tile_size'] = 2
+    if kind == 'array':
+        file = classes / 'pictures.npz'
+        np.savez(file, images=np.zeros((30, 4, 4, 3), np.uint8), labels=np.arange(30) % 3)
+        changes |= {'source': 'array', 'path': str(file)}
+    labelled, bare = (build_data(make_config(**changes, label_key=key)) for key in ('auto', ''))
+    for ours, theirs in ((bare.train, labelled.train), (bare.held_out, labelled.held_out)):
+        assert [ours.name(i) for i in range(len(ours))] == [
+            theirs.name(i) for i in range(len(theirs))
+        ]
+        assert ours.labels is None
+        assert ours.label_names == ()
+        assert theirs.labels is not None
+    assert bare.everything.labels is None
+    assert (held_array(bare.train) is None) == (kind != 'array')
+    if kind == 'array':
+        np.testing.assert_array_equal(
+            pictures_in_memory(bare.train), pictures_in_memory(labelled.train)
+        )
+
+
+def test_keys_for_other_sources(classes):
+    """A feature's name, or patterns of files, for a source that has none: one line."""
+    with pytest.raises(UserError, match=r'data\.label_key=label names a feature of a TFDS'):
+        lines_of(classes, label_key='label')
+    with pytest.raises(UserError, match=r"data\.exclude=.* data\.source='sample' reads none"):
+        build_data(make_config(source='sample', exclude=('*.png',)))
+    assert lines_of(classes, exclude=('d*',)) == [
+        'labels: 2 classes, ant (10), cat (20)',
+        "left out, data.exclude='d*': dog",
+    ]
 
 
 def test_held_out_pictures_depend_on_their_own_seed_only(classes):

@@ -27,7 +27,7 @@ from byol_jax.sources.bad_files import BadFile, BadFiles
 from byol_jax.sources.base import Source, Subset
 from byol_jax.sources.data import Data
 from byol_jax.sources.decode import EXTENSIONS
-from byol_jax.sources.file_list import Names
+from byol_jax.sources.file_list import Names, list_tree, listed
 from byol_jax.sources.folder import Folder, ImageFiles, class_labels, list_files
 from configs import default
 
@@ -310,10 +310,11 @@ def test_what_changes_is_listed_anew(kept, messages, monkeypatch, change, hidden
     age(root)
     Folder(root, index=str(file))
     messages()
-    expected = list(list_files(root, 'data.path'))
+    expected = list_files(root, 'data.path')
     forbid_listing(monkeypatch)
-    assert list(list_files(root, 'data.path', index=str(file))) == expected
-    assert f'{len(expected)} files of {root}, as listed in {file}' in messages()
+    found = list_files(root, 'data.path', index=str(file))
+    assert (list(found[0]), found[1]) == (list(expected[0]), expected[1])
+    assert f'{len(expected[0])} files of {root}, as listed in {file}' in messages()
 
 
 def test_other_contents_are_no_change(kept, monkeypatch):
@@ -393,7 +394,7 @@ def test_another_version_is_made_anew(kept, messages):
     """An index of another format version is named as such and replaced."""
     root, file = kept
     good = file.read_bytes()
-    file.write_bytes(good.replace(b'version 1\n', b'version 9\n', 1))
+    file.write_bytes(good.replace(b'version 2\n', b'version 9\n', 1))
     assert_lists(Folder(root, index=str(file)), root)
     assert 'is of another version' in messages()
     assert file.read_bytes() == good
@@ -411,7 +412,7 @@ def test_the_index_of_another_folder_is_not_used(kept, messages):
 def test_other_extensions_have_another_index(kept, messages):
     """An index of the images is not one of the videos and images."""
     root, file = kept
-    names = list_files(root, 'data.path', ('.txt',), 'text', str(file))
+    names, _ = list_files(root, 'data.path', ('.txt',), 'text', str(file))
     assert list(names) == ['dog/notes.txt']
     assert 'is of other files' in messages()
 
@@ -704,3 +705,74 @@ def test_the_benchmark_on_a_few_files(tmp_path):
     """It measures folders of any size."""
     found = measure(f'--folder={tmp_path / "few"}', '--files=1000', '--folders=7', timeout=200)
     assert found['cold']['files'] == found['index']['examples'] == 1000
+
+
+def test_files_that_are_not_used_are_counted(tmp_path):
+    """By extension, with examples, in the list and in its index alike; hidden ones apart."""
+    root = touch(tmp_path / 'scans', '1.png', 'sub/2.JPG', 'a.tif', 'b.TIF', 'sub/c.tif', 'd.tif')
+    touch(root, 'e.avif', 'noext', 'log.0001', '.DS_Store', '.hidden.png')
+    age(root)
+    file = tmp_path / 'scans.index'
+    for _ in range(2):
+        listing = listed(root, EXTENSIONS, str(file))
+        assert list(listing.files) == ['1.png', 'sub/2.JPG']
+        assert {kind: found.number for kind, found in listing.others.items()} == {
+            '.tif': 4,
+            '.avif': 1,
+            '': 2,
+        }
+        assert len(listing.others['.tif'].examples) == 3
+        assert listing.others['.avif'].examples == ['e.avif']
+        assert sorted(listing.left_out['hidden files'].examples) == ['.DS_Store', '.hidden.png']
+
+
+def test_kinds_that_are_counted_have_a_limit(tmp_path):
+    """A folder in which every file has an extension of its own takes no more memory."""
+    names = [f'x.{first}{second}' for first in 'abcdefghijkl' for second in 'abcdefghijkl']
+    listing = list_tree(touch(tmp_path / 'odd', *names), EXTENSIONS)
+    assert len(listing.others) == 101
+    assert sum(found.number for found in listing.others.values()) == 144
+
+
+@pytest.mark.parametrize('name', ['lost+found', '@eaDir', '#recycle', '$RECYCLE.BIN', '__MACOSX'])
+@pytest.mark.parametrize('where', ['', 'cat/'])
+def test_folders_of_the_system_are_left_out(tmp_path, name, where):
+    """At any depth, in any case, and also if they cannot be read, as lost+found cannot."""
+    root = touch(tmp_path / 'animals', 'cat/1.png', 'dog/1.png', f'{where}{name}/t.png')
+    (root / where / name).chmod(0)
+    for cased in (name, name.upper()):
+        listing = list_tree(root, EXTENSIONS)
+        assert list(listing.files) == ['cat/1.png', 'dog/1.png']
+        assert listing.left_out['folders of the system'].examples == [f'{where}{name}']
+        (root / where / name).rename(root / where / cased)
+        name = cased
+    (root / where / name).chmod(0o700)
+
+
+ANIMALS = 'cat/1.png cat/1_mask.png cat/old/2.png dog/1.png dog/old/3.png stray.png'
+
+
+@pytest.mark.parametrize(
+    ('patterns', 'left'),
+    [
+        ((), ANIMALS),
+        (('*_mask.png',), 'cat/1.png cat/old/2.png dog/1.png dog/old/3.png stray.png'),
+        (('old',), 'cat/1.png cat/1_mask.png dog/1.png stray.png'),
+        (('old/',), 'cat/1.png cat/1_mask.png dog/1.png stray.png'),
+        (('dog/old',), 'cat/1.png cat/1_mask.png cat/old/2.png dog/1.png stray.png'),
+        (('cat/*', 'stray.*'), 'dog/1.png dog/old/3.png'),
+        (('[cs]*',), 'dog/1.png dog/old/3.png'),
+        (('OLD', '.png'), ANIMALS),
+    ],
+)
+def test_patterns_leave_files_and_folders_out(tmp_path, patterns, left):
+    """data.exclude: a name anywhere, or with '/' a path; what is left out is counted and named."""
+    root = age(touch(tmp_path / 'animals', *ANIMALS.split()))
+    listing = list_tree(root, EXTENSIONS, exclude=patterns)
+    assert list(listing.files) == left.split()
+    used = [pattern for pattern in patterns if f"data.exclude='{pattern}'" in listing.left_out]
+    assert bool(used) == (len(left.split()) < 6)
+    # An index of other patterns is not taken for this one.
+    file = str(tmp_path / 'index')
+    listed(root, EXTENSIONS, file)
+    assert list(listed(root, EXTENSIONS, file, exclude=patterns).files) == left.split()

@@ -54,6 +54,63 @@ def test_folder_without_classes(tmp_path, names):
     assert [source.name(i) for i in range(len(source))] == sorted(names)
 
 
+@pytest.mark.parametrize(
+    ('names', 'says'),
+    [
+        (('b.png', 'a.png'), 'no image lies in a class folder'),
+        (('all/b.png', 'all/a.png'), 'all images lie in the one folder all (2)'),
+        (
+            ('cat/a.png', 'dog/b.png', 'dog/c.png', 'stray.png'),
+            '1 of 4 images lie beside the class folders cat (1), dog (2): stray.png. Move them '
+            'into one of these, or leave them out with data.exclude',
+        ),
+        (
+            ('a.b/1.png', 'a/1.png', 'a.png'),
+            '1 of 3 images lie beside the class folders a (1), ',
+        ),
+        (('cat/a.png', 'dog/b.png'), ''),
+    ],
+)
+def test_why_there_are_no_labels(tmp_path, names, says):
+    """A stray picture beside class folders takes all labels away, and the folder says so."""
+    for name in names:
+        write(tmp_path / name)
+    source = Folder(tmp_path)
+    assert source.unlabelled.startswith(says)
+    assert bool(source.unlabelled) == (source.labels is None)
+    if 'stray.png' in names:
+        assert Folder(tmp_path, exclude=('stray.png',)).label_names == ('cat', 'dog')
+
+
+def test_what_is_not_used_is_said(tmp_path):
+    """TIFFs, a GIF and a text beside pictures; a hidden picture; a folder of thumbnails."""
+    for name in ('1.png', '2.png', '@eaDir/1.png', 'x_mask.png', '.3.png'):
+        write(tmp_path / name)
+    for name in ('a.tif', 'b.tif', 'c.gif', 'd.jfif', 'e.avif', 'notes.txt', 'noext'):
+        (tmp_path / name).touch()
+    others, *left_out = Folder(tmp_path, exclude=('*_mask.png',)).unused
+    assert others.startswith(
+        'not used, 2 .tif, 1 without an extension, 1 .avif, 1 .gif, 1 .jfif, 1 .txt: '
+    )
+    assert others.endswith(
+        ' (image files end in .jpg, .jpeg, .png, .webp, .bmp; convert .avif, .gif, .jfif, .tif '
+        'to PNG or JPEG to use them)'
+    )
+    assert sorted(left_out) == [
+        "left out, data.exclude='*_mask.png': x_mask.png",
+        'left out, folders of the system: @eaDir',
+        'left out, hidden files: .3.png',
+    ]
+    with pytest.raises(UserError, match=r'holds no image: not used, 2 \.tif'):
+        Folder(tmp_path, exclude=('*.png',))
+
+
+def test_a_folder_of_pictures_alone_has_nothing_to_say(tmp_path):
+    write(tmp_path / '1.png')
+    (tmp_path / '.DS_Store').touch()
+    assert Folder(tmp_path).unused == []
+
+
 def test_folder_loads_what_it_lists(tmp_path):
     """Index, name, picture and size match."""
     shapes = {'b.png': (3, 4), 'c/d.png': (5, 6), 'ä ö.png': (7, 8)}
@@ -114,7 +171,7 @@ def test_folder_without_pictures(tmp_path):
     """The message has the number of files and the extensions that count."""
     (tmp_path / 'a.tiff').write_bytes(b'')
     (tmp_path / 'b.txt').write_bytes(b'')
-    with pytest.raises(UserError, match=r'no image: of its 2 file.*\.jpg'):
+    with pytest.raises(UserError, match=r'no image: not used, 1 \.tiff, 1 \.txt: a.* in \.jpg'):
         Folder(tmp_path)
 
 
@@ -232,7 +289,16 @@ def test_patterns(tmp_path, patterns, files):
 def test_other_files_are_left_out(stereo):
     """Depth maps and other files that match neither pattern are not used."""
     write_frames(stereo, ['street/7_depth.png', 'overview.png'])
-    assert len(FilePairs(stereo, SIDES)) == 5
+    source = FilePairs(stereo, SIDES)
+    assert len(source) == 5
+    assert source.unused == [
+        'not used, 2 images that match neither pattern of data.pair_keys: overview.png, '
+        'street/7_depth.png'
+    ]
+    assert sorted(FilePairs(stereo, SIDES, exclude=('*_depth.png', 'overview*')).unused) == [
+        "left out, data.exclude='*_depth.png': street/7_depth.png",
+        "left out, data.exclude='overview*': overview.png",
+    ]
 
 
 def test_views_come_from_the_two_files(tmp_path):

@@ -439,7 +439,7 @@ def test_clips_of_one_frame_each_are_refused(tmp_path):
 def test_a_folder_without_clips(tmp_path):
     """The error has the extensions that count."""
     (tmp_path / 'notes.txt').write_text('nothing')
-    with pytest.raises(UserError, match=r'no image or video: of its 1 file.*\.png.*\.mp4'):
+    with pytest.raises(UserError, match=r'no image or video: not used, 1 \.txt.*\.png.*\.mp4'):
         Video(tmp_path, 1)
     with pytest.raises(UserError, match='does not exist'):
         Video(tmp_path / 'clips', 1)

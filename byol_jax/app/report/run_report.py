@@ -15,7 +15,7 @@ import jax
 from PIL import Image
 
 from byol_jax.app.alarm_log import Verdict, read_alarms, summary, verdict
-from byol_jax.app.alarms import Alarm, History, facts_of
+from byol_jax.app.alarms import Alarm, History, facts_of, pixel_alarms
 from byol_jax.app.build import Run
 from byol_jax.app.hooks import Event
 from byol_jax.app.hosts import is_main, say
@@ -122,7 +122,9 @@ class RunReport:
           command: the command line that started it.
         """
         self._run, self._workdir, self._command = run, workdir, command
-        self._facts = facts_of(run.config, run.plan, run.method.loss_scale)
+        self._facts = facts_of(
+            run.config, run.plan, run.method.loss_scale, pixel_alarms(run.pixels)
+        )
         self._views = ''
         self._shown: Illustrations | None = None
         self._started = time.perf_counter()
