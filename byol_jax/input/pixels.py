@@ -196,7 +196,7 @@ def _cause(darkest: Look, largest: int) -> tuple[str, str]:
     """The likely cause of dark or black pictures, by the file of one, and the remedy."""
     depth, mode, opaque = _file_values(darkest.file)
     if depth == 16 and largest > 0:
-        bits = max(1, math.ceil(math.log2((largest + 0.5) * 257)))
+        bits = max(1, math.ceil(math.log2((largest - 0.5) * 257)))
         return (
             f'the files have 16 bits a channel and hold values of about {bits} bits',
             f'scale them to all 16 bits (times {2 ** (16 - bits):,}), or store them with 8 bits',
