@@ -284,6 +284,8 @@ def test_lidar_comes_at_its_interval(tmp_path):
 def make_run(tmp_path, initial=None, **changes):
     config = make_config(**changes)
     return SimpleNamespace(
+        initial_norm=0.0,
+        pixels=(),
         config=config,
         plan=make_plan(config, 8, 1),
         method=linear_byol(),

@@ -160,6 +160,8 @@ def live(tmp_path):
     """A report of the sample run, in its own workdir."""
     Image.new('RGB', (30, 20)).save(tmp_path / 'views.png')
     run = SimpleNamespace(
+        initial_norm=0.0,
+        pixels=(),
         config=CONFIG,
         plan=PLAN,
         method=SimpleNamespace(
