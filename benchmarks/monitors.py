@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 import statistics
 import sys
 import tempfile
@@ -37,6 +36,7 @@ from byol_jax.app.build import Run, build_run, step_of
 from byol_jax.app.cli import checked_flags, load_config
 from byol_jax.app.hooks import Event
 from byol_jax.app.monitors import Lidar, Monitors
+from byol_jax.cores import usable_cores
 from byol_jax.errors import UserError
 from byol_jax.input.stream import Stream
 from byol_jax.training.step import pmap_step, replicate, shard_batch
@@ -106,7 +106,7 @@ def main(_: list[str]) -> None:
         raise UserError(f'--steps={_STEPS.value} is below log.every_steps={run.plan.log_steps}.')
     ratios = [w / b for w, b in zip(times[watched], times[bare], strict=True)]
     lidar, seconds = (
-        Lidar(run.method, Stream(run.data.train, run.views, config.seed), os.cpu_count() or 1),
+        Lidar(run.method, Stream(run.data.train, run.views, config.seed), usable_cores()),
         [],
     )
     for _ in range(2):

@@ -21,7 +21,6 @@ is not measured.
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 import tempfile
@@ -37,6 +36,7 @@ import numpy as np
 from absl import app, flags
 
 from byol_jax.app.data import build_data
+from byol_jax.cores import usable_cores
 from byol_jax.input.pipeline import view_batches
 from byol_jax.settings import Settings
 from byol_jax.sources.sample import SamplePhotographs
@@ -93,7 +93,7 @@ def measure(folder: Path, kind: str) -> dict[str, float]:
     if data.cache is not None:
         started = time.perf_counter()
         written = 0
-        for filled in data.cache.fill(tuple(config.data.pair_keys), os.cpu_count() or 1):
+        for filled in data.cache.fill(tuple(config.data.pair_keys), usable_cores()):
             written = filled.written
         if written:
             seconds = time.perf_counter() - started

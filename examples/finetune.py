@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import argparse
 import functools
-import os
 import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -31,6 +30,7 @@ import numpy as np
 import optax
 
 from byol_jax import Encoder, UserError, load_encoder
+from byol_jax.cores import usable_cores
 from byol_jax.evaluation.features import encode_source
 from byol_jax.sources.bad_files import name_some
 from byol_jax.sources.base import Cached, Source
@@ -146,7 +146,7 @@ def training_batches(
 
     # No example has the number len(source), so the order gets its own random numbers.
     order = np.random.default_rng([seed, epoch, len(source)]).permutation(len(source))
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
+    with ThreadPoolExecutor(usable_cores()) as pool:
         for start in range(0, len(order) - batch + 1, batch):
             chosen = order[start : start + batch]
             yield np.stack(list(pool.map(cropped, chosen))), source.labels[chosen]

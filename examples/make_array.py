@@ -14,7 +14,6 @@ folders, 'labels' and 'label_names'. It is not compressed: that would save littl
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -23,6 +22,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import numpy as np
 
+from byol_jax.cores import usable_cores
 from byol_jax.errors import BadPicture, UserError
 from byol_jax.files import write_whole
 from byol_jax.sources.bad_files import BadFile, bad_file, name_some
@@ -56,7 +56,7 @@ def make_array(source: Source, size: int | None) -> dict[str, np.ndarray]:
         images[index] = picture
         return None
 
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
+    with ThreadPoolExecutor(usable_cores()) as pool:
         bad = [found for found in pool.map(fill, range(len(source))) if found is not None]
     if bad:
         of_other_size = any(file.reason.startswith('has ') for file in bad)

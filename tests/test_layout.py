@@ -26,6 +26,7 @@ ORDER = (
     'names',
     'values',
     'files',
+    'cores',
     'errors',
     'lazy',
 )
@@ -91,6 +92,14 @@ def test_orbax_stays_in_checkpoint():
 def test_files_stay_short(path):
     """A file has one concept, so it is short."""
     assert len(path.read_text().splitlines()) <= 600
+
+
+@pytest.mark.parametrize('folder', ['byol_jax', 'configs', 'examples', 'benchmarks'])
+def test_only_one_file_counts_cores(folder):
+    """cores.py counts those that the process may use; `os` tells how many the machine has."""
+    for path in (ROOT / folder).rglob('*.py'):
+        if path != PACKAGE / 'cores.py':
+            assert 'cpu_count' not in path.read_text(), path
 
 
 def test_every_config_key_has_a_comment():

@@ -9,11 +9,11 @@ broken runs (table in docs/monitors.md; tests/app/test_alarms.py provokes each a
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from byol_jax.app.plan import Plan
+from byol_jax.cores import usable_cores
 from byol_jax.input.pixels import Finding
 from byol_jax.methods.base import LossScale
 from byol_jax.settings import Settings
@@ -108,7 +108,7 @@ def facts_of(
       plan: the run's plan.
       loss_scale: range of the method's loss.
     """
-    cores = os.cpu_count() or 1
+    cores = usable_cores()
     return Facts(
         batch_size=plan.batch_size,
         passes=plan.accumulate_steps,

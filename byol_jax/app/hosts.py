@@ -2,30 +2,36 @@
 
 from __future__ import annotations
 
+import atexit
 import json
 import os
 import sys
 import time
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
-from jax._src import distributed
 from jax.experimental import multihost_utils
 
+from byol_jax.app.launchers import count_gpus, find_place, find_share, own_devices
+from byol_jax.app.peers import GRACE_SECONDS, Peers
 from byol_jax.errors import UserError
 
-# Launchers from which jax.distributed gets address, count and index by itself, each with the
-# environment variable that holds the number of processes.
-_LAUNCHERS = {'SLURM': 'SLURM_STEP_NUM_TASKS', 'Open MPI': 'OMPI_COMM_WORLD_SIZE'}
-# How long process 0 waits for the others to end after an error that all share.
-_LEAVING_SECONDS = 10
+# The connections to the other processes; None in a run of one process, and in one that a user's
+# own program joined by `jax.distributed`.
+_peers: Peers | None = None
+
+# Network file systems show a new file to another host only after a while.
+_SHARED_SECONDS = 60
 
 
 def join_hosts(coordinator: str | None, count: int | None, index: int | None) -> None:
     """Joins the processes of a run; does nothing for a run of one process.
 
-    Must be called before anything else uses JAX's devices.
+    What is not given comes from SLURM or Open MPI, if one of them started this process. Must be
+    called before anything else uses JAX's devices.
 
     Args:
       coordinator: 'host:port' of process 0, reachable from all processes.
@@ -33,34 +39,74 @@ def join_hosts(coordinator: str | None, count: int | None, index: int | None) ->
       index: number of this process, from 0.
 
     Raises:
-      UserError: only some of the three are given, or the processes cannot connect.
+      UserError: the place of this process in the run cannot be told, the processes do not all come,
+        or there are more processes than GPUs on this host.
     """
-    given = [value for value in (coordinator, count, index) if value is not None]
-    if given and len(given) < 3:
-        raise UserError(
-            'A run of several processes needs all of --coordinator=HOST:PORT, --process_count=N '
-            'and --process_index=I (0 to N - 1); under SLURM or Open MPI it needs none of them.'
-        )
-    launched = any(int(os.environ.get(name, '1')) > 1 for name in _LAUNCHERS.values())
-    if not given and not launched:
+    global _peers  # noqa: PLW0603
+    place = find_place(coordinator, count, index)
+    if place is None or place.count == 1:
         return
+    # None: all devices, or those of JAX_LOCAL_DEVICE_IDS.
+    devices = own_devices(find_share(), *count_gpus())
+    _peers = Peers(place.coordinator, place.count, place.index)
+    service = _peers.join()
     sys.excepthook = _abort
+    if any(name.lower() in ('http_proxy', 'https_proxy', 'grpc_proxy') for name in os.environ):
+        # JAX would ask the proxy for a port of this machine.
+        os.environ.setdefault('no_grpc_proxy', '127.0.0.1')
     try:
-        jax.distributed.initialize(coordinator, count, index)
+        jax.distributed.initialize(
+            service,
+            place.count,
+            place.index,
+            devices,
+            # It would give each process of SLURM and Open MPI one device.
+            cluster_detection_method='deactivate',
+            coordinator_bind_address=service,
+        )
     except (RuntimeError, ValueError) as error:
         raise UserError(
-            f'The processes of this run could not join at {coordinator}: {error}'
+            f'JAX could not join the processes of this run, which all came: {error}'
         ) from error
+    # Called before JAX's own, which waits for all processes.
+    atexit.register(_leave_at_exit)
+
+
+def refuse_several(mode: str) -> None:
+    """Refuses to do in several processes what one does.
+
+    Args:
+      mode: of the command line.
+
+    Raises:
+      UserError: SLURM or Open MPI started several.
+    """
+    place = find_place(None, None, None)
+    if place is not None:
+        raise UserError(
+            f'--mode={mode} runs in one process, and {place.count} were started: ask for one '
+            '(srun --ntasks=1, mpirun -n 1). It uses all devices of its host.'
+        )
 
 
 def _abort(kind: type[BaseException], error: BaseException, trace: Any) -> None:
     """Shows an unexpected error and ends the process at once.
 
-    A normal exit would hang in JAX's barrier, which waits for the other processes.
+    A normal exit would hang in JAX's barrier, which waits for the other processes. If another
+    process has left, that is why a collective failed here, and only this is said.
     """
+    failed = _peers is not None and issubclass(kind, jax.errors.JaxRuntimeError)
+    reason = _peers.explain(GRACE_SECONDS / 2) if _peers is not None and failed else ''
+    if reason:
+        leave(reason)
     sys.__excepthook__(kind, error, trace)
-    sys.stderr.flush()
-    os._exit(1)
+    leave(1)
+
+
+def _leave_at_exit() -> None:
+    """Ends a process that exits before the last step, by whatever way."""
+    if _peers is not None and _peers.watching:
+        leave(1)
 
 
 def is_main() -> bool:
@@ -122,10 +168,58 @@ def check_same_everywhere(text: str, what: str) -> None:
     texts = gather_texts(text)
     others = [i for i, other in enumerate(texts) if other != texts[0]]
     if others:
+        agree_to_end()
         raise UserError(
             f'{what} is not the same everywhere: {texts[0]} for process 0, but '
             f'{texts[others[0]]} for process {others[0]} (of {len(texts)}). All must see the same '
             'files.'
+        )
+
+
+def check_same_values(values: Mapping[str, Any]) -> None:
+    """Checks that all processes have the same config. All must call it at the same point.
+
+    Args:
+      values: the resolved config of this process by dotted key; values that JSON can hold.
+
+    Raises:
+      UserError: a value differs; raised in every process, and names the keys.
+    """
+    first, *others = (json.loads(text) for text in gather_texts(json.dumps(values, default=str)))
+    for index, other in enumerate(others, start=1):
+        keys = [key for key in first | other if first.get(key) != other.get(key)]
+        if keys:
+            different = '; '.join(
+                f'{key}={first.get(key, "nothing")} for process 0, but '
+                f'{other.get(key, "nothing")} for process {index}'
+                for key in keys[:3]
+            )
+            more = f' (and {len(keys) - 3} more)' if len(keys) > 3 else ''
+            agree_to_end()
+            raise UserError(
+                f'The processes of this run have different configs: {different}{more}. Start all '
+                'of them with the same command, but for --process_index.'
+            )
+
+
+def check_shared(path: Path) -> None:
+    """Checks that all processes see a file of process 0. All must call it at the same point.
+
+    Args:
+      path: the file, which exists for process 0.
+
+    Raises:
+      UserError: some process does not see it; raised in every process.
+    """
+    end = time.monotonic() + _SHARED_SECONDS
+    while not path.exists() and time.monotonic() < end:
+        time.sleep(0.1)
+    seen = gather_texts('seen' if path.exists() else 'absent')
+    if 'absent' in seen:
+        agree_to_end()
+        raise UserError(
+            f'Process {seen.index("absent")} of {len(seen)} does not see {path} of process 0. The '
+            'workdir must lie on a file system that all hosts share, under the same path.'
         )
 
 
@@ -142,6 +236,12 @@ def stop_together(step: int, asked: bool) -> bool:
     return multihost_utils.reached_preemption_sync_point(step)
 
 
+def agree_to_end() -> None:
+    """Called where all processes end alike, before the error that ends them: each in its time."""
+    if _peers is not None:
+        _peers.agree_to_end()
+
+
 def part() -> None:
     """Disconnects the processes once all have made the last step.
 
@@ -151,43 +251,24 @@ def part() -> None:
     if jax.process_count() > 1:
         wait_for_all('last step')
         jax.distributed.shutdown()
+        if _peers is not None:
+            _peers.part()
 
 
 def leave(status: Any) -> None:
     """Exits this process. After an error in a run of several processes it does not wait for them.
 
-    A failed process would otherwise hang in JAX's barrier at exit. The other processes notice that
-    it is gone.
+    A failed process would otherwise hang in JAX's barrier at exit. The other processes are told
+    that it leaves.
 
     Args:
       status: an exit status, or a message for stderr, as for `sys.exit`.
     """
-    if jax.process_count() > 1 and status:
-        if isinstance(status, str):
-            print(status, file=sys.stderr, flush=True)
-        sys.stdout.flush()
-        _let_others_leave()
-        os._exit(status if isinstance(status, int) else 1)
-    sys.exit(status)
-
-
-def _let_others_leave() -> None:
-    """Reports that this process leaves; process 0 waits until all others have reported it.
-
-    The processes communicate through a service in process 0, and JAX aborts processes that are
-    still running when the service ends.
-    """
-    client = distributed.global_state.client
-    if client is None:
-        return
-    end = time.monotonic() + _LEAVING_SECONDS
-    try:
-        if not is_main():
-            client.key_value_set(f'byol_jax/left/{jax.process_index()}', 'left')
-            return
-        for index in range(1, jax.process_count()):
-            left_ms = max(1, int(1000 * (end - time.monotonic())))
-            client.blocking_key_value_get(f'byol_jax/left/{index}', left_ms)
-    except jax.errors.JaxRuntimeError:
-        # One of them is gone already, or did not report in time.
-        return
+    if _peers is None or not status:
+        sys.exit(status)
+    _peers.agree_to_end()
+    if isinstance(status, str):
+        print(status, file=sys.stderr, flush=True)
+    sys.stdout.flush()
+    _peers.leave()
+    os._exit(status if isinstance(status, int) else 1)

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import jax
-
 from byol_jax.app.build import Run
+from byol_jax.app.devices import describe_devices
 from byol_jax.app.hooks import Hook
 from byol_jax.app.hosts import is_main, say
 from byol_jax.app.report.pictures import draw_views
@@ -24,14 +23,16 @@ _AROUND = 5
 def introduce(run: Run) -> None:
     """Prints the data, length, batch and optimizer exclusions of a run."""
     plan, data = run.plan, run.data
+    devices, warnings = describe_devices()
     tested = '' if data.test is None else f', {len(data.test.train):,} in the test set'
     say(
         f'{plan.examples:,} training examples, {len(data.held_out):,} held out{tested}; '
         f'{plan.total_steps:,} steps of {plan.batch_size} pairs '
-        f'({plan.epoch(plan.total_steps):.1f} epochs) on {plan.device_count} '
-        f'{jax.devices()[0].device_kind} device(s)\n'
+        f'({plan.epoch(plan.total_steps):.1f} epochs) on {devices}\n'
         f'{run.training.excluded}'
     )
+    for line in warnings:
+        say(line)
     too_many = too_many_labels(data.train) if run.config.evaluate.online_probe else ''
     for line in (*data.lines(), too_many, large_batch(run)):
         if line:

@@ -11,12 +11,17 @@ from typing import Any
 
 import jax
 
+from byol_jax import __version__, settings
 from byol_jax.app.bad_files import BadFilesLog
 from byol_jax.app.build import Run, build_run
 from byol_jax.app.checkpoints import Checkpoints
+from byol_jax.app.devices import check_devices
 from byol_jax.app.hooks import Event, Hook, Hooks, own_hooks
 from byol_jax.app.hosts import (
+    agree_to_end,
     check_same_everywhere,
+    check_same_values,
+    check_shared,
     is_main,
     part,
     say,
@@ -63,6 +68,9 @@ def train(
       Interrupted: a signal stopped the run, after it saved a checkpoint.
     """
     config = Settings.of(config)
+    check_devices()
+    versions = {'version of JAX': jax.__version__, 'version of byol_jax': __version__}
+    check_same_values(versions | settings.flatten(config.plain))
     check_batches(config, jax.process_count(), held=config.data.prefetch + 1)
     if config.log.wandb:
         check_wandb()
@@ -118,6 +126,7 @@ def _claimed(run: Run, command: str) -> Iterator[None]:
         claim_workdir(run.workdir, run.config, data, command)
     try:
         wait_for_all('workdir claimed')
+        check_shared(run.workdir / 'config.json')
         yield
     finally:
         release_workdir(run.workdir)
@@ -173,11 +182,13 @@ def _fit(run: Run, state: TrainState, hooks: Hooks, bad_files: BadFilesLog) -> E
                 hooks.checkpoint(event)
                 saved = step
             if event.error:
+                agree_to_end()
                 raise event.error
             if event.reason:
                 say(f'stopped at step {step:,} by a hook: {event.reason}')
                 break
             if stopped:
+                agree_to_end()
                 raise Interrupted(signals[0] if signals else signal.SIGTERM)
     return event
 

@@ -45,9 +45,12 @@ _ONLY_WITH = (
     (_ENCODER, ('evaluate', 'embed')),
     (_OUTPUT, ('evaluate', 'embed', 'compare')),
     (_WORKDIRS, ('compare',)),
+    (_COORDINATOR, ('train',)),
+    (_PROCESS_COUNT, ('train',)),
+    (_PROCESS_INDEX, ('train',)),
 )
 # Flags that --mode=compare rejects.
-_NOT_WITH_COMPARE = (_CONFIG, _WORKDIR, _FROM, _COORDINATOR, _PROCESS_COUNT, _PROCESS_INDEX)
+_NOT_WITH_COMPARE = (_CONFIG, _WORKDIR, _FROM)
 
 
 def run() -> None:
@@ -105,8 +108,10 @@ def main(_: list[str]) -> None:
         return
     if _FROM.value is not None:
         # A conversion needs neither a config nor TensorFlow.
+        from byol_jax.app.devices import check_devices
         from byol_jax.app.export import export_from
 
+        check_devices()
         export_from(_FROM.value, _MODE.value, _WORKDIR.value)
         return
     config = load_config(_CONFIG)
@@ -114,14 +119,19 @@ def main(_: list[str]) -> None:
     # Imported late, so that a wrong flag is reported before the slow imports of training.
     import jax
 
-    from byol_jax.app.hosts import join_hosts, leave, say
+    from byol_jax.app.devices import check_devices
+    from byol_jax.app.hosts import join_hosts, leave, refuse_several, say
     from byol_jax.app.memory import check_batches
     from byol_jax.app.modes import MODES as RUN
     from byol_jax.app.modes import Request
     from byol_jax.app.signals import Interrupted
 
-    join_hosts(_COORDINATOR.value, _PROCESS_COUNT.value, _PROCESS_INDEX.value)
     try:
+        if _MODE.value == 'train':
+            join_hosts(_COORDINATOR.value, _PROCESS_COUNT.value, _PROCESS_INDEX.value)
+        else:
+            refuse_several(_MODE.value)
+        check_devices()
         check_batches(config, jax.process_count())
         request = Request(
             config, workdir, _command(), _optional_path(_ENCODER), _optional_path(_OUTPUT)
@@ -132,3 +142,5 @@ def main(_: list[str]) -> None:
         leave(128 + stop.signal_number)
     except UserError as error:
         leave(f'error: {error}')
+    except KeyboardInterrupt:
+        leave('interrupted')

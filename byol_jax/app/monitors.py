@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 
@@ -16,6 +15,7 @@ from byol_jax.app.build import Run
 from byol_jax.app.hooks import Event, Hook
 from byol_jax.app.hosts import say
 from byol_jax.app.saving import NonFinite
+from byol_jax.cores import usable_cores
 from byol_jax.evaluation.monitors import lidar, measure
 from byol_jax.input.stream import Stream
 from byol_jax.methods.base import Method
@@ -39,7 +39,7 @@ class Monitors(Hook):
         self._lidar = Lidar(
             run.method,
             Stream(run.data.train, run.views, run.config.seed),
-            run.config.data.workers or os.cpu_count() or 1,
+            run.config.data.workers or usable_cores(),
         )
         self._blas = ThreadpoolController()
         self._saved = int(state.step)

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import os
-
 from byol_jax.app.hosts import say
 from byol_jax.app.progress_bars import progress_shown
+from byol_jax.cores import usable_cores
 from byol_jax.settings import Settings
 from byol_jax.sources.data import Data
 
@@ -25,7 +24,7 @@ def fill_cache(data: Data, config: Settings) -> None:
     """
     if data.cache is None:
         return
-    workers = config.data.workers or os.cpu_count() or 1
+    workers = config.data.workers or usable_cores()
     filled, waited = None, False
     with progress_shown() as progress:
         for filled in data.cache.fill(tuple(config.data.pair_keys), workers):

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import NamedTuple, TypeVar
 
 import numpy as np
 
+from byol_jax.cores import usable_cores
 from byol_jax.errors import BadPicture, UserError
 from byol_jax.sources.bad_files import BadFile, bad_file, name_some
 from byol_jax.sources.base import Progress, Source, check_picture, no_progress
@@ -131,7 +131,7 @@ def in_batches(
     Yields:
       (numbers, results) of each batch, in order.
     """
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
+    with ThreadPoolExecutor(usable_cores()) as pool:
         waiting: tuple[Sequence[int], list[Future[Made]]] | None = None
         for start in range(0, len(numbers), batch_size):
             part = numbers[start : start + batch_size]

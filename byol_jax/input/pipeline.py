@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Generator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
 
+from byol_jax.cores import usable_cores
 from byol_jax.errors import UserError
 from byol_jax.input.stream import NoPictureError, Stream
 from byol_jax.sources.bad_files import BadFile, BadFiles
@@ -76,7 +76,7 @@ def view_batches(
     """
     stream = Stream(source, views, seed)
     share = batch_size // process_count
-    workers = workers or os.cpu_count() or 1
+    workers = workers or usable_cores()
     kinds = list(views.values())
 
     if bad_files is None:

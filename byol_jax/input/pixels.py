@@ -12,6 +12,7 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
+from byol_jax.cores import usable_cores
 from byol_jax.input.stream import NoPictureError, Stream
 from byol_jax.sources.bad_files import printable
 
@@ -89,7 +90,7 @@ def look(stream: Stream, most: int = LOOKED_AT, workers: int = 0) -> list[Findin
         name = stream.source.name(loaded.example)
         return Look(name, stream.source.file(loaded.example, key), loaded.pictures, views)
 
-    with ThreadPoolExecutor(workers or os.cpu_count()) as pool:
+    with ThreadPoolExecutor(workers or usable_cores()) as pool:
         looks = [each for each in pool.map(at, positions) if each is not None]
     return findings(looks)
 

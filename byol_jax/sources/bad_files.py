@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import functools
 import itertools
-import os
 from collections.abc import Collection, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
 import numpy as np
 
+from byol_jax.cores import usable_cores
 from byol_jax.errors import BadPicture, UserError
 from byol_jax.sources.base import Source
 
@@ -166,5 +166,5 @@ def still_bad(source: Source, keys: Sequence[str], files: Collection[str]) -> li
             return bad_file(error)
         return None
 
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
+    with ThreadPoolExecutor(usable_cores()) as pool:
         return [bad for bad in pool.map(read, places.values()) if bad is not None]

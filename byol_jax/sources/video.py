@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import os
 import re
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -12,6 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from byol_jax.cores import usable_cores
 from byol_jax.errors import UserError
 from byol_jax.sources.base import Progress, Source, no_progress
 from byol_jax.sources.decode import EXTENSIONS, read_file
@@ -79,7 +79,7 @@ class Video(Source):
         # The beginning of every path, as pathlib writes it.
         self._prefix = str(self.root / '_')[:-1]
         self._gap = max_frame_gap
-        workers = workers or os.cpu_count() or 1
+        workers = workers or usable_cores()
         # Twice as many, so that a file stays open from the first frame of a pair to the second.
         self._readers = Readers(2 * workers)
         both = (*EXTENSIONS, *VIDEO_EXTENSIONS)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
@@ -24,6 +23,7 @@ from byol_jax.app.report.pictures import (
     map_picture,
     neighbours_picture,
 )
+from byol_jax.cores import usable_cores
 from byol_jax.errors import BadPicture
 from byol_jax.evaluation.monitors import rank_of, singular_values
 from byol_jax.evaluation.plane import UMAP_FEWEST, UMAP_MISSING, pca, umap, umap_installed
@@ -179,7 +179,7 @@ def _maps(
     gallery, features = evaluation.gallery, evaluation.features
     positions = sampled(len(gallery))
     shown = np.linspace(0, len(positions) - 1, min(len(positions), _ON_MAP)).astype(int)
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
+    with ThreadPoolExecutor(usable_cores()) as pool:
         thumbnails = list(pool.map(lambda i: _thumbnail(gallery, int(i), key), positions[shown]))
     labels = gallery.labels_of(positions[shown]) if gallery.label_names else None
     colours = None if labels is None else legend(labels, gallery.label_names)

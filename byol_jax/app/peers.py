@@ -1,0 +1,414 @@
+"""The other processes of a run: when all are there, which of them is gone, and how to end.
+
+JAX aborts a process with a C++ stack trace when another process does not come or is gone, so the
+processes also talk to each other here. Process 0 listens at the coordinator's address; every other
+process keeps one connection to it, on which lines go both ways. JAX's own connections pass through
+the same port: JAX connects to a local port, where its bytes are relayed, and so does not notice
+that process 0 is gone before it is said here in one line.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+import sys
+import threading
+import time
+from collections.abc import Callable, Coroutine
+from contextlib import suppress
+from typing import Any
+
+from byol_jax.app import relay
+from byol_jax.errors import UserError
+
+# JAX itself waits this long for the others.
+JOIN_SECONDS = 300.0
+# After so long without all of them, process 0 says whom it waits for.
+WAITING_SECONDS = 15.0
+# Every process sends a line this often, and is gone when it has sent none for so long. JAX ends the
+# others after 100 seconds.
+TICK_SECONDS = 5.0
+SILENT_SECONDS = 60.0
+# An error that several processes share reaches them at about the same time. Those that are still
+# there so long after one has left did not meet it.
+GRACE_SECONDS = 10.0
+# For what others answer at once.
+_SOON_SECONDS = 5.0
+# In which what is sent is read.
+_READ_SECONDS = 0.5
+
+_HELLO = 'byol_jax-peer'
+_WAYS = (
+    'Every process needs the same --coordinator=HOST:PORT, which all can reach, the same '
+    '--process_count=N, and its own --process_index=I (0 to N - 1).'
+)
+_GONE = 'is gone: killed, out of memory, or its host or network failed.'
+_LEFT = 'ended with an error or a signal of its own, which it tells.'
+
+
+class Peers:
+    """This process's connections to the others of its run.
+
+    They are served by a thread of their own, also while the main thread compiles or waits in a
+    collective. When another process is gone, the thread says so and ends this process.
+
+    Attributes:
+      index: of this process, from 0.
+      count: number of processes.
+      watching: whether a process that is gone ends the others: from `join` to `part` or `leave`.
+    """
+
+    def __init__(
+        self,
+        coordinator: str,
+        count: int,
+        index: int,
+        end: Callable[[str], None] | None = None,
+    ):
+        """Connects nothing yet.
+
+        Args:
+          coordinator: 'host:port' of process 0.
+          count: number of processes.
+          index: of this process, from 0.
+          end: called in place of ending this process, with the line that tells why.
+
+        Raises:
+          UserError: one of them cannot be right.
+        """
+        host, _, port = coordinator.rpartition(':')
+        if not host or not port.isdecimal() or not 0 < int(port) < 65536:
+            raise UserError(f'--coordinator={coordinator} is not HOST:PORT, such as node1:12345.')
+        if not 0 <= index < count:
+            raise UserError(
+                f'--process_index={index} does not go with --process_count={count}: '
+                'processes are numbered from 0.'
+            )
+        self.index, self.count = index, count
+        self._host, self._port = host.strip('[]'), int(port)
+        self._end_process = end or self._exit
+        # While TensorFlow is imported, what is written to the second file is held back.
+        self._stderr = os.dup(2)
+        self._lines: dict[int, asyncio.StreamWriter] = {}
+        self._hosts: dict[int, str] = {index: socket.gethostname() or 'unnamed'}
+        self._heard: dict[int, float] = {}
+        self._left: set[int] = set()
+        self._acknowledged: set[int] = set()
+        self.watching = False
+        self._news = ''
+        self._ending = False
+        self._lock = threading.Lock()
+        self._tasks: set[asyncio.Task[Any]] = set()
+        self._relay = relay.Relay()
+        self._server: asyncio.Server | None = None
+        self._service = relay.free_port() if index == 0 else 0
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, name='peers', daemon=True)
+        self._thread.start()
+        self._all_here: asyncio.Future[None] = self._loop.create_future()
+
+    def join(self) -> str:
+        """Returns when all processes are there.
+
+        Returns:
+          'host:port' at which JAX finds its coordination service, which process 0 must start there.
+
+        Raises:
+          UserError: they do not come, or their flags do not fit; in every process.
+        """
+        self._call(self._listen() if self.index == 0 else self._connect())
+        if self.index:
+            self._service = self._call(self._relay.open(self._host, self._port))
+        self._call(self._watch())
+        return f'127.0.0.1:{self._service}'
+
+    def agree_to_end(self) -> None:
+        """Says that all processes end here, each in its own time."""
+        with self._lock:
+            self._ending = True
+
+    def explain(self, seconds: float) -> str:
+        """Why a collective failed in this process.
+
+        Args:
+          seconds: to wait for word of another process. If one is gone, this process ends meanwhile.
+
+        Returns:
+          A line about another process that has left, or '' if none has.
+        """
+        end = time.monotonic() + seconds
+        while not self._news and time.monotonic() < end:
+            time.sleep(0.05)
+        return self._news
+
+    def leave(self) -> None:
+        """Tells the others that this process ends for a reason that it has given itself."""
+        self.agree_to_end()
+        if self.watching:
+            self.watching = False
+            self._soon(self._say_and_wait('left'))
+
+    def part(self) -> None:
+        """Ends the watch over each other, in all processes; process 0 waits for the others."""
+        self.agree_to_end()
+        self.watching = False
+        self._soon(self._say_and_wait('parted') if self.index else self._wait_for_others())
+        self.close()
+
+    def close(self) -> None:
+        """Closes all connections and ends their thread; what the others make of it is theirs."""
+        if self._thread.is_alive():
+            self._call(self._close())
+            self._loop.call_soon_threadsafe(self._loop.stop)
+            self._thread.join()
+            self._loop.close()
+            os.close(self._stderr)
+
+    # What follows runs in the thread of the connections.
+
+    def _call(self, coroutine: Coroutine[Any, Any, Any]) -> Any:
+        return asyncio.run_coroutine_threadsafe(coroutine, self._loop).result()
+
+    def _soon(self, coroutine: Coroutine[Any, Any, None]) -> None:
+        """Waits a bounded time for what may not come any more."""
+        try:
+            self._call(asyncio.wait_for(coroutine, _SOON_SECONDS))
+        except (TimeoutError, OSError):
+            return
+
+    def _spawn(self, coroutine: Coroutine[Any, Any, None]) -> None:
+        task = self._loop.create_task(coroutine)
+        # The loop itself keeps only weak references.
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _listen(self) -> None:
+        """Process 0: waits until all others are there."""
+        try:
+            self._server = await asyncio.start_server(
+                lambda *both: self._spawn(self._accept(*both)), sock=relay.listener(self._port)
+            )
+        except OSError as error:
+            raise UserError(
+                f'Process 0 cannot listen at port {self._port}: {error.strerror}. Take another '
+                'port, the same in all processes.'
+            ) from error
+        if self.count == 1:
+            return
+        said = self._loop.call_later(WAITING_SECONDS, self._say_waiting)
+        try:
+            await asyncio.wait_for(asyncio.shield(self._all_here), JOIN_SECONDS)
+        except TimeoutError:
+            where = f'process 0 ({self._hosts[0]}, port {self._port})'
+            line = (
+                f'{_named(self._missing())} of {self.count} did not come to {where} in '
+                f'{JOIN_SECONDS:.0f} s. {_WAYS}'
+            )
+            await self._say(f'no {line}')
+            raise UserError(line) from None
+        finally:
+            said.cancel()
+        await self._say(f'go {" ".join(self._hosts[i] for i in range(self.count))}')
+
+    async def _watch(self) -> None:
+        """From here on a process that is gone ends the others."""
+        self.watching = True
+        self._spawn(self._tick())
+        for index in self._missing() if self.index == 0 else []:
+            await self._gone(index)
+
+    def _missing(self) -> list[int]:
+        return [i for i in range(1, self.count) if i not in self._lines]
+
+    def _say_waiting(self) -> None:
+        print(
+            f'waiting at {self._hosts[0]}, port {self._port}, for {_named(self._missing())} of '
+            f'{self.count} ...',
+            file=sys.stderr,
+            flush=True,
+        )
+
+    async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        """Process 0: a connection of another process, of its JAX, or of a stranger."""
+        try:
+            first = await asyncio.wait_for(reader.readline(), _SOON_SECONDS)
+            words = first.decode('ascii').split()
+            if words == [relay.HELLO]:
+                await self._relay.to_service(reader, writer, self._service, JOIN_SECONDS)
+            elif len(words) == 4 and words[0] == _HELLO:
+                await self._welcome(int(words[1]), int(words[2]), words[3], reader, writer)
+        except (OSError, TimeoutError, ValueError):
+            # Not a process of this run, such as a scan of all ports; or one that is gone already.
+            pass
+        finally:
+            writer.close()
+
+    async def _welcome(
+        self,
+        index: int,
+        count: int,
+        host: str,
+        reader: asyncio.StreamReader,
+        writer: asyncio.StreamWriter,
+    ) -> None:
+        wrong = ''
+        if count != self.count:
+            wrong = (
+                f'Process {index} ({host}) says --process_count={count}, process 0 '
+                f'({self._hosts[0]}) says {self.count}.'
+            )
+        elif not 0 < index < count or index in self._lines:
+            other = self._hosts.get(index, '')
+            wrong = f'Two processes say --process_index={index}: {other} and {host}.'
+        if wrong:
+            writer.write(f'no {wrong} {_WAYS}\n'.encode())
+            if not self._all_here.done():
+                await self._say(f'no {wrong} {_WAYS}')
+                self._all_here.set_exception(UserError(f'{wrong} {_WAYS}'))
+            return
+        self._lines[index], self._hosts[index] = writer, host
+        if not self._missing() and not self._all_here.done():
+            self._all_here.set_result(None)
+        await self._listen_to(index, reader)
+
+    async def _connect(self) -> None:
+        """Another process than 0: waits for process 0, and for its word that all are there."""
+        address = f'{self._host}:{self._port}'
+        end = self._loop.time() + JOIN_SECONDS
+        while True:
+            try:
+                reader, writer = await asyncio.wait_for(
+                    asyncio.open_connection(self._host, self._port), _SOON_SECONDS
+                )
+                break
+            except (OSError, TimeoutError) as error:
+                if self._loop.time() > end:
+                    why = getattr(error, 'strerror', None) or 'no answer'
+                    raise UserError(
+                        f'Process {self.index} of {self.count} ({self._hosts[self.index]}) could '
+                        f'not reach process 0 at {address} in {JOIN_SECONDS:.0f} s: {why}. {_WAYS}'
+                    ) from None
+                await asyncio.sleep(0.2)
+        self._lines[0], self._hosts[0] = writer, self._host
+        await self._say(f'{_HELLO} {self.index} {self.count} {self._hosts[self.index]}')
+        try:
+            # Process 0 gives up first and says who is missing.
+            answer = await asyncio.wait_for(reader.readline(), JOIN_SECONDS + 2 * _SOON_SECONDS)
+        except (OSError, TimeoutError):
+            answer = b''
+        word, _, rest = answer.decode(errors='replace').strip().partition(' ')
+        if word != 'go':
+            gone = f'Process 0 at {address} is gone, or gave no answer, before all were there.'
+            raise UserError(rest or f'{gone} {_WAYS}')
+        self._hosts = dict(enumerate(rest.split()))
+        self._spawn(self._listen_to(0, reader))
+
+    async def _listen_to(self, index: int, reader: asyncio.StreamReader) -> None:
+        """Follows what another process says, until it is gone."""
+        self._heard[index] = self._loop.time()
+        try:
+            while line := await reader.readline():
+                self._heard[index] = self._loop.time()
+                word, _, rest = line.decode('ascii').strip().partition(' ')
+                await self._hear(index, word, rest)
+        except (OSError, ValueError):
+            # A connection that breaks off has ended.
+            pass
+        self._heard.pop(index, None)
+        if writer := self._lines.pop(index, None):
+            writer.close()
+        if self.watching and index not in self._left:
+            await self._gone(index)
+
+    async def _hear(self, index: int, word: str, rest: str) -> None:
+        if word in ('left', 'parted'):
+            # Process 0 passes on what the others say: `left 3`.
+            who = int(rest) if rest else index
+            if who == index:
+                await self._say('seen', to=index)
+            self._left.add(who)
+            if word == 'left':
+                if self.index == 0:
+                    await self._say(f'left {who}', but=who)
+                self._loop.call_later(GRACE_SECONDS, self._end, self._line_about(who, _LEFT))
+                self._news = self._line_about(who, _LEFT)
+        elif word == 'gone':
+            self._left.add(index)
+            self._end(self._line_about(int(rest), _GONE))
+        elif word == 'seen':
+            self._acknowledged.add(index)
+
+    async def _gone(self, index: int) -> None:
+        if self.index == 0:
+            await self._say(f'gone {index}')
+            # What an exit leaves unread may take with it what it has just sent.
+            await asyncio.sleep(_READ_SECONDS)
+        self._end(self._line_about(index, _GONE))
+
+    def _line_about(self, index: int, what: str) -> str:
+        return (
+            f'error: process {index} of {self.count} ({self._hosts[index]}) {what} Process '
+            f'{self.index} ends too. The same commands go on from the last checkpoint.'
+        )
+
+    def _end(self, line: str) -> None:
+        with self._lock:
+            if self._ending:
+                return
+            self._ending = True
+        self._end_process(line)
+
+    def _exit(self, line: str) -> None:
+        """Ends this process whatever its other threads do; Python's own exit waits for them."""
+        with suppress(OSError):
+            os.write(self._stderr, f'{line}\n'.encode(errors='backslashreplace'))
+        os._exit(1)
+
+    async def _tick(self) -> None:
+        """Lets the others know that this process is alive, and finds those that are not."""
+        # Nobody has said anything since they came.
+        self._heard = dict.fromkeys(self._heard, self._loop.time())
+        while True:
+            before = self._loop.time()
+            await asyncio.sleep(TICK_SECONDS)
+            await self._say('.')
+            if self._loop.time() - before > 2 * TICK_SECONDS:
+                # This process itself was stopped: what the others said meanwhile is still unread.
+                self._heard = dict.fromkeys(self._heard, self._loop.time())
+            for index, when in self._heard.copy().items():
+                if self._loop.time() - when > SILENT_SECONDS and index not in self._left:
+                    await self._gone(index)
+
+    async def _say(self, line: str, to: int | None = None, but: int | None = None) -> None:
+        """Says a line to all connected processes, or to one, or to all but one."""
+        for index, writer in self._lines.copy().items():
+            if index != but and to in (None, index):
+                writer.write(f'{line}\n'.encode())
+
+    async def _close(self) -> None:
+        if self._server is not None:
+            self._server.close()
+        self._relay.close()
+        for writer in self._lines.values():
+            writer.close()
+        tasks = asyncio.all_tasks() - {asyncio.current_task()}
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def _say_and_wait(self, word: str) -> None:
+        """Says a word to all and waits until they have seen it: an exit may lose what is unread."""
+        self._acknowledged.clear()
+        await self._say(word)
+        while set(self._lines) - self._acknowledged - self._left:
+            await asyncio.sleep(0.02)
+
+    async def _wait_for_others(self) -> None:
+        while set(self._lines) - self._left:
+            await asyncio.sleep(0.02)
+
+
+def _named(indices: list[int]) -> str:
+    """'process 3', or 'processes 1, 2, 5'."""
+    return f'process{"es" if len(indices) > 1 else ""} {", ".join(map(str, indices))}'
