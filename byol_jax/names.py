@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import importlib
 import inspect
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import sys
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from byol_jax.errors import UserError, did_you_mean
+from byol_jax.errors import UserError, did_you_mean, shown
 
 
 class Named(NamedTuple):
@@ -88,7 +89,7 @@ class Registry:
                 entry = self.entries[name]
                 return self._import(entry) if isinstance(entry, str) else entry
             raise UserError(
-                f"{self.key}='{name}' is not a known {self.kind}."
+                f"{self.key}='{shown(name)}' is not a known {self.kind}."
                 f'{_with_colon(name) or did_you_mean(name, self.entries)}'
                 f' Known: {", ".join(self.entries) or "none"}; or give your own as '
                 "'package.module:attribute'."
@@ -156,15 +157,7 @@ class Registry:
                 )
 
     def _import(self, name: str) -> Any:
-        module_name, _, attribute = name.partition(':')
-        if not module_name or not attribute.isidentifier():
-            raise UserError(f"{self.key}='{name}' must be of the form 'package.module:attribute'.")
-        if '/' in module_name or module_name.endswith('.py'):
-            dotted = module_name.removesuffix('.py').strip('./').replace('/', '.')
-            raise UserError(
-                f"{self.key}='{name}' is a path; a module is named with dots, from the current "
-                f"folder or one on PYTHONPATH. Did you mean '{dotted}:{attribute}'?"
-            )
+        module_name, attribute = _split(name, self.key)
         try:
             module = importlib.import_module(module_name)
         except ModuleNotFoundError as error:
@@ -172,15 +165,68 @@ class Registry:
                 f"{self.key}='{name}': module '{error.name}' cannot be imported. Install it, or "
                 'put its folder on PYTHONPATH.'
             ) from error
-        except TypeError as error:
-            # A relative name, such as '.net'.
-            raise UserError(f"{self.key}='{name}': {error}.") from error
         if not hasattr(module, attribute):
             raise UserError(
                 f"{self.key}='{name}': module '{module_name}' has no '{attribute}'."
                 f'{did_you_mean(attribute, dir(module))}'
             )
         return getattr(module, attribute)
+
+
+def check_word(name: Any, allow: Collection[str], where: str) -> None:
+    """Checks a name that a file gives: no word of a file makes this program import anything.
+
+    Short names pass, and so does what a module holds that is imported already.
+
+    Args:
+      name: as the file has it.
+      allow: modules and packages that the user trusts, whose names pass too.
+      where: the file and its key, for the message.
+
+    Raises:
+      UserError: the name is of no such module; says how to allow it.
+    """
+    if not isinstance(name, str):
+        raise UserError(f'{where}={shown(name)} must be a name.')
+    if ':' not in name:
+        return
+    module_name, attribute = _split(name, where)
+    trusted = (allow,) if isinstance(allow, str) else allow
+    if any(f'{module_name}.'.startswith(f'{each}.') for each in trusted):
+        return
+    module = sys.modules.get(module_name)
+    if module is None:
+        raise UserError(
+            f"{where}='{shown(name)}' is of a module that is not imported, and no word of a file "
+            f'makes this program import one. If you trust it, import {shown(module_name)} first, '
+            f"or allow it: load_encoder(folder, allow=('{shown(module_name)}',)). The command line "
+            f'allows the modules that its config names: --config.encoder.name={shown(name)}.'
+        )
+    # Not getattr: a module may import others when it is asked for what it does not hold yet.
+    if attribute not in vars(module):
+        raise UserError(f"{where}='{shown(name)}': module '{module_name}' holds no '{attribute}'.")
+
+
+def _split(name: str, key: str) -> tuple[str, str]:
+    """The module and the attribute of 'package.module:attribute'.
+
+    Raises:
+      UserError: the name is not of this form; says what is meant where that is clear.
+    """
+    module, _, attribute = name.partition(':')
+    if _is_dotted(module) and attribute.isidentifier() and not module.endswith('.py'):
+        return module, attribute
+    dotted = module.removesuffix('.py').strip('./').replace('/', '.')
+    if _is_dotted(dotted) and attribute.isidentifier():
+        raise UserError(
+            f"{key}='{shown(name)}' must name a module with dots, from the current folder or one "
+            f"on PYTHONPATH: 'package.module:attribute'. Did you mean '{dotted}:{attribute}'?"
+        )
+    raise UserError(f"{key}='{shown(name)}' must be of the form 'package.module:attribute'.")
+
+
+def _is_dotted(name: str) -> bool:
+    return all(part.isidentifier() for part in name.split('.'))
 
 
 def _with_colon(name: str) -> str:

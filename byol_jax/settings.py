@@ -316,6 +316,15 @@ class Settings:
             return config
         return _section(cls, modern(plain(config)), '')
 
+    @property
+    def modules(self) -> tuple[str, ...]:
+        """Modules that the config's names are of: what its user lets files name too."""
+        operations = (name for view in self.views.named.values() for name, _ in view.operations)
+        listed = (name for name, _ in (*self.evaluate.protocols, *self.hooks))
+        own = (self.encoder.name, self.method.name, self.optimizer.name, self.data.source)
+        names = [name for name in (*own, *operations, *listed) if ':' in name]
+        return tuple(sorted({name.partition(':')[0] for name in names}))
+
     @functools.cached_property
     def plain(self) -> dict[str, Any]:
         return _jsonable(self)

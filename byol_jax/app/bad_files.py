@@ -10,10 +10,10 @@ from typing import Any
 from byol_jax.app.build import Run
 from byol_jax.app.hooks import Event, Hook
 from byol_jax.app.hosts import gather_texts, is_main, say
-from byol_jax.errors import UserError
+from byol_jax.errors import UserError, printable
 from byol_jax.files import write_whole
 from byol_jax.settings import Settings
-from byol_jax.sources.bad_files import SHOWN, BadFile, BadFiles, printable, still_bad
+from byol_jax.sources.bad_files import SHOWN, BadFile, BadFiles, still_bad
 from byol_jax.sources.data import Data
 from byol_jax.training.state import TrainState
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Collection
+from contextlib import closing
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,10 +23,12 @@ from byol_jax.interop.encoder import Encoder, make_encoder
 from byol_jax.interop.export import load_encoder
 from byol_jax.interop.imports import LOADERS, load_from
 from byol_jax.methods.base import Method, build_method
+from byol_jax.models.bounds import declared_network
 from byol_jax.models.heads import MLP
 from byol_jax.models.network import path_name
 from byol_jax.models.registry import build_encoder
 from byol_jax.models.tap import tap
+from byol_jax.names import check_word
 from byol_jax.settings import Settings
 from byol_jax.sources.base import Source
 from byol_jax.sources.data import Data
@@ -204,7 +207,9 @@ def build_training(config: Settings, plan: Plan, method: Method) -> Training:
     params, stats = method.init(jax.random.key(config.seed), config.views.image_size)
     origin = ''
     if config.encoder.init_from:
-        params, stats, origin = start_from(config.encoder.init_from, method, params, stats)
+        params, stats, origin = start_from(
+            config.encoder.init_from, method, params, stats, config.modules
+        )
     mask = decay_mask(params, method.untrained())
     check_rate(config, plan, params, mask)
     schedule = learning_rate_schedule(plan.learning_rate, plan.warmup_steps, plan.total_steps)
@@ -261,13 +266,14 @@ def online_encoder(config: Settings, method: Method, state: TrainState) -> Encod
     )
 
 
-def find_encoder(source: str) -> Encoder:
+def find_encoder(source: str, allow: Collection[str] = ()) -> Encoder:
     """Loads the encoder that `encoder.init_from` names.
 
     Args:
       source: one of: the folder of an exported encoder; a workdir, of which `encoder/` is loaded
         or, if the run has not finished, the newest good checkpoint; PREFIX:FILE with a prefix of
         `interop.imports.LOADERS`.
+      allow: as in `load_encoder`.
 
     Raises:
       UserError: it does not exist, is none of these, or is damaged.
@@ -277,11 +283,11 @@ def find_encoder(source: str) -> Encoder:
         return load_from(source)
     path = Path(source).expanduser()
     if (path / 'encoder.json').is_file():
-        return load_encoder(path)
+        return load_encoder(path, allow)
     if (path / 'encoder' / 'encoder.json').is_file():
-        return load_encoder(path / 'encoder')
+        return load_encoder(path / 'encoder', allow)
     if (path / 'checkpoints').is_dir() and (path / 'config.json').is_file():
-        return encoder_of_run(path)
+        return encoder_of_run(path, allow)
     if path.is_file():
         ways = ', '.join(f'{name}:{source}' for name in LOADERS)
         raise UserError(f'encoder.init_from={source} is a file: give its kind too, {ways}.')
@@ -294,32 +300,56 @@ def find_encoder(source: str) -> Encoder:
     raise UserError(f'encoder.init_from={source} does not exist.{did_you_mean(path.name, beside)}')
 
 
-def encoder_of_run(workdir: Path) -> Encoder:
+def encoder_of_run(workdir: Path, allow: Collection[str] = ()) -> Encoder:
     """The online encoder of the newest good checkpoint of a workdir, which is not changed.
+
+    Args:
+      workdir: of the run.
+      allow: as in `load_encoder`, of the classes that its config.json names.
 
     Raises:
       UserError: there is no checkpoint, or none that is undamaged.
     """
     if not (workdir / 'checkpoints').is_dir() or not (workdir / 'config.json').is_file():
         raise UserError(f'{workdir} holds no checkpoints of a run.')
-    config = config_of_run(workdir)
-    method = method_of(config)
-
-    def state() -> TrainState:
-        params, stats = method.init(jax.random.key(0), config.views.image_size)
-        mask = decay_mask(params, method.untrained())
-        optimizer = optimizer_of(config, mask, lambda step: 0.0)
-        return init_state(method, optimizer, params, stats)
-
+    config, path = config_of_run(workdir), workdir / 'config.json'
+    for key, name in (
+        ('encoder.name', config.encoder.name),
+        ('method.name', config.method.name),
+        ('optimizer.name', config.optimizer.name),
+    ):
+        check_word(name, allow, f'{path}: {key}')
     checkpoints = Checkpoints(workdir, config.checkpoint.keep, read_only=True)
-    restored = checkpoints.restore(jax.eval_shape(state))
-    checkpoints.close()
+    with closing(checkpoints):
+        shapes = checkpoints.encoder_shapes()
+        if shapes:
+            # For its errors: what fits its weights can be traced as a whole.
+            declared_network(
+                config.encoder.name,
+                config.encoder.kwargs,
+                config.views.image_size,
+                shapes.get,
+                len(shapes),
+                f'{workdir / "checkpoints"} does not fit {path}',
+            )
+        method = method_of(config)
+        restored = checkpoints.restore(jax.eval_shape(lambda: _state_of(config, method)))
     if restored is None:
         raise UserError(f'{workdir / "checkpoints"} is empty: the run has saved nothing yet.')
     return online_encoder(config, method, restored[1])
 
 
-def start_from(source: str, method: Method, params: Tree, stats: Tree) -> tuple[Tree, Tree, str]:
+def _state_of(config: Settings, method: Method) -> TrainState:
+    """An initial state of a run, for its structure."""
+    params, stats = method.init(jax.random.key(0), config.views.image_size)
+    mask = decay_mask(params, method.untrained())
+    optimizer = optimizer_of(config, mask, lambda step: 0.0)
+    return init_state(method, optimizer, params, stats)
+
+
+def start_from(
+    source: str, method: Method, params: Tree, stats: Tree, allow: Collection[str] = ()
+) -> tuple[Tree, Tree, str]:
     """Puts pretrained weights into an encoder.
 
     Parameters behind the tap of either network may differ. For example, a classification head of
@@ -330,6 +360,7 @@ def start_from(source: str, method: Method, params: Tree, stats: Tree) -> tuple[
       method: the networks.
       params: initial parameters, from `method.init`.
       stats: initial statistics, from `method.init`.
+      allow: as in `load_encoder`.
 
     Returns:
       `params` and `stats` with those of the encoder replaced, and a line on their source.
@@ -338,7 +369,7 @@ def start_from(source: str, method: Method, params: Tree, stats: Tree) -> tuple[
       UserError: the weights cannot be loaded or belong to another network; names the first array
         that is missing, unknown or of another shape.
     """
-    encoder = find_encoder(source)
+    encoder = find_encoder(source, allow)
     given = _by_path(encoder.variables)
     variables = {'params': params['encoder'], **stats['encoder']}
     behind_there = encoder.behind()

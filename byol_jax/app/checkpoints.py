@@ -27,7 +27,7 @@ Tree = Any
 _PROBE = 'online_probe'
 
 # Orbax raises one of these for a damaged or missing file, depending on the file.
-_UNREADABLE = (ValueError, KeyError, TypeError)
+_UNREADABLE = (ValueError, KeyError, TypeError, AttributeError, RecursionError, MemoryError)
 
 
 class Checkpoints:
@@ -70,6 +70,30 @@ class Checkpoints:
     def newest(self) -> int:
         """The newest step that has a checkpoint; 0 if there is none."""
         return max(self.steps(), default=0)
+
+    def encoder_shapes(self) -> dict[str, tuple[int, ...]]:
+        """Shapes of the newest checkpoint's online encoder, by names such as 'params/conv1/kernel'.
+
+        From its digests alone; empty if these cannot be read.
+        """
+        if not self.steps():
+            return {}
+        try:
+            saved = self._restore(self.newest(), digests=ocp.args.JsonRestore())['digests']
+            shapes = {name: tuple(map(int, leaf['shape'])) for name, leaf in saved.items()}
+        except (OSError, *_UNREADABLE):
+            return {}
+        params, stats = 'online_params/encoder/', 'online_stats/encoder/'
+        found = {
+            f'params/{name.removeprefix(params)}': shape
+            for name, shape in shapes.items()
+            if name.startswith(params)
+        }
+        return found | {
+            name.removeprefix(stats): shape
+            for name, shape in shapes.items()
+            if name.startswith(stats)
+        }
 
     def save(self, step: int, state: TrainState) -> None:
         """Writes a checkpoint and returns once it is on disk.

@@ -58,7 +58,7 @@ def evaluate_encoder(
     protocols = build_protocols(config.evaluate)
     folder = encoder_folder or workdir / 'encoder'
     path = _place(workdir, encoder_folder, output)
-    encoder = load_encoder(folder)
+    encoder = load_encoder(folder, config.modules)
     if output is None and encoder_folder is not None:
         _check_not_of_another(path, encoder, str(folder))
     config = as_trained(config, encoder)

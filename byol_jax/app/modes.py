@@ -89,7 +89,7 @@ def embed(request: Request) -> None:
     """Writes the features, names and labels of all readable pictures of the config's data."""
     path = request.output or request.workdir / 'embeddings.npz'
     check_embeddings_path(path)
-    encoder = load_encoder(request.encoder_folder)
+    encoder = load_encoder(request.encoder_folder, request.config.modules)
     config = as_trained(request.config, encoder)
     first = config_views(config.views, config.data.pair_keys)['view1']
     everything = dataclasses.replace(config.data, held_out_fraction=0.0)
@@ -123,7 +123,7 @@ def export(request: Request) -> None:
     """Writes the encoder of the newest good checkpoint to workdir/encoder."""
     config, workdir = request.config, request.workdir
     check_workdir(workdir, config)
-    encoder = encoder_of_run(workdir)
+    encoder = encoder_of_run(workdir, config.modules)
     save_encoder(encoder, workdir / 'encoder')
     print(f'encoder of step {encoder.description["step"]}: {workdir / "encoder"}')
     print(f'weights sha256 {encoder.weights_sha256}')

@@ -98,7 +98,7 @@ def pretrain(
     train(config, place, _call(given), source)
     results = place / 'results.json'
     return Pretrained(
-        load_encoder(place / 'encoder'),
+        load_encoder(place / 'encoder', config.modules),
         place,
         read_metrics(place),
         json.loads(results.read_text()) if results.exists() else {},

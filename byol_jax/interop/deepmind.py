@@ -12,19 +12,22 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from byol_jax.errors import UserError
 from byol_jax.interop.encoder import Encoder, make_encoder
 from byol_jax.interop.unpickle import Array, Record, read_pickle
-from byol_jax.models.registry import ENCODERS, build_encoder
+from byol_jax.models.bounds import declared_network
+from byol_jax.models.registry import ENCODERS
 
 # byol/utils/dataset.py: normalize_images, and the size of the crops in pixels.
 _MEAN, _STD, _IMAGE_SIZE = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225), 224
 # byol/utils/networks.py, ResNetTorso: number of groups, and at width 1 the channels of the stem and
 # of each group's inner convolutions.
 _GROUPS, _STEM, _CHANNELS = 4, 64, (64, 128, 256, 512)
+
+# So many arrays may be missing while the network is still built to name the first of them.
+_SPARE = 100
 
 # Keys of the encoder's parameters and state: in a checkpoint of pretraining (the online network,
 # which is the one to keep: paper, Section 3.1), and of linear evaluation.
@@ -103,7 +106,9 @@ def _describe(found: Any) -> str:
 
 
 def _integer(value: Any) -> int:
-    value = value.value if isinstance(value, Array) else np.asarray(value)
+    value = value.value if isinstance(value, Array) else value
+    # Nothing but a number may become an array: a list of lists may have 2^60 elements.
+    value = np.asarray(value if isinstance(value, int | np.ndarray) else 0.0)
     if value.size != 1 or value.dtype.kind not in 'iu':
         raise UserError("its 'step' is no integer.")
     return int(value.reshape(()))
@@ -208,9 +213,19 @@ def _variables(
     Raises:
       UserError: one is missing, has another shape or dtype, or the file has others too.
     """
-    module = build_encoder(name, kwargs)
-    images = jax.ShapeDtypeStruct((1, _IMAGE_SIZE, _IMAGE_SIZE, 3), jnp.float32)
-    expected = jax.eval_shape(module.init, jax.random.key(0), images)
+
+    def shape_of(path: str) -> tuple[int, ...] | None:
+        collection, *layers, kind = path.split('/')
+        found = (params if collection == 'params' else state).get(
+            f'{_haiku_module(layers)}/{_HAIKU_LEAVES[kind]}'
+        )
+        # Batch normalisation keeps [1, 1, 1, C].
+        return None if found is None else found.shape if kind == 'kernel' else found.shape[-1:]
+
+    where = f'its arrays are not those of a {_title(name, kwargs)}'
+    _, expected = declared_network(
+        name, kwargs, _IMAGE_SIZE, shape_of, len(params) + len(state), where, spare=_SPARE
+    )
     used = set()
 
     def find(path: Any, leaf: Any) -> np.ndarray:

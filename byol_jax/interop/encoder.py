@@ -253,5 +253,6 @@ def weights_sha256(variables: Any) -> str:
     for name in sorted(leaves):
         leaf = np.asarray(leaves[name], order='C')
         digest.update(json.dumps([name, str(leaf.dtype), list(leaf.shape)]).encode())
-        digest.update(leaf.tobytes())
+        # Without a copy: it may be mapped from a file larger than memory.
+        digest.update(leaf.reshape(-1).view(np.uint8).data)
     return digest.hexdigest()

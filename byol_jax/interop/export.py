@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,26 +11,17 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-import safetensors
 import safetensors.numpy
 
-from byol_jax.errors import UserError
-from byol_jax.files import write_whole
+from byol_jax.errors import UserError, shown
+from byol_jax.files import read_json, write_whole
 from byol_jax.interop.encoder import FORMAT, Encoder, check_description, weights_sha256
+from byol_jax.interop.weights_file import in_memory, map_safetensors
+from byol_jax.models.bounds import CannotBuild, declared_network, misfit
 from byol_jax.models.network import path_name
 from byol_jax.models.nnx_network import NnxNetwork
-from byol_jax.models.registry import build_encoder
 from byol_jax.models.tap import TappedEncoder
-
-# Dtypes by their names in safetensors files.
-_DTYPES: dict[str, Any] = {
-    'BOOL': np.bool_,
-    'BF16': jnp.bfloat16,
-    **{f'F{bits}': f'float{bits}' for bits in (16, 32, 64)},
-    **{f'I{bits}': f'int{bits}' for bits in (8, 16, 32, 64)},
-    **{f'U{bits}': f'uint{bits}' for bits in (8, 16, 32, 64)},
-    'C64': np.complex64,
-}
+from byol_jax.names import check_word
 
 # The keys that encoder.json must have, and the types of their values.
 _KINDS: dict[str, type] = {
@@ -73,18 +64,21 @@ def save_encoder(encoder: Encoder, folder: str | Path) -> None:
     write_whole(folder / _DESCRIPTION, lambda partial: partial.write_text(description))
 
 
-def load_encoder(path: str | Path) -> Encoder:
-    """Loads an exported encoder; needs neither TensorFlow nor the config of the run.
+def load_encoder(path: str | Path, allow: Collection[str] = ()) -> Encoder:
+    """Loads an exported encoder; needs neither TensorFlow nor the training configuration.
 
-    If the encoder is a class of the user's own ('package.module:Class'), its module is imported.
-    Nothing but a Linen or NNX module class is ever called.
+    The folder may be from anyone. No word in it makes this program import or call anything but a
+    module class that is built in, is of a module imported already, or is of one in `allow`; and
+    building the network and checking it take no more than its weights account for.
 
     Args:
       path: the folder that training wrote, such as 'runs/div2k/encoder'.
+      allow: modules and packages whose classes the encoder may be of, such as ('my_networks',). Of
+        a class 'my_networks:Net' that module is then imported.
 
     Raises:
-      UserError: the folder holds no exported encoder, it is damaged, or its class cannot be
-        imported here.
+      UserError: the folder holds no exported encoder, it is damaged, or it is of a class that is
+        not allowed or cannot be built here.
     """
     folder = Path(path).expanduser()
     if not folder.is_dir():
@@ -98,89 +92,90 @@ def load_encoder(path: str | Path) -> Encoder:
                 'it to <workdir>/encoder at its end, --mode=export at any time.'
             )
     description = _read_description(folder / _DESCRIPTION)
-    flat = _read_weights(folder / _WEIGHTS)
+    check_word(description['name'], allow, f'{folder / _DESCRIPTION}: name')
+    flat, _ = map_safetensors(folder / _WEIGHTS)
+    network, structure, names = _build(description, flat, folder)
     if weights_sha256(flat) != description['weights_sha256']:
         raise UserError(
             f'{folder / _WEIGHTS} is damaged, or writing it was interrupted: the digest of its '
             f'weights is not the one in {_DESCRIPTION}. Export it again.'
         )
-    try:
-        network = build_encoder(description['name'], description['kwargs'])
-    except UserError as error:
-        versions = ', '.join(f'{name} {v}' for name, v in description['versions'].items())
-        raise UserError(
-            f'{folder} is an encoder of a class that cannot be built here. {error} It was '
-            f'exported with {versions}.'
-        ) from error
-    return Encoder(network, _arrange(network, description, flat, str(folder)), description)
+    weights = in_memory(flat, folder / _WEIGHTS)
+    return Encoder(
+        network, jax.tree.unflatten(structure, [weights[name] for name in names]), description
+    )
 
 
-def _read_weights(path: Path) -> dict[str, np.ndarray]:
-    """The arrays of a safetensors file by name."""
-    try:
-        # Not by safetensors.numpy.load, which does not know bfloat16.
-        return {
-            name: np.frombuffer(entry['data'], _DTYPES[entry['dtype']]).reshape(entry['shape'])
-            for name, entry in safetensors.deserialize(path.read_bytes())
-        }
-    except (safetensors.SafetensorError, ValueError, KeyError, TypeError) as error:
-        raise UserError(
-            f'{path} is damaged, or writing it was interrupted ({error}). Export it again.'
-        ) from error
+def _build(
+    description: Mapping[str, Any], flat: Mapping[str, np.ndarray], folder: Path
+) -> tuple[nn.Module | NnxNetwork, Any, list[str]]:
+    """The network that encoder.json describes, if the weights are its own.
 
+    Args:
+      description: of encoder.json.
+      flat: the weights by name.
+      folder: of both, for messages.
 
-def _arrange(
-    network: nn.Module | NnxNetwork,
-    description: Mapping[str, Any],
-    flat: Mapping[str, np.ndarray],
-    where: str,
-) -> Any:
-    """Arranges arrays by flat name as the variables of a network.
-
-    The structure comes from the network, because names of layers may contain a '/'.
+    Returns:
+      The network; the structure of its variables and the names of their leaves. (A name of the
+      network's own may hold a '/', so the network says where the arrays go.)
 
     Raises:
-      UserError: the arrays are not those of the network; names the first difference.
+      UserError: it cannot be built, or the arrays are not its own; names the first that is odd.
     """
-    size = description['image_size']
-    images = jax.ShapeDtypeStruct((1, size, size, 3), jnp.float32)
+    name, size = description['name'], description['image_size']
+    where = f"{folder} does not fit '{shown(name)}'"
+
+    def shape_of(path: str) -> tuple[int, ...] | None:
+        return flat[path].shape if path in flat else None
+
+    try:
+        network, variables = declared_network(
+            name, description['kwargs'], size, shape_of, len(flat), where
+        )
+    except CannotBuild as error:
+        versions = ', '.join(f'{each} {v}' for each, v in description['versions'].items())
+        raise UserError(
+            f'{folder} is an encoder of a class that cannot be built here. {error} It was '
+            f'exported with {shown(versions)}.'
+        ) from error
+    named, structure = jax.tree.flatten_with_path(variables)
+    _check_same(named, flat, where)
     tapped = TappedEncoder(network, description['hidden_layer'], description['pool'])
-    expected = jax.eval_shape(tapped.init, jax.random.key(0), images)
-    named, structure = jax.tree.flatten_with_path(expected)
+    try:
+        tapped.feature_shape(variables, jax.ShapeDtypeStruct((1, size, size, 3), jnp.float32))
+    except (KeyError, ValueError) as error:
+        raise UserError(
+            f"{folder} is damaged: its encoder has no layer '"
+            f"{shown(description['hidden_layer'])}' that can be pooled by "
+            f"'{shown(description['pool'])}'."
+        ) from error
+    return network, structure, [path_name(path) for path, _ in named]
+
+
+def _check_same(named: Any, flat: Mapping[str, np.ndarray], where: str) -> None:
+    """Raises UserError if arrays are not those of a network, by path, shape and type."""
     wanted = {path_name(path): (leaf.shape, str(leaf.dtype)) for path, leaf in named}
     found = {name: (array.shape, str(array.dtype)) for name, array in flat.items()}
     for name in sorted(wanted.keys() | found.keys()):
         if wanted.get(name) != found.get(name):
-            raise UserError(
-                f"{where} does not fit the encoder '{description['name']}': '{name}' should be "
-                f'{wanted.get(name, "absent")} and is {found.get(name, "absent")}.'
-            )
-    variables = jax.tree.unflatten(structure, [flat[path_name(path)] for path, _ in named])
-    try:
-        jax.eval_shape(lambda v, x: tapped.apply(v, x, train=False)[0], variables, images)
-    except (KeyError, ValueError) as error:
-        raise UserError(
-            f"{where} is damaged: its encoder has no layer '{description['hidden_layer']}' that "
-            f"can be pooled by '{description['pool']}'."
-        ) from error
-    return variables
+            raise UserError(misfit(where, name, wanted.get(name), found.get(name)))
 
 
 def _read_description(path: Path) -> dict[str, Any]:
-    try:
-        description = json.loads(path.read_text())
-    except ValueError as error:
-        raise UserError(f'{path} is damaged: {error}') from error
+    description = read_json(path)
     if not isinstance(description, dict):
         raise UserError(f'{path} is damaged: it holds a {type(description).__name__}.')
     if description.get('format') != FORMAT:
-        raise UserError(f"{path} is of format '{description.get('format')}', not '{FORMAT}'.")
+        raise UserError(
+            f"{path} is of format '{shown(description.get('format'))}', not '{FORMAT}'."
+        )
     missing = sorted(_KINDS.keys() - description.keys())
     if missing:
         raise UserError(f'{path} is damaged: it lacks {", ".join(missing)}.')
     for key, kind in _KINDS.items():
         value = description[key]
         if not isinstance(value, kind) or isinstance(value, bool):
-            raise UserError(f"{path} is damaged: its '{key}' is {value!r}.")
+            raise UserError(f"{path} is damaged: its '{key}' is {shown(value)}.")
     check_description(description, f'{path} is damaged: encoder')
     return description

@@ -3,23 +3,29 @@
 from __future__ import annotations
 
 import importlib
+import io
 import re
 import warnings
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import jax.numpy as jnp
 import numpy as np
-import safetensors
 
-from byol_jax.errors import UserError
+from byol_jax.errors import UserError, shown
+from byol_jax.interop.unpickle import check_pickle
+from byol_jax.interop.weights_file import check_memory, map_safetensors
 
 Weights = dict[str, np.ndarray]
 
 # The first version in which no known file can run code under weights_only=True: CVE-2025-32434 was
 # fixed in 2.6, CVE-2026-24747 in 2.10.
 _SAFE_TORCH = (2, 10)
+# Tied weights stand in a file once and in the network twice.
+_MOST_COPIES = 4
+# Pickles of a file of PyTorch before 1.6: a number, the version, the system, the content, its keys.
+_PICKLES = 5
 _CONVERT = (
     'convert the file where PyTorch is installed: safetensors.torch.save_file(torch.load('
     "'{name}', weights_only=True), '{stem}.safetensors')."
@@ -35,8 +41,8 @@ def read_state_dict(path: Path) -> tuple[Weights, Mapping[str, str]]:
         nothing but tensors and plain containers.
 
     Returns:
-      Arrays by name, floats of any width as float32, others unchanged; and the metadata of a
-      .safetensors, {} for a .pth or .pt.
+      Arrays by name, of any dtypes (those of a .safetensors are read when they are used); and the
+      metadata of a .safetensors, {} for a .pth or .pt.
 
     Raises:
       UserError: there is no such file, it is damaged or of another kind, it holds something other
@@ -52,12 +58,9 @@ def read_state_dict(path: Path) -> tuple[Weights, Mapping[str, str]]:
 
 
 def _read_safetensors(path: Path) -> tuple[Weights, Mapping[str, str]]:
-    try:
-        with safetensors.safe_open(path, framework='numpy') as file:
-            weights = {name: _float32(file.get_tensor(name)) for name in file.keys()}  # noqa: SIM118 (no iteration)
-            return weights, file.metadata() or {}
-    except (safetensors.SafetensorError, TypeError, ValueError) as error:
-        raise UserError(f'{path} is damaged or holds types unknown here: {error}') from error
+    weights, metadata = map_safetensors(path)
+    check_memory(weights, path)
+    return weights, metadata
 
 
 def _read_torch(path: Path) -> Weights:
@@ -78,6 +81,7 @@ def _read_torch(path: Path) -> Weights:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter('ignore')  # About pickle protocols. Failures are reported below.
+            _check_pickles(path)
             content = torch.load(path, map_location='cpu', weights_only=True)
     except Exception as error:
         # A damaged file raises one of a dozen types, AssertionError and struct.error among them.
@@ -87,20 +91,26 @@ def _read_torch(path: Path) -> Weights:
         lines = str(error).splitlines() or [type(error).__name__]
         raise UserError(
             f'{path} is refused: it is damaged, or holds more than tensors and could run code '
-            f'({reason.group().strip() if reason else lines[0]})'
+            f'({shown(reason.group().strip() if reason else lines[0])})'
         ) from error
     for key in ('state_dict', 'model'):
         if isinstance(content, dict) and isinstance(content.get(key), dict):
             content = content[key]
     if not isinstance(content, dict):
         raise UserError(f'{path} holds a {type(content).__name__}, not a state dict of tensors.')
-    weights = {}
+    weights: Weights = {}
+    # A file may hold one number and declare a tensor of a million million copies of it.
+    left = _MOST_COPIES * path.stat().st_size
     for name, tensor in content.items():
         if not isinstance(name, str) or not isinstance(tensor, torch.Tensor):
             raise UserError(
-                f"{path}: '{name}' is a {type(tensor).__name__}; a state dict holds tensors only."
+                f"{path}: '{shown(name)}' is a {type(tensor).__name__}; a state dict holds "
+                'tensors only.'
             )
         try:
+            left -= tensor.numel() * tensor.element_size()
+            if left < 0:
+                raise UserError(f"{path}: up to '{shown(name)}' it declares more than it holds.")
             wide = tensor.float() if tensor.is_floating_point() else tensor
             weights[name] = wide.detach().numpy()
         except (RuntimeError, TypeError, NotImplementedError) as error:
@@ -111,6 +121,17 @@ def _read_torch(path: Path) -> Weights:
     return weights
 
 
-def _float32(array: np.ndarray) -> np.ndarray:
-    # JAX's issubdtype, because NumPy's does not know bfloat16 and 8-bit floats.
-    return array.astype(np.float32) if jnp.issubdtype(array.dtype, jnp.floating) else array
+def _check_pickles(path: Path) -> None:
+    """Raises what `check_pickle` raises, or ValueError: PyTorch reads as long as a file says."""
+    if not zipfile.is_zipfile(path):
+        with path.open('rb') as file:
+            for _ in range(_PICKLES):
+                check_pickle(file)
+        return
+    with zipfile.ZipFile(path) as archive:
+        for entry in archive.infolist():
+            # PyTorch compresses nothing; a few bytes could unpack to any number.
+            if entry.file_size > entry.compress_size:
+                raise ValueError(f'{shown(entry.filename)} is compressed')
+            if entry.filename.endswith('.pkl'):
+                check_pickle(io.BytesIO(archive.read(entry)))

@@ -15,17 +15,16 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import safetensors.numpy
 
 from byol_jax.errors import UserError
-from byol_jax.files import write_whole
+from byol_jax.files import parse_json, write_whole
 from byol_jax.interop.encoder import Encoder, make_encoder
 from byol_jax.interop.state_dict import Weights, read_state_dict
 from byol_jax.interop.which_resnet import find_architecture, get_weight, plain_names
+from byol_jax.models.bounds import declared_network
 from byol_jax.models.network import path_name
-from byol_jax.models.registry import build_encoder
 from byol_jax.models.resnet import ResNet
 from byol_jax.settings import Views, checked_value
 
@@ -33,6 +32,8 @@ from byol_jax.settings import Views, checked_value
 _MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 # Image sizes in pixels: ImageNet's usual crop, and that of CIFAR for the stem for small images.
 _IMAGE_SIZE, _SMALL_IMAGE_SIZE = 224, 32
+# So many weights may be odd while the network is still built to name the first of them.
+_SPARE = 100
 # Key of the file's metadata under which `save_torchvision` keeps what does not fit a state dict.
 _METADATA = 'byol_jax'
 # What is kept there of the views it was trained on.
@@ -81,7 +82,7 @@ def load_torchvision(path: str | Path) -> Encoder:
     description: dict[str, Any] = {'image_size': size, 'mean': _MEAN, 'std': _STD, 'step': 0}
     description |= _description(metadata, path)
     variables: dict[str, Any] = {}
-    expected = _expected(name, kwargs)
+    expected = _expected(name, kwargs, weights, path)
     for torch_name, (ours, shape) in expected.items():
         array = get_weight(weights, torch_name, path)
         if array.shape != shape:
@@ -195,10 +196,19 @@ def _hwio(array: np.ndarray) -> np.ndarray:
     return array.transpose(2, 3, 1, 0) if array.ndim == 4 else array
 
 
-def _expected(name: str, kwargs: Mapping[str, Any]) -> dict[str, tuple[str, tuple[int, ...]]]:
+def _expected(
+    name: str, kwargs: Mapping[str, Any], weights: Weights, path: Path
+) -> dict[str, tuple[str, tuple[int, ...]]]:
     """torchvision's name -> (our path, torchvision's shape), in the order stem, stages."""
-    images = jax.ShapeDtypeStruct((1, _SMALL_IMAGE_SIZE, _SMALL_IMAGE_SIZE, 3), jnp.float32)
-    shapes = jax.eval_shape(build_encoder(name, kwargs).init, jax.random.key(0), images)
+
+    def shape_of(ours: str) -> tuple[int, ...] | None:
+        found = weights.get(_torch_name(ours))
+        return None if found is None else _hwio(found).shape
+
+    where = f'{path}: its weights are not those of a {name}'
+    _, shapes = declared_network(
+        name, kwargs, _SMALL_IMAGE_SIZE, shape_of, len(weights), where, spare=_SPARE
+    )
     expected = {}
     for key, leaf in jax.tree.leaves_with_path(shapes):
         shape = tuple(leaf.shape[i] for i in (3, 2, 0, 1)) if leaf.ndim == 4 else leaf.shape
@@ -216,8 +226,8 @@ def _description(metadata: Mapping[str, str], path: Path) -> dict[str, Any]:
         return {}
     try:
         # Older files have no 'antialias'.
-        kept = {'antialias': True, **json.loads(metadata[_METADATA])}
+        kept = {'antialias': True, **parse_json(metadata[_METADATA], _METADATA)}
         found = {key: checked_value(Views, key, kept[key], key) for key in _OF_VIEWS}
         return {'step': int(kept['step']), **found}
-    except (ValueError, KeyError, TypeError, UserError) as error:
+    except (ValueError, KeyError, TypeError, OverflowError, UserError) as error:
         raise UserError(f"{path}: its metadata '{_METADATA}' is damaged: {error}") from error

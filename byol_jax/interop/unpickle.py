@@ -7,15 +7,20 @@ functions are not called, because a forged dtype can make them read memory outsi
 
 from __future__ import annotations
 
+import os
 import pickle
 import re
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 
-from byol_jax.errors import UserError
+from byol_jax.errors import UserError, shown
+from byol_jax.interop.weights_file import free_memory
+
+# Bytes of a line of a pickle at most, and beyond which memory is looked at before they are read.
+_LONGEST_LINE, _LARGE = 2**16, 2**24
 
 
 class Array:
@@ -72,7 +77,7 @@ def read_pickle(path: str | Path) -> Any:
         raise UserError(f'There is no file {path}.')
     try:
         with path.open('rb') as file:
-            return _Unpickler(file).load()
+            return _Unpickler(_Exact(file)).load()
     except UserError as error:
         raise UserError(f'{path}: {error}') from error
     except OSError:
@@ -80,27 +85,156 @@ def read_pickle(path: str | Path) -> Any:
     except Exception as error:  # The bytes may be anything, and every opcode raises its own errors.
         raise UserError(
             f'{path} cannot be read: it is cut off, damaged or no pickle of plain data '
-            f'({type(error).__name__}: {error}).'
+            f'({type(error).__name__}: {shown(str(error))}).'
         ) from error
 
 
-class _Unpickler(pickle.Unpickler):
+def check_pickle(file: BinaryIO) -> None:
+    """Reads one pickle as `read_pickle` does, whatever it names, and keeps nothing of it.
+
+    For what another library reads afterwards, which takes as long as the file says.
+
+    Args:
+      file: at the pickle's first byte; afterwards behind its last one.
+
+    Raises:
+      Exception: of any kind: it is cut off, damaged or no pickle of plain keys.
+    """
+    _Checker(_Exact(file)).load()
+
+
+class _Exact:
+    """A file of which no more is read than it and memory hold: a pickle may ask for 2^60 bytes."""
+
+    def __init__(self, file: BinaryIO):
+        self._file = file
+        place = file.tell()
+        self._left = file.seek(0, os.SEEK_END) - place
+        file.seek(place)
+
+    def read(self, count: int) -> bytes:
+        if not 0 <= count <= self._left:
+            raise EOFError(f'{count} bytes where {self._left} are left')
+        if count > _LARGE and count > free_memory():
+            raise MemoryError(f'{count} bytes at once')
+        self._left -= count
+        return self._file.read(count)
+
+    def readline(self) -> bytes:
+        line = self._file.readline(_LONGEST_LINE)
+        if not line.endswith(b'\n'):
+            raise EOFError('a line without an end')
+        self._left -= len(line)
+        return line
+
+
+# The one that is written in Python: each opcode is a method, and memory follows what is read.
+_InPython: Any = pickle._Unpickler
+
+
+class _Unpickler(_InPython):
+    """Checks each key before it is hashed: a tuple of tuples may take 2^60 steps."""
+
     def find_class(self, module: str, name: str) -> Any:
         """Called by pickle for every name in the file; imports nothing."""
         return _lookup(module, name)
 
+    def load_setitem(self) -> None:
+        _check_keys(self.stack[-2:-1])
+        super().load_setitem()
+
+    def load_setitems(self) -> None:
+        _check_keys(self.stack[::2])
+        super().load_setitems()
+
+    def load_dict(self) -> None:
+        _check_keys(self.stack[::2])
+        super().load_dict()
+
+    def load_additems(self) -> None:
+        _check_keys(self.stack)
+        super().load_additems()
+
+    def load_frozenset(self) -> None:
+        _check_keys(self.stack)
+        super().load_frozenset()
+
+    def load_bytearray8(self) -> None:
+        size = int.from_bytes(self.read(8), 'little')
+        self.append(bytearray(self.read(size)))
+
+    dispatch = {  # noqa: RUF012 (the unpickler's own way to register)
+        **_InPython.dispatch,
+        pickle.SETITEM[0]: load_setitem,
+        pickle.SETITEMS[0]: load_setitems,
+        pickle.DICT[0]: load_dict,
+        pickle.ADDITEMS[0]: load_additems,
+        pickle.FROZENSET[0]: load_frozenset,
+        pickle.BYTEARRAY8[0]: load_bytearray8,
+    }
+
+
+class _Anything:
+    """Stands for whatever a pickle names or makes; it takes every call and keeps nothing."""
+
+    def __call__(self, *args: Any) -> _Anything:
+        return self
+
+    def __setstate__(self, state: Any) -> None:
+        return None
+
+    def _take(self, *args: Any) -> None:
+        return None
+
+    __setitem__ = append = extend = add = _take
+
+
+class _Checker(_Unpickler):
+    """Reads anything: nothing it names is looked up."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        return _Anything()
+
+    def persistent_load(self, pid: Any) -> Any:
+        return _Anything()
+
+    def _make(self) -> None:
+        """Objects that a pickle makes without a call."""
+        self.stack.pop()
+        self.stack[-1] = _Anything()
+
+    def _make_with_keywords(self) -> None:
+        self.stack.pop()
+        self._make()
+
+    dispatch = {  # noqa: RUF012
+        **_Unpickler.dispatch,
+        pickle.NEWOBJ[0]: _make,
+        pickle.NEWOBJ_EX[0]: _make_with_keywords,
+    }
+
+
+def _check_keys(keys: Iterable[Any]) -> None:
+    """Raises TypeError unless the keys of a dict or set are texts, numbers or the like."""
+    for key in keys:
+        if type(key) not in (str, bytes, int, float, bool, type(None), _Anything):
+            raise TypeError(f'a {type(key).__name__} as the key of a dict')
+
 
 def _lookup(module: str, name: str) -> Any:
     """The stand-in for `module.name`."""
+    if type(module) is not str or type(name) is not str:
+        raise TypeError('a name that is no text')
     if (module, name) in _STANDINS:
         return _STANDINS[module, name]
     if name in _STATES and module.rpartition('.')[2] in _STATE_MODULES:
         return _STATES[name]
     if name.endswith('State') and module.startswith(('optax.', 'byol.utils.')):
         return Record
+    asked = shown(f'{module}.{name}')
     raise UserError(
-        f"the file asks for '{module}.{name}', which is neither an array nor a plain container. "
-        'Refused: it was neither imported nor called.'
+        f"the file asks for '{asked}', which is neither an array nor a plain container. Refused: "
+        'it was neither imported nor called.'
     )
 
 
@@ -136,13 +270,13 @@ class _Dtype:
 
     def __init__(self, code: str, align: int = 0, copy: int = 0):
         if not re.fullmatch('b1|[iu][1248]|f[248]', code):
-            raise UserError(f"the file holds an array of dtype '{code}', not of numbers.")
+            raise UserError(f"the file holds an array of dtype '{shown(code)}', not of numbers.")
         self.code, self.order = code, '='
 
     def __setstate__(self, state: Any) -> None:
         """Takes only the byte order from the state of numpy.dtype."""
         if state[1] not in ('<', '>', '=', '|'):
-            raise ValueError(f'byte order {state[1]!r}')
+            raise ValueError('a byte order that is none')
         self.order = state[1]
 
 
@@ -150,7 +284,7 @@ def _array(data: bytes | bytearray, dtype: _Dtype, shape: tuple[int, ...], order
     if type(data) not in (bytes, bytearray) or type(dtype) is not _Dtype or order not in ('C', 'F'):
         raise TypeError('an array without its bytes or dtype')
     if not all(type(size) is int and size >= 0 for size in shape):
-        raise ValueError(f'an array of shape {shape}')
+        raise ValueError('an array of a shape that is none')
     value: np.ndarray = np.ndarray(
         shape, np.dtype(dtype.order + dtype.code), data, order='F' if order == 'F' else 'C'
     )
@@ -202,6 +336,9 @@ def _empty() -> bytes:
 
 def _dict(items: Any = ()) -> dict[Any, Any]:
     """Stand-in for OrderedDict and Haiku's immutable mappings."""
+    if not isinstance(items, dict):
+        items = list(items)
+        _check_keys(key for key, _ in items)
     return dict(items)
 
 

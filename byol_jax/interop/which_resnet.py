@@ -7,6 +7,7 @@ import statistics
 from pathlib import Path
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 
 from byol_jax.errors import UserError
@@ -142,7 +143,8 @@ def get_weight(weights: Weights, name: str, path: Path, ndim: int | None = None)
     if name not in weights:
         raise UserError(f"{path}: '{name}' is missing.")
     array = weights[name]
-    if not np.issubdtype(array.dtype, np.floating):
+    # JAX's issubdtype knows bfloat16 and the 8-bit floats; NumPy's does not.
+    if not jnp.issubdtype(array.dtype, jnp.floating):
         raise UserError(f"{path}: '{name}' holds {array.dtype}, not floats.")
     if 0 in array.shape or ndim not in (None, array.ndim):
         raise UserError(f"{path}: '{name}' has the shape {list(array.shape)}.")

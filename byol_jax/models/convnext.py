@@ -13,7 +13,7 @@ from collections.abc import Sequence
 import flax.linen as nn
 import jax
 
-from byol_jax.models.layers import drop_path, drop_path_rates, layer_norm
+from byol_jax.models.layers import DropPathRates, drop_path, layer_norm
 from byol_jax.models.resnet import AvgPool
 
 # The paper's code truncates at +-2, which is 100 standard deviations of 0.02, so nothing is cut
@@ -127,7 +127,7 @@ class ConvNeXt(nn.Module):
             )
         x = _patches(self.channels[0], 2 if self.small_images else 4, 'stem')(x)
         x = layer_norm('stem_norm')(x)
-        rates = drop_path_rates(self.drop_path, sum(self.depths))
+        rates = DropPathRates(self.drop_path, sum(self.depths))
         for i, (depth, channels) in enumerate(zip(self.depths, self.channels, strict=True)):
             x = ConvNeXtStage(
                 channels, rates[:depth], self.layer_scale, downsample=i > 0, name=f'stage{i + 1}'

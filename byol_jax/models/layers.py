@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
+from typing import Any
 
 import flax.linen as nn
 import jax
-import numpy as np
 
 
 def batch_norm(axis_name: str | None, name: str, zero_scale: bool = False) -> nn.BatchNorm:
@@ -29,22 +30,40 @@ def layer_norm(name: str) -> nn.LayerNorm:
     return nn.LayerNorm(epsilon=1e-6, use_fast_variance=False, name=name)
 
 
-def drop_path_rates(last: float, depth: int) -> tuple[float, ...]:
+@dataclasses.dataclass(frozen=True)
+class DropPathRates(Sequence[float]):
     """Stochastic depth's rate of each block: linear from 0 at the first to `last` at the last.
 
     The linear rule is from arXiv:1603.09382, Section 3. The rate of 0 at the first block is from
-    timm, DeiT and ConvNeXt (models/convnext.py, dp_rates).
+    timm, DeiT and ConvNeXt (models/convnext.py, dp_rates). Each is computed when it is asked for:
+    a file may declare more blocks than there is memory for.
 
-    Args:
-      last: the last block's rate, in [0, 1).
+    Attributes:
+      last: rate of the last block, in [0, 1).
       depth: number of blocks.
-
-    Raises:
-      ValueError: `last` is not in [0, 1).
+      blocks: those whose rates these are; None for all.
     """
-    if not 0 <= last < 1:
-        raise ValueError(f'drop_path={last} must lie in [0, 1).')
-    return tuple(float(rate) for rate in np.linspace(0, last, depth))
+
+    last: float
+    depth: int
+    blocks: range | None = None
+
+    def __post_init__(self) -> None:
+        """Raises ValueError if `last` is not in [0, 1)."""
+        if not 0 <= self.last < 1:
+            raise ValueError(f'drop_path={self.last} must lie in [0, 1).')
+
+    def __getitem__(self, index: Any) -> Any:
+        block = (range(self.depth) if self.blocks is None else self.blocks)[index]
+        if isinstance(block, range):
+            return dataclasses.replace(self, blocks=block)
+        # As numpy.linspace rounds.
+        if 0 < block < self.depth - 1:
+            return block * (self.last / (self.depth - 1))
+        return self.last if block else 0.0
+
+    def __len__(self) -> int:
+        return self.depth if self.blocks is None else len(self.blocks)
 
 
 def drop_path(branch: jax.Array, rate: float, train: bool, name: str) -> jax.Array:

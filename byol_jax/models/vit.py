@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from byol_jax.models.layers import drop_path, drop_path_rates, dropout, layer_norm
+from byol_jax.models.layers import DropPathRates, drop_path, dropout, layer_norm
 
 # The longest wavelength of the fixed positions is about 2 pi times this, in patches (vits.py).
 TEMPERATURE = 10_000.0
@@ -201,7 +201,7 @@ class ViT(nn.Module):
             x = jnp.concatenate([jnp.broadcast_to(token, (batch, 1, self.width)), x], axis=1)
         x = x + self._positions(rows, columns).astype(x.dtype)
         x = dropout(x, self.dropout, train, 'drop')
-        for i, rate in enumerate(drop_path_rates(self.drop_path, self.depth)):
+        for i, rate in enumerate(DropPathRates(self.drop_path, self.depth)):
             x = TransformerBlock(
                 self.heads,
                 round(self.mlp_ratio * self.width),

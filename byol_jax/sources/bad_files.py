@@ -11,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 
 from byol_jax.cores import usable_cores
-from byol_jax.errors import BadPicture, UserError
+from byol_jax.errors import BadPicture, UserError, printable
 from byol_jax.sources.base import Source
 
 # How many bad files a message names; it counts the rest.
@@ -45,12 +45,6 @@ def name_some(bad: Sequence[BadFile], most: int = SHOWN) -> str:
     shown = '; '.join(f'{printable(file)} {reason}' for file, reason in bad[:most])
     more = len(bad) - most
     return shown + (f'; and {more:,} more' if more > 0 else '')
-
-
-def printable(file: str) -> str:
-    """A file's name as one line of valid UTF-8 without control characters."""
-    text = file.encode(errors='backslashreplace').decode()
-    return ''.join(c if c.isprintable() else c.encode('unicode_escape').decode() for c in text)
 
 
 class BadFiles:

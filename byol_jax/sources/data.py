@@ -11,10 +11,10 @@ from typing import NamedTuple
 import numpy as np
 
 from byol_jax import settings
-from byol_jax.errors import UserError, did_you_mean
+from byol_jax.errors import UserError, did_you_mean, printable
 from byol_jax.names import Registry
 from byol_jax.sources.array import Array
-from byol_jax.sources.bad_files import SHOWN, BadFile, name_some, printable
+from byol_jax.sources.bad_files import SHOWN, BadFile, name_some
 from byol_jax.sources.base import Cached, Progress, Source, Subset, no_progress
 from byol_jax.sources.cache import DiskCached
 from byol_jax.sources.folder import Div2k, FilePairs, Folder, prepared_by_tfds

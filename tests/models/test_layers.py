@@ -17,7 +17,7 @@ from layer_reference import (
 from layer_reference import layer_norm as reference_norm
 
 from byol_jax.models.convnext import ConvNeXt
-from byol_jax.models.layers import drop_path_rates, layer_norm
+from byol_jax.models.layers import DropPathRates, layer_norm
 from byol_jax.models.vit import ViT
 
 NETWORKS = {
@@ -51,12 +51,16 @@ def test_norm_does_not_cancel(mean):
 
 def test_rates_rise_linearly():
     """Stochastic depth's rates go from 0 at the first block to the given one at the last."""
-    assert drop_path_rates(0.3, 4) == pytest.approx((0, 0.1, 0.2, 0.3))
-    assert drop_path_rates(0.0, 3) == (0, 0, 0)
-    assert drop_path_rates(0.5, 1) == (0,)
+    assert tuple(DropPathRates(0.0, 3)) == (0, 0, 0)
+    assert tuple(DropPathRates(0.5, 1)) == (0,)
+    for depth in (2, 4, 12, 17):
+        rates, expected = DropPathRates(0.3, depth), np.linspace(0, 0.3, depth)
+        np.testing.assert_array_equal(rates, expected)
+        np.testing.assert_array_equal(rates[1:][:3], expected[1:4])
+    assert DropPathRates(0.3, 10**30)[1:][0] == pytest.approx(3e-31)
     for wrong in (-0.1, 1.0):
         with pytest.raises(ValueError, match=f'drop_path={wrong}'):
-            drop_path_rates(wrong, 4)
+            DropPathRates(wrong, 4)
 
 
 def test_drop_path_in_a_vit():
