@@ -173,15 +173,16 @@ class Registry:
         return getattr(module, attribute)
 
 
-def check_word(name: Any, allow: Collection[str], where: str) -> None:
-    """Checks a name that a file gives: no word of a file makes this program import anything.
+def check_word(name: Any, allow: Collection[str], where: str, encoder: bool = True) -> None:
+    """Checks a name that a file gives: no word of a file makes this program import a module.
 
     Short names pass, and so does what a module holds that is imported already.
 
     Args:
       name: as the file has it.
-      allow: modules and packages that the user trusts, whose names pass too.
+      allow: modules and packages that the user trusts; what they hold passes too.
       where: the file and its key, for the message.
+      encoder: whether `load_encoder` may be told to allow it.
 
     Raises:
       UserError: the name is of no such module; says how to allow it.
@@ -196,11 +197,15 @@ def check_word(name: Any, allow: Collection[str], where: str) -> None:
         return
     module = sys.modules.get(module_name)
     if module is None:
+        word = shown(module_name)
+        way = (
+            f"or allow it: load_encoder(folder, allow=('{word}',)). The command line allows the "
+            f'modules that its config names: --config.encoder.name={shown(name)}.'
+        )
         raise UserError(
             f"{where}='{shown(name)}' is of a module that is not imported, and no word of a file "
-            f'makes this program import one. If you trust it, import {shown(module_name)} first, '
-            f"or allow it: load_encoder(folder, allow=('{shown(module_name)}',)). The command line "
-            f'allows the modules that its config names: --config.encoder.name={shown(name)}.'
+            f'makes this program import one. If you trust it, import {word} first'
+            + (f', {way}' if encoder else '.')
         )
     # Not getattr: a module may import others when it is asked for what it does not hold yet.
     if attribute not in vars(module):

@@ -197,6 +197,12 @@ def open_folders(train: str, test: str) -> tuple[Source, Source]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument('--encoder', required=True, help='folder of the exported encoder')
+    parser.add_argument(
+        '--allow',
+        nargs='*',
+        default=(),
+        help='modules of your own whose class the encoder may be of, such as my_networks',
+    )
     parser.add_argument('--train', required=True, help='folder of class folders to learn from')
     parser.add_argument('--test', required=True, help='the same classes, other pictures')
     parser.add_argument('--epochs', type=int, default=5)
@@ -214,7 +220,7 @@ def main() -> None:
             parser.error(f'--{name}={options[name]} must be at least {least}')
 
     train, test = open_folders(options.pop('train'), options.pop('test'))
-    encoder = load_encoder(options.pop('encoder'))
+    encoder = load_encoder(options.pop('encoder'), options.pop('allow'))
     chance = np.bincount(test.labels).max() / len(test)
     print(
         f'{len(train):,} pictures of {len(train.label_names)} classes, {len(test):,} to test on; '

@@ -17,7 +17,7 @@ from jax.experimental import multihost_utils
 
 from byol_jax.app.launchers import count_gpus, find_place, find_share, own_devices
 from byol_jax.app.peers import GRACE_SECONDS, Peers
-from byol_jax.errors import UserError
+from byol_jax.errors import UserError, printable
 
 # The connections to the other processes; None in a run of one process, and in one that a user's
 # own program joined by `jax.distributed`.
@@ -115,9 +115,9 @@ def is_main() -> bool:
 
 
 def say(text: str) -> None:
-    """Prints a line in process 0 only."""
+    """Prints a line, or several, in process 0 only; see `printable`."""
     if is_main():
-        print(text, flush=True)
+        print(printable(text, keep='\n'), flush=True)
 
 
 def wait_for_all(what: str) -> None:

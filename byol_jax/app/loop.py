@@ -30,7 +30,7 @@ from byol_jax.app.hosts import (
     wait_for_all,
 )
 from byol_jax.app.introduction import Layers, Views, first_look, introduce
-from byol_jax.app.memory import check_batches, training_memory
+from byol_jax.app.memory import check_batches, keep_memory_steady, training_memory
 from byol_jax.app.monitors import Monitors
 from byol_jax.app.periodic import BeforeAfter, Periodic
 from byol_jax.app.picture_cache import fill_cache
@@ -67,6 +67,7 @@ def train(
         read, or the loss is not finite.
       Interrupted: a signal stopped the run, after it saved a checkpoint.
     """
+    keep_memory_steady()
     config = Settings.of(config)
     check_devices()
     versions = {'version of JAX': jax.__version__, 'version of byol_jax': __version__}

@@ -13,7 +13,7 @@ from absl import app, flags, logging
 from ml_collections import config_flags
 
 from byol_jax.app.cli import checked_flags, load_config
-from byol_jax.errors import UserError
+from byol_jax.errors import UserError, printable
 
 MODES = ('train', 'views', 'summary', 'evaluate', 'embed', 'export', 'compare')
 
@@ -69,7 +69,7 @@ def run() -> None:
         # A full or read-only disk. Any other OSError is a bug and keeps its traceback.
         if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS):
             raise
-        sys.exit(f'error: {error.filename or "the workdir"}: {error.strerror}')
+        sys.exit(printable(f'error: {error.filename or "the workdir"}: {error.strerror}'))
     except KeyboardInterrupt:
         sys.exit('interrupted')
 

@@ -1,7 +1,8 @@
-"""Checks that batches fit into the host's memory, and explains out-of-memory errors of devices."""
+"""Memory: batches that must fit, what a device lacks, and the growth of long runs."""
 
 from __future__ import annotations
 
+import ctypes
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,6 +16,9 @@ from byol_jax.settings import Settings
 # Files with the memory limit of a container, for cgroup versions 2 and 1. A very large number means
 # no limit.
 _LIMITS = ('/sys/fs/cgroup/memory.max', '/sys/fs/cgroup/memory/memory.limit_in_bytes')
+
+# glibc's malloc.h, and bytes of a large block: more than a decoded photograph of 500 x 375 pixels.
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _LARGE = -1, -3, 2**20
 
 
 def host_memory() -> int:
@@ -89,3 +93,17 @@ def _named(what: str, remedy: str) -> Iterator[None]:
             raise
         said = str(error).splitlines()[0]
         raise UserError(f'The device has too little memory for {what}: {said} {remedy}') from error
+
+
+def keep_memory_steady() -> None:
+    """Has glibc return every large block of memory to the system as soon as it is freed.
+
+    Left alone, glibc serves blocks of a size from its arenas, of which each thread has its own,
+    once a block of that size has been freed. Pictures and checkpoints then leave holes there that
+    grow with every step (benchmarks/RESULTS.md, "Memory of a long run"). Does nothing under other
+    C libraries, or where the environment sets MALLOC_MMAP_THRESHOLD_.
+    """
+    mallopt = getattr(ctypes.CDLL(None), 'mallopt', None)
+    if mallopt is not None and 'MALLOC_MMAP_THRESHOLD_' not in os.environ:
+        mallopt(_M_MMAP_THRESHOLD, _LARGE)
+        mallopt(_M_TRIM_THRESHOLD, _LARGE)

@@ -11,6 +11,7 @@ from byol_jax.app.build import build_run, encoder_of_run, method_of
 from byol_jax.app.data import build_data
 from byol_jax.app.embeddings import Embeddings, check_embeddings_path, write_embeddings
 from byol_jax.app.evaluate import as_trained, evaluate_encoder
+from byol_jax.app.hosts import say
 from byol_jax.app.introduction import first_look
 from byol_jax.app.loop import train
 from byol_jax.app.memory import encoding_memory
@@ -64,18 +65,18 @@ def views(request: Request) -> None:
     workdir.mkdir(parents=True, exist_ok=True)
     bad = draw_views(run, workdir)
     for alarm in pixel_alarms(first_look(run)):
-        print(alarm.line())
+        say(alarm.line())
     if bad:
-        print(f'bad files, others are shown in their place: {name_some(bad)}')
-    print(f'view pairs: {workdir / "views.png"}')
+        say(f'bad files, others are shown in their place: {name_some(bad)}')
+    say(f'view pairs: {workdir / "views.png"}')
 
 
 def summary(request: Request) -> None:
     """Prints the table of the encoder's layers; compiles and writes nothing."""
     config = request.config
     size = config.views.image_size
-    print(f'{config.encoder.name} on views of {size}x{size} pixels\n')
-    print(layer_table(method_of(config).encoder, size))
+    say(f'{config.encoder.name} on views of {size}x{size} pixels\n')
+    say(layer_table(method_of(config).encoder, size))
 
 
 def evaluate(request: Request) -> None:
@@ -114,9 +115,9 @@ def embed(request: Request) -> None:
     write_embeddings(path, Embeddings(features, names, source.labels, source.label_names, sha256))
     if bad:
         rows = len(data.train) - len(features)
-        print(f'{len(bad):,} bad file(s), {rows:,} example(s) left out: {name_some(bad)}')
-    print(f'{len(features):,} x {features.shape[1]} features: {path}')
-    print(f'encoder: {request.encoder_folder}, weights sha256 {sha256}')
+        say(f'{len(bad):,} bad file(s), {rows:,} example(s) left out: {name_some(bad)}')
+    say(f'{len(features):,} x {features.shape[1]} features: {path}')
+    say(f'encoder: {request.encoder_folder}, weights sha256 {sha256}')
 
 
 def export(request: Request) -> None:
@@ -125,13 +126,13 @@ def export(request: Request) -> None:
     check_workdir(workdir, config)
     encoder = encoder_of_run(workdir, config.modules)
     save_encoder(encoder, workdir / 'encoder')
-    print(f'encoder of step {encoder.description["step"]}: {workdir / "encoder"}')
-    print(f'weights sha256 {encoder.weights_sha256}')
+    say(f'encoder of step {encoder.description["step"]}: {workdir / "encoder"}')
+    say(f'weights sha256 {encoder.weights_sha256}')
 
 
 def _say_found(data: Data) -> None:
     for line in data.lines():
-        print(line)
+        say(line)
 
 
 MODES: dict[str, Callable[[Request], None]] = {

@@ -12,6 +12,7 @@ from tqdm import tqdm
 
 from byol_jax.app.hosts import is_main
 from byol_jax.app.progress import duration
+from byol_jax.errors import printable
 
 # Shorter work shows no bar.
 _BAR_AFTER_SECONDS = 0.5
@@ -90,7 +91,7 @@ def progress_shown() -> Iterator[ProgressBars]:
 class _Lines(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         # Not `print`, which would break a bar.
-        tqdm.write(record.getMessage(), file=sys.stderr)
+        tqdm.write(printable(record.getMessage(), keep='\n'), file=sys.stderr)
 
 
 @contextlib.contextmanager

@@ -19,6 +19,8 @@ import tensorflow_datasets as tfds
 
 import byol_jax.sources.quiet_tensorflow  # noqa: F401  (must come before TFDS imports it)
 from byol_jax.errors import UserError, did_you_mean
+from byol_jax.files import read_json
+from byol_jax.names import check_word
 from byol_jax.sources.folder import existing_folder
 
 _DOWNLOAD_ERRORS = (
@@ -55,6 +57,9 @@ def open_builder(name: str, data_dir: str | None) -> Any:
             f"data.name='{name}': data sets of Hugging Face are read from the network. Prepare it "
             'with TFDS under a name of its own, or save its pictures to a folder.'
         )
+    if data_dir:
+        for path in sorted((Path(data_dir).expanduser() / short).glob('**/features.json')):
+            _check_words(path)
     try:
         return tfds.builder(name, data_dir=data_dir)
     except tfds.core.DatasetNotFoundError as error:
@@ -71,6 +76,25 @@ def open_builder(name: str, data_dir: str | None) -> Any:
             configs = f' Configs: {", ".join(names)}.' if names else ''
         said = _PREFIX.sub('', str(error).splitlines()[0])
         raise UserError(f"data.name='{name}': {said}{configs}") from error
+
+
+def _check_words(path: Path) -> None:
+    """Checks a prepared data set's features.json, whose words TFDS would import.
+
+    Raises:
+      UserError: it names a class of a module that neither is imported nor TFDS's own.
+    """
+    found: list[Any] = [read_json(path)]
+    while found:
+        value = found.pop()
+        if not isinstance(value, dict):
+            continue
+        found += value.values()
+        for key in ('type', 'pythonClassName', 'python_class_name'):
+            word = value.get(key)
+            module, _, name = str(word).rpartition('.')
+            if isinstance(word, str) and module and not module.startswith('tensorflow_datasets.'):
+                check_word(f'{module}:{name}', (), f'{path}: {key}', encoder=False)
 
 
 def _check_folder(root: Path) -> None:

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import builtins
+import io
 import os
 import pickle
 import subprocess
+import time
 
 import numpy as np
 import pytest
 from pickles import Named, raw
 
 from byol_jax import UserError
-from byol_jax.interop.unpickle import Array, Record, read_pickle
+from byol_jax.interop.unpickle import Array, Record, check_pickle, read_pickle
 
 ARRAY = Named('numpy', 'ndarray')
 RECONSTRUCT = Named('numpy.core.multiarray', '_reconstruct')
@@ -133,3 +135,58 @@ def test_read_pickle_leaves_plain_data(tmp_path):
     state = tmp_path / 'state.pkl'
     state.write_bytes(raw(Named('optax._src.transform', 'TraceState', {})))
     assert read_pickle(state) == Record({})
+
+
+def nested(levels):
+    """A pickle of ((..), (..)), each tuple holding the one before it twice: 2^levels of them."""
+    return b')' + b'q\x00h\x00\x86' * levels
+
+
+SECONDS = 20
+NESTED = nested(60)
+DICT, SET = b'}', b'\x8f'
+TEXT = b'X\x01\x00\x00\x00a'
+# What takes 2^60 steps or bytes if it is obeyed.
+ENDLESS = {
+    'key': DICT + NESTED + b'Ns.',
+    'keys': DICT + b'(' + NESTED + b'Nu.',
+    'dict': b'(' + NESTED + b'Nd.',
+    'set': SET + b'(' + NESTED + b'\x90.',
+    'frozenset': b'(' + NESTED + b'\x91.',
+    'ordered': b'ccollections\nOrderedDict\n](' + NESTED + b'N\x86e\x85R.',
+    'name': b'cdill._dill\n_get_attr\n' + NESTED + TEXT + b'\x86R.',
+    'type': b'cdill._dill\n_load_type\n' + NESTED + b'\x85R.',
+    'shape': b'cnumpy.core.multiarray\nscalar\n' + NESTED + TEXT + b'\x86R.',
+    'bytes': b'\x8e' + (2**60).to_bytes(8, 'little') + b'a.',
+    'bytearray': b'\x96' + (2**60).to_bytes(8, 'little') + b'a.',
+    'gigabytes': b'\x96' + (12 * 10**9).to_bytes(8, 'little') + b'a.',
+    'memo': b'Nr\xf0\xff\xff\xff.',
+    'frame': b'\x80\x04\x95' + (2**60).to_bytes(8, 'little') + b'N.',
+    'line': b'c' + b'a' * 10**6,
+}
+
+
+@pytest.mark.timeout(60, method='thread')
+@pytest.mark.parametrize('name', ENDLESS)
+def test_endless_pickles_end(tmp_path, name):
+    """A pickle of a few bytes takes neither years nor memory, whatever it declares."""
+    path = tmp_path / 'endless.pkl'
+    path.write_bytes(b'\x80\x04' + ENDLESS[name])
+    began = time.perf_counter()
+    if name == 'memo':
+        assert read_pickle(path) is None
+    else:
+        with pytest.raises(UserError, match=r'endless\.pkl'):
+            read_pickle(path)
+    assert time.perf_counter() - began < SECONDS
+
+
+@pytest.mark.timeout(60, method='thread')
+def test_what_another_library_reads_is_checked():
+    """Keys are checked of whatever a pickle names, and nothing that it names is called."""
+    good = raw({'a': [Named('os', 'system', 'x'), {'b': 1}], 3: (1, 2)})
+    check_pickle(io.BytesIO(good))
+    with pytest.raises(TypeError, match='a tuple as the key'):
+        check_pickle(io.BytesIO(b'\x80\x04' + ENDLESS['keys']))
+    with pytest.raises(EOFError):
+        check_pickle(io.BytesIO(good[:-1]))

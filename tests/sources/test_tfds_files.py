@@ -22,7 +22,7 @@ from tfds_sets import builder_class, image, noise, prepare
 from byol_jax.app.data import build_data
 from byol_jax.errors import UserError
 from byol_jax.sources.tfds import Tfds
-from byol_jax.sources.tfds_files import TfRecords, record_bounds
+from byol_jax.sources.tfds_files import TfRecords, open_builder, record_bounds
 from configs import default
 
 NAME = 'byol_set_alone'
@@ -300,3 +300,18 @@ def test_the_index_of_tfrecords_is_small(tmp_path):
     assert len(records) == shards * count
     assert kept < 8.5 * shards * count
     assert records.read(2 * count + 7) == b'abc'
+
+
+def test_no_module_is_imported_by_a_file(tmp_path, monkeypatch):
+    """TFDS would import the module of a class that features.json names; we do not let it."""
+    (tmp_path / 'modules').mkdir()
+    (tmp_path / 'modules' / 'hostile_features.py').write_text('Feature = None\n')
+    monkeypatch.syspath_prepend(tmp_path / 'modules')
+    folder = tmp_path / 'data' / 'evil' / '1.0.0'
+    folder.mkdir(parents=True)
+    feature = {'pythonClassName': 'hostile_features.Feature'}
+    content = {'featuresDict': {'features': {'x': feature}}}
+    (folder / 'features.json').write_text(json.dumps(content))
+    with pytest.raises(UserError, match=r'features\.json: .* import hostile_features first\.$'):
+        open_builder('evil', str(tmp_path / 'data'))
+    assert 'hostile_features' not in sys.modules

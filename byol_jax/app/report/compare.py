@@ -24,7 +24,7 @@ from byol_jax.app.report.compare_tables import (
     tables,
 )
 from byol_jax.app.report.page import data_uri, write_page
-from byol_jax.errors import UserError
+from byol_jax.errors import UserError, printable
 
 _DEFAULT = Path('compare.html')
 
@@ -70,7 +70,7 @@ def compare(workdirs: str | None, output: Path | None) -> None:
     except OSError as error:
         raise UserError(f'{path} cannot be written: {error.strerror}.') from error
     width = shutil.get_terminal_size().columns
-    print(text_of([run.name for run in runs], made, width))
+    print(printable(text_of([run.name for run in runs], made, width), keep='\n'))
     print(f'\nwritten: {path}')
 
 

@@ -12,6 +12,7 @@ import jinja2
 from markupsafe import Markup, escape
 from PIL import Image
 
+from byol_jax.errors import printable
 from byol_jax.files import write_whole
 
 
@@ -28,7 +29,7 @@ def render(template: str, **values: Any) -> str:
 def write_page(path: Path, template: str, **values: Any) -> None:
     """Renders a template and writes the page, replacing an existing file.
 
-    Characters that UTF-8 cannot encode (they occur in names of files) are escaped.
+    Control characters, and what UTF-8 cannot encode (both occur in names of files), are escaped.
 
     Args:
       path: file to write.
@@ -38,7 +39,7 @@ def write_page(path: Path, template: str, **values: Any) -> None:
     Raises:
       OSError: it cannot be written; an older file of that name is kept.
     """
-    encoded = render(template, **values).encode(errors='backslashreplace')
+    encoded = printable(render(template, **values), keep='\n').encode()
     write_whole(path, lambda partial: partial.write_bytes(encoded))
 
 
