@@ -214,12 +214,18 @@ def test_loading_without_the_class(linen, monkeypatch):
     elsewhere = [p for p in sys.path if not (Path(p) / 'own_networks.py').exists()]
     monkeypatch.setattr(sys, 'path', elsewhere)
     with pytest.raises(UserError) as caught:
-        load_encoder(linen / 'encoder')
+        load_encoder(linen / 'encoder', allow=('own_networks',))
     message = str(caught.value)
     assert "encoder.name='own_networks:ConvNet': module 'own_networks' cannot be imp" in message
     assert 'PYTHONPATH' in message
     with pytest.raises(UserError, match="module 'own_networks' cannot be imported"):
-        encoder_of_run(linen)
+        encoder_of_run(linen, allow=('own_networks',))
+    # The workdir's words import nothing either, unless they are allowed.
+    for load, place in ((load_encoder, linen / 'encoder'), (encoder_of_run, linen)):
+        with pytest.raises(UserError, match=r"allow=\('own_networks',\)"):
+            load(place)
+    with pytest.raises(UserError, match=r"allow=\('own_networks',\)"):
+        find_encoder(str(linen))
 
 
 # encoder.init_from

@@ -61,6 +61,16 @@ def test_names_that_are_no_utf8_are_shown(tmp_path):
     assert r'<pre>caf\udce9.png</pre>' in (tmp_path / 'report.html').read_text(encoding='utf-8')
 
 
+def test_control_characters_are_shown(tmp_path):
+    """A word of a file neither turns the text nor moves a terminal that shows the page's source."""
+    path = tmp_path / 'report.html'
+    write_page(path, 'report.html', report=Report(title='\x1b[2J\u202e\x00', command='a\rb'))
+    text = path.read_text()
+    assert all(c.isprintable() or c == '\n' for c in text)
+    for word in (r'\x1b[2J\u202e\x00', r'a\rb'):
+        assert word in text
+
+
 class Elements(HTMLParser):
     """Every element of a page with the classes of those around it."""
 
