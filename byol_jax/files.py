@@ -56,7 +56,7 @@ def parse_json(data: bytes | str, where: str) -> Any:
     except ValueError as error:
         raise UserError(f'{where} is damaged: it is not JSON ({shown(str(error))}).') from error
     level = [value]
-    for _ in range(_DEEPEST_JSON + 1):
+    for _ in range(_DEEPEST_JSON):
         within: list[Any] = []
         for each in level:
             if isinstance(each, dict):
