@@ -69,8 +69,10 @@ def make_damaged_folder(folder: Path) -> Path:
     return damaged
 
 
-def start_two(workdir: Path, *more: str) -> list[subprocess.Popen]:
-    """Starts two processes of one simulated device each."""
+def start_two(
+    workdir: Path, *more: str, each: tuple[tuple[str, ...], ...] = ((), ())
+) -> list[subprocess.Popen]:
+    """Starts two processes of one simulated device each, with flags of all and flags of each."""
     with socket.socket() as probe:
         probe.bind(('localhost', 0))
         port = probe.getsockname()[1]
@@ -86,6 +88,7 @@ def start_two(workdir: Path, *more: str) -> list[subprocess.Popen]:
                 f'--coordinator=localhost:{port}',
                 '--process_count=2',
                 f'--process_index={index}',
+                *each[index],
             ],
             cwd=ROOT,
             # If they shared one, a process would read what the other is writing.
