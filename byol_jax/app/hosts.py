@@ -266,7 +266,7 @@ def leave(status: Any) -> None:
     """
     if _peers is None or not status:
         sys.exit(status)
-    _peers.agree_to_end()
+    _peers.begin_to_end()
     if isinstance(status, str):
         print(status, file=sys.stderr, flush=True)
     sys.stdout.flush()

@@ -33,6 +33,8 @@ SILENT_SECONDS = 60.0
 # An error that several processes share reaches them at about the same time. Those that are still
 # there so long after one has left did not meet it.
 GRACE_SECONDS = 10.0
+# Process 0 waits so long for the others where all end, and they end so long after it.
+LAST_SECONDS = 60.0
 # For what others answer at once.
 _SOON_SECONDS = 5.0
 # In which what is sent is read.
@@ -97,7 +99,7 @@ class Peers:
         self._acknowledged: set[int] = set()
         self.watching = False
         self._news = ''
-        self._ending = False
+        self._ending = self._agreed = False
         self._lock = threading.Lock()
         self._tasks: set[asyncio.Task[Any]] = set()
         self._relay = relay.Relay()
@@ -124,7 +126,12 @@ class Peers:
         return f'127.0.0.1:{self._service}'
 
     def agree_to_end(self) -> None:
-        """Says that all processes end here, each in its own time."""
+        """Called where all processes end alike: none of them ends another any more."""
+        self._agreed = True
+        self.begin_to_end()
+
+    def begin_to_end(self) -> None:
+        """Called when this process ends by itself: it is no longer ended by the others."""
         with self._lock:
             self._ending = True
 
@@ -144,16 +151,22 @@ class Peers:
 
     def leave(self) -> None:
         """Tells the others that this process ends for a reason that it has given itself."""
-        self.agree_to_end()
+        self.begin_to_end()
         if self.watching:
             self.watching = False
             self._soon(self._say_and_wait('left'))
+            if self.index == 0 and self._agreed:
+                # They may still need the service for what they save.
+                self._soon(self._wait_for_others(), LAST_SECONDS)
 
     def part(self) -> None:
         """Ends the watch over each other, in all processes; process 0 waits for the others."""
-        self.agree_to_end()
+        self.begin_to_end()
         self.watching = False
-        self._soon(self._say_and_wait('parted') if self.index else self._wait_for_others())
+        if self.index == 0:
+            self._soon(self._wait_for_others(), LAST_SECONDS)
+        else:
+            self._soon(self._say_and_wait('parted'))
         self.close()
 
     def close(self) -> None:
@@ -170,10 +183,10 @@ class Peers:
     def _call(self, coroutine: Coroutine[Any, Any, Any]) -> Any:
         return asyncio.run_coroutine_threadsafe(coroutine, self._loop).result()
 
-    def _soon(self, coroutine: Coroutine[Any, Any, None]) -> None:
+    def _soon(self, coroutine: Coroutine[Any, Any, None], seconds: float = _SOON_SECONDS) -> None:
         """Waits a bounded time for what may not come any more."""
         try:
-            self._call(asyncio.wait_for(coroutine, _SOON_SECONDS))
+            self._call(asyncio.wait_for(coroutine, seconds))
         except (TimeoutError, OSError):
             return
 
@@ -331,8 +344,11 @@ class Peers:
             if word == 'left':
                 if self.index == 0:
                     await self._say(f'left {who}', but=who)
-                self._loop.call_later(GRACE_SECONDS, self._end, self._line_about(who, _LEFT))
                 self._news = self._line_about(who, _LEFT)
+                self._loop.call_later(GRACE_SECONDS, self._end, self._news)
+                if who == 0:
+                    # Whatever this process still waits for needs process 0.
+                    self._loop.call_later(LAST_SECONDS, self._end_process, self._news)
         elif word == 'gone':
             self._left.add(index)
             self._end(self._line_about(int(rest), _GONE))

@@ -138,16 +138,35 @@ def test_an_error_in_one_ends_the_others(ends, first):
 
 @pytest.mark.parametrize('order', [(0, 1, 2), (2, 1, 0), (1, 0, 2)])
 def test_an_agreed_end_is_nobodys_error(ends, order):
-    """Those that leave a little later are not ended by those that left before."""
+    """Those that leave a little later are not ended by those that left before, and process 0,
+    which they need, leaves after them."""
     processes = make(ends, 3)
     join(processes)
     for process in processes:
         process.agree_to_end()
-    for index in order:
+    left: list[int] = []
+
+    def leave(index: int) -> None:
+        time.sleep(0.2 * order.index(index))
         processes[index].leave()
+        left.append(index)
         vanish(processes[index])
-        time.sleep(0.2)
+
+    with ThreadPoolExecutor(3) as pool:
+        list(pool.map(leave, order))
     assert not ends
+    assert left[-1] == 0
+
+
+def test_an_agreed_end_has_an_end(ends, monkeypatch):
+    """A process that hangs at its end does not keep process 0, and ends too."""
+    monkeypatch.setattr(peers, 'LAST_SECONDS', 0.3)
+    processes = make(ends, 2)
+    join(processes)
+    for process in processes:
+        process.agree_to_end()
+    processes[0].leave()
+    assert list(ends.wait(1)) == [1]
 
 
 def test_leaving_is_told_before_it_is_seen(ends):
