@@ -46,7 +46,7 @@ _WAYS = (
     '--process_count=N, and its own --process_index=I (0 to N - 1).'
 )
 _GONE = 'is gone: killed, out of memory, or its host or network failed.'
-_LEFT = 'ended with an error or a signal of its own, which it tells.'
+_LEFT = 'ended with an error or a signal of its own (see its output).'
 
 
 class Peers:
