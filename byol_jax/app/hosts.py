@@ -16,12 +16,15 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from byol_jax.app.launchers import count_gpus, find_place, find_share, own_devices
-from byol_jax.app.peers import GRACE_SECONDS, Peers
+from byol_jax.app.peers import Peers
 from byol_jax.errors import UserError, printable
 
 # The connections to the other processes; None in a run of one process, and in one that a user's
 # own program joined by `jax.distributed`.
 _peers: Peers | None = None
+
+# A collective may fail a little sooner than its reason is known.
+_NEWS_SECONDS = 3
 
 # Network file systems show a new file to another host only after a while.
 _SHARED_SECONDS = 60
@@ -95,8 +98,7 @@ def _abort(kind: type[BaseException], error: BaseException, trace: Any) -> None:
     A normal exit would hang in JAX's barrier, which waits for the other processes. If another
     process has left, that is why a collective failed here, and only this is said.
     """
-    failed = _peers is not None and issubclass(kind, jax.errors.JaxRuntimeError)
-    reason = _peers.explain(GRACE_SECONDS / 2) if _peers is not None and failed else ''
+    reason = '' if _peers is None else _peers.explain(_NEWS_SECONDS)
     if reason:
         leave(reason)
     sys.__excepthook__(kind, error, trace)

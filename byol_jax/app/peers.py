@@ -20,7 +20,7 @@ from contextlib import suppress
 from typing import Any
 
 from byol_jax.app import relay
-from byol_jax.errors import UserError
+from byol_jax.errors import UserError, printable
 
 # JAX itself waits this long for the others.
 JOIN_SECONDS = 300.0
@@ -99,7 +99,8 @@ class Peers:
         self._acknowledged: set[int] = set()
         self.watching = False
         self._news = ''
-        self._ending = self._agreed = False
+        self._ending = self._agreed = self._claimed = False
+        self._ended = threading.Event()
         self._lock = threading.Lock()
         self._tasks: set[asyncio.Task[Any]] = set()
         self._relay = relay.Relay()
@@ -131,9 +132,14 @@ class Peers:
         self.begin_to_end()
 
     def begin_to_end(self) -> None:
-        """Called when this process ends by itself: it is no longer ended by the others."""
+        """Called when this process ends by itself: it is no longer ended by the others.
+
+        Does not return if another process is gone: that is why this one fails.
+        """
         with self._lock:
-            self._ending = True
+            claimed, self._ending = self._claimed, True
+        if claimed:
+            self._ended.wait(_SOON_SECONDS)
 
     def explain(self, seconds: float) -> str:
         """Why a collective failed in this process.
@@ -356,11 +362,14 @@ class Peers:
             self._acknowledged.add(index)
 
     async def _gone(self, index: int) -> None:
+        if not self._claim():
+            return
         if self.index == 0:
             await self._say(f'gone {index}')
             # What an exit leaves unread may take with it what it has just sent.
             await asyncio.sleep(_READ_SECONDS)
-        self._end(self._line_about(index, _GONE))
+        self._end_process(self._line_about(index, _GONE))
+        self._ended.set()
 
     def _line_about(self, index: int, what: str) -> str:
         return (
@@ -369,16 +378,22 @@ class Peers:
         )
 
     def _end(self, line: str) -> None:
+        if self._claim():
+            self._end_process(line)
+            self._ended.set()
+
+    def _claim(self) -> bool:
+        """Whether this thread ends the process; not if the main thread does so already."""
         with self._lock:
             if self._ending:
-                return
-            self._ending = True
-        self._end_process(line)
+                return False
+            self._ending = self._claimed = True
+        return True
 
     def _exit(self, line: str) -> None:
         """Ends this process whatever its other threads do; Python's own exit waits for them."""
         with suppress(OSError):
-            os.write(self._stderr, f'{line}\n'.encode(errors='backslashreplace'))
+            os.write(self._stderr, f'{printable(line)}\n'.encode(errors='backslashreplace'))
         os._exit(1)
 
     async def _tick(self) -> None:
