@@ -16,7 +16,6 @@ The pictures are random; the input pipeline is not measured.
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import statistics
 import sys
@@ -35,7 +34,7 @@ from ml_collections import config_flags
 from byol_jax.app.build import Run, build_run, step_of
 from byol_jax.app.cli import checked_flags, load_config
 from byol_jax.app.hooks import Event
-from byol_jax.app.monitors import Lidar, Monitors
+from byol_jax.app.monitors import Alarms, Lidar, Monitors
 from byol_jax.cores import usable_cores
 from byol_jax.errors import UserError
 from byol_jax.input.stream import Stream
@@ -54,13 +53,10 @@ class Side:
         self._step = pmap_step(step, monitored=bool(count))
         self._run, self._batch, self._made = run, batch, 0
         self.state = replicate(run.training.initial)
-        self._monitors = Monitors() if workdir else None
-        if self._monitors is not None:
-            # LiDAR is measured separately.
-            log = dataclasses.replace(run.config.log, lidar_every_steps=0)
-            config = dataclasses.replace(run.config, log=log)
-            watched = run._replace(config=config, workdir=workdir)
-            self._monitors.start(watched, run.training.initial)
+        # LiDAR is measured separately.
+        self._hooks = (Monitors(), Alarms()) if workdir else ()
+        for hook in self._hooks:
+            hook.start(run._replace(workdir=workdir), run.training.initial)
         self.host: list[float] = []
 
     def step(self) -> float:
@@ -70,12 +66,13 @@ class Side:
         values = {name: float(x) for name, x in jax.device_get(metrics).items()}
         seconds = time.perf_counter() - start
         self._made += 1
-        if self._monitors is not None and self._made % self._run.plan.log_steps == 0:
+        if self._hooks and self._made % self._run.plan.log_steps == 0:
             begun = time.perf_counter()
             event = Event(self._run, self._made, self.state, features[0])
             event.add(values)
-            event.add(self._monitors.measure(event))
-            self._monitors.logged(event)
+            for hook in self._hooks:
+                event.add(hook.measure(event))
+                hook.logged(event)
             self.host.append(time.perf_counter() - begun)
         return seconds
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -21,8 +20,8 @@ from byol_jax.app.alarms import (
     standing,
     std_words,
 )
-from byol_jax.app.metrics import read_metrics, read_records
-from byol_jax.files import write_whole
+from byol_jax.app.metrics import as_line, read_metrics, read_records
+from byol_jax.app.side_files import SideFile
 
 # The severity that marks the line of a cleared alarm.
 OVER = 'over'
@@ -69,20 +68,21 @@ class AlarmLog:
           facts: facts of the run.
           start_step: the step the run resumes from.
         """
-        self._path, self._facts = workdir / 'alarms.jsonl', facts
+        self._file, self._facts = SideFile(workdir / 'alarms.jsonl'), facts
         self._history: list[Record] = list(read_metrics(workdir))
         kept = [a for a in read_alarms(workdir) if a['step'] <= start_step]
-        text = ''.join(json.dumps(a) + '\n' for a in kept)
-        if text:
-            write_whole(self._path, lambda partial: partial.write_text(text))
+        if kept:
+            self._file.rewrite(b''.join(map(as_line, kept)))
         else:
-            self._path.unlink(missing_ok=True)
+            self._file.remove()
         self._severities = {a.name: a.severity for a in raised([Alarm(**a) for a in kept])}
 
     def still_raised(self) -> str:
         """A line on the alarms that stood when the run was stopped; '' if there were none."""
         names = ', '.join(f'{name} ({severity})' for name, severity in self._severities.items())
-        return names and f'still raised from before: {names}; {self._path} says why and what to do'
+        if not names:
+            return ''
+        return f'still raised from before: {names}; {self._file.path} says why and what to do'
 
     def begin(self) -> list[str]:
         """Raises what stands before the first step; returns a line for each alarm."""
@@ -112,8 +112,7 @@ class AlarmLog:
         return alarm.line()
 
     def _write(self, alarm: Alarm) -> None:
-        with self._path.open('a') as file:
-            file.write(json.dumps(alarm._asdict()) + '\n')
+        self._file.append(as_line(alarm._asdict()))
 
 
 def read_alarms(workdir: Path) -> list[dict[str, Any]]:

@@ -10,8 +10,8 @@ from typing import Any
 from byol_jax.app.build import Run
 from byol_jax.app.hooks import Event, Hook
 from byol_jax.app.hosts import gather_texts, is_main, say
+from byol_jax.app.side_files import SideFile
 from byol_jax.errors import UserError, printable
-from byol_jax.files import write_whole
 from byol_jax.settings import Settings
 from byol_jax.sources.bad_files import SHOWN, BadFile, BadFiles, still_bad
 from byol_jax.sources.data import Data
@@ -45,7 +45,8 @@ class BadFilesLog(Hook):
         self._keys = config.data.pair_keys
         self.bad_files = BadFiles(data.train, self._keys[0], config.data.max_bad_fraction, data.bad)
         self.bad_files.check()
-        self.path = workdir / 'bad_files.txt'
+        self._file = SideFile(workdir / 'bad_files.txt')
+        self.path = self._file.path
         # How many bad files were sent to other processes, written to the list, and mentioned in
         # the log.
         self._shared = self._written = self._counted = len(self.bad_files)
@@ -116,8 +117,7 @@ class BadFilesLog(Hook):
         self._written = len(self.bad_files)
         if not new or not is_main():
             return
-        with self.path.open('a', encoding='utf-8', errors='surrogateescape') as file:
-            file.writelines(map(_line, new))
+        self._file.append(b''.join(map(_line, new)))
         for bad in new[: SHOWN - self._named]:
             say(f'bad file: {printable(bad.file)} {bad.reason}')
             self._named += 1
@@ -152,21 +152,19 @@ class BadFilesLog(Hook):
         # By name, because evaluation may have found a listed file again.
         bad = {bad.file: bad for bad in (*self._elsewhere, *self.bad_files.since(0))}
         if not bad:
-            self.path.unlink(missing_ok=True)
+            self._file.remove()
             return
-        text = ''.join(sorted(map(_line, bad.values())))
-        write_whole(
-            self.path,
-            lambda partial: partial.write_text(text, encoding='utf-8', errors='surrogateescape'),
-        )
+        data = b''.join(sorted(map(_line, bad.values())))
+        self._file.replace(lambda partial: partial.write_bytes(data))
 
 
 def _files(bad: list[BadFile]) -> set[str]:
     return {entry.file for entry in bad}
 
 
-def _line(bad: BadFile) -> str:
-    return f'{_one_line(bad.file)}\t{_one_line(bad.reason)}\n'
+def _line(bad: BadFile) -> bytes:
+    line = f'{_one_line(bad.file)}\t{_one_line(bad.reason)}\n'
+    return line.encode(errors='surrogateescape')
 
 
 def _one_line(text: str) -> str:

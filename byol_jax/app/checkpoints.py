@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import errno
+import gc
 import hashlib
 import logging
 import os
 import shutil
+import sys
+import tempfile
+import threading
+import time
+import weakref
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +34,11 @@ _PROBE = 'online_probe'
 
 # Orbax raises one of these for a damaged or missing file, depending on the file.
 _UNREADABLE = (ValueError, KeyError, TypeError, AttributeError, RecursionError, MemoryError)
+
+# How long a thread of a failed write is waited for.
+_ORBAX_SECONDS = 10.0
+# Without a word for so long it is over.
+_SILENCE_SECONDS = 0.3
 
 
 class Checkpoints:
@@ -51,17 +62,32 @@ class Checkpoints:
         self._open()
 
     def _open(self) -> None:
-        self._manager = ocp.CheckpointManager(
-            self._folder,
-            options=ocp.CheckpointManagerOptions(
-                max_to_keep=self._keep,
-                cleanup_tmp_directories=not self._read_only,
-                read_only=self._read_only,
-                # So that a failed write is reported by `save` itself.
-                enable_async_checkpointing=False,
-            ),
-            item_names=('state', _PROBE, 'digests'),
+        options = ocp.CheckpointManagerOptions(
+            max_to_keep=self._keep,
+            cleanup_tmp_directories=not self._read_only,
+            read_only=self._read_only,
+            # So that a failed write is reported by `save` itself.
+            enable_async_checkpointing=False,
         )
+        # It would warn of what reading only changes.
+        with _quiet_orbax() if self._read_only else nullcontext():
+            self._manager = ocp.CheckpointManager(
+                self._spelled(), options=options, item_names=('state', _PROBE, 'digests')
+            )
+
+    def _spelled(self) -> Path:
+        """The folder under a name that TensorStore can be given: it takes UTF-8 alone."""
+        try:
+            str(self._folder).encode()
+        except UnicodeEncodeError:
+            place = tempfile.mkdtemp(prefix='byol_jax-')
+            # What a link leads to stays.
+            weakref.finalize(self, shutil.rmtree, place, ignore_errors=True)
+            self._folder.mkdir(parents=True, exist_ok=True)
+            link = Path(place) / 'checkpoints'
+            link.symlink_to(self._folder)
+            return link
+        return self._folder
 
     def steps(self) -> list[int]:
         """The steps that have a checkpoint, oldest first."""
@@ -110,27 +136,39 @@ class Checkpoints:
         networks = host._asdict()
         probe = networks.pop(_PROBE)
         more = {} if probe is None else {_PROBE: ocp.args.StandardSave(probe)}
-        try:
-            with _quiet_orbax():
-                self._manager.save(
-                    step,
-                    args=ocp.args.Composite(
-                        state=ocp.args.StandardSave(networks),
-                        digests=ocp.args.JsonSave(digests(host)),
-                        **more,
-                    ),
-                    force=True,
-                )
-                self._manager.wait_until_finished()
-        except (OSError, ValueError) as error:
+        reason = self._write(
+            step,
+            ocp.args.Composite(
+                state=ocp.args.StandardSave(networks),
+                digests=ocp.args.JsonSave(digests(host)),
+                **more,
+            ),
+        )
+        if reason:
             free = shutil.disk_usage(self._folder).free
+            self._remove_partial()
             size = sum(leaf.nbytes for leaf in jax.tree.leaves(host))
             raise UserError(
-                f'The checkpoint of step {step} ({size / 1e6:.0f} MB) could not be written to '
-                f'{self._folder}, where {free / 1e6:.0f} MB are free: {_reason(error)}\n'
+                f'The checkpoint of step {step} ({size / 1e6:.1f} MB) could not be written to '
+                f'{self._folder}, where {free / 1e6:.1f} MB are free: {reason}\n'
                 'Older checkpoints are untouched. Make room and start the same command again: it '
                 f'goes on from step {self.newest()}.'
-            ) from error
+            )
+
+    def _write(self, step: int, args: Any) -> str:
+        """Writes a checkpoint; returns why it could not be written, or ''."""
+        reason = ''
+        with _quiet_orbax() as answers:
+            try:
+                self._manager.save(step, args=args, force=True)
+                self._manager.wait_until_finished()
+            # RuntimeError: of an event loop that another part of the failed write has closed.
+            except (OSError, ValueError, RuntimeError) as error:
+                # The error itself would keep what is under way from being collected.
+                reason = _reason(error)
+            if reason:
+                _wait_for_orbax(answers)
+        return reason
 
     def restore(self, like: TrainState) -> tuple[int, TrainState] | None:
         """Loads the newest good checkpoint.
@@ -163,7 +201,9 @@ class Checkpoints:
         )
 
     def close(self) -> None:
+        """Ends Orbax, and removes what a failed write has left."""
         self._manager.close()
+        self._remove_partial()
 
     def _load(self, step: int, like: TrainState) -> tuple[Any, str | None]:
         """Loads one checkpoint.
@@ -204,6 +244,12 @@ class Checkpoints:
     def _restore_like(self, item: str, step: int, like: Tree) -> Tree:
         abstract = jax.tree.map(lambda x: np.empty(x.shape, x.dtype), like)
         return self._restore(step, **{item: ocp.args.StandardRestore(abstract)})[item]
+
+    def _remove_partial(self) -> None:
+        """Makes room for what the run still writes before it ends."""
+        if is_main() and not self._read_only:
+            for folder in self._folder.glob('*.orbax-checkpoint-tmp*'):
+                shutil.rmtree(folder, ignore_errors=True)
 
     def _set_aside(self, step: int) -> None:
         self._manager.close()
@@ -261,14 +307,41 @@ def _first_other(saved: Mapping[str, Any], like: Tree) -> tuple[str, Any, Any] |
 
 
 @contextmanager
-def _quiet_orbax() -> Iterator[None]:
-    """Mutes Orbax's log, which prints a traceback for each failed write. Errors still raise."""
-    log = logging.getLogger('absl')
-    before, log.disabled = log.disabled, True
+def _quiet_orbax() -> Iterator[list[None]]:
+    """Mutes the tracebacks of a failed write: those of logs, and those that nobody can catch.
+
+    Errors still raise. Yields a list that has as many elements as there were of the latter.
+    """
+    answers: list[None] = []
+    logs = [logging.getLogger(name) for name in ('absl', 'asyncio')]
+    before, hook = [log.disabled for log in logs], sys.unraisablehook
+    for log in logs:
+        log.disabled = True
+    sys.unraisablehook = lambda _: answers.append(None)
     try:
-        yield
+        yield answers
     finally:
-        log.disabled = before
+        sys.unraisablehook = hook
+        for log, disabled in zip(logs, before, strict=True):
+            log.disabled = disabled
+
+
+def _wait_for_orbax(answers: list[None]) -> None:
+    """Returns when all parts of a failed write have ended: some fail, and speak, after the first.
+
+    Args:
+      answers: grows while TensorStore answers, from its threads, to event loops that are closed.
+    """
+    for thread in threading.enumerate():
+        if type(thread).__module__.startswith('orbax.'):
+            # Its own `join` raises its error.
+            threading.Thread.join(thread, _ORBAX_SECONDS)
+    # Tasks that nobody awaits speak when they are collected.
+    gc.collect()
+    end, count = time.monotonic() + _ORBAX_SECONDS, -1
+    while count != len(answers) and time.monotonic() < end:
+        count = len(answers)
+        time.sleep(_SILENCE_SECONDS)
 
 
 def _reason(error: BaseException) -> str:

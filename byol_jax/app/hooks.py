@@ -8,18 +8,18 @@ from __future__ import annotations
 
 import functools
 import math
-import traceback
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
-from pathlib import Path
 from types import MappingProxyType
 
 import jax
 import numpy as np
 
 from byol_jax.app.build import Run, online_encoder
-from byol_jax.app.hosts import is_main, say
+from byol_jax.app.hosts import is_main
+from byol_jax.app.left_out import tried
 from byol_jax.app.progress import Stopwatch
+from byol_jax.app.signals import Interrupted
 from byol_jax.errors import UserError, did_you_mean
 from byol_jax.interop.encoder import Encoder
 from byol_jax.names import Named, Registry
@@ -163,7 +163,7 @@ class Hook:
         too.
         """
 
-    def fail(self, error: Exception) -> None:
+    def fail(self, error: BaseException) -> None:
         """Called when an error or a signal (`signals.Interrupted`) ends the run early."""
 
     def close(self) -> None:
@@ -187,13 +187,16 @@ class Hooks:
         """
         self._waiting = [hook for hook in hooks if hook.everywhere or is_main()]
         self._started: list[Hook] = []
+        self._ending = False
 
     def __enter__(self) -> Hooks:
         return self
 
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        # What else fails now must not take the place of the reason for which the run ends.
+        self._ending = error is not None
         try:
-            if isinstance(error, Exception):
+            if isinstance(error, Exception | Interrupted):
                 self.fail(error)
         finally:
             self.close()
@@ -218,7 +221,7 @@ class Hooks:
         """Calls `Hook.finish`."""
         self._each(lambda hook: hook.finish(event))
 
-    def fail(self, error: Exception) -> None:
+    def fail(self, error: BaseException) -> None:
         """Calls `Hook.fail`."""
         self._each(lambda hook: hook.fail(error))
 
@@ -235,18 +238,14 @@ class Hooks:
 
     def _try(self, hook: Hook, call: Callable[[], None]) -> bool:
         """Makes a call and says whether it succeeded; closes and drops an optional hook if not."""
-        try:
+        if not hook.optional and not self._ending:
             call()
-        # A hook may be the user's code, which can raise anything.
-        except Exception as error:
-            if not hook.optional:
-                raise
-            say(f'hook {_name(hook)} failed and is left out from now on: {_described(error)}')
-            if hook in self._started:
-                self._started.remove(hook)
-                self._try(hook, hook.close)
-            return False
-        return True
+            return True
+        done = tried(f'hook {_name(hook)}', call, __file__)
+        if not done and hook in self._started:
+            self._started.remove(hook)
+            self._try(hook, hook.close)
+        return done
 
 
 def own_hooks(named: tuple[Named, ...]) -> list[Hook]:
@@ -317,12 +316,3 @@ def _measured(hook: Hook, event: Event) -> dict[str, float]:
 
 def _name(hook: Hook) -> str:
     return f'{type(hook).__module__}:{type(hook).__qualname__}'
-
-
-def _described(error: Exception) -> str:
-    """An error in one line, with the file and line of the hook's method that raised it."""
-    what = ' '.join(str(error).split())
-    words = f'{type(error).__name__}: {what}' if what else type(error).__name__
-    # The outermost frames belong to this file (`_try` and its callers), not to the hook.
-    frames = [f for f in traceback.extract_tb(error.__traceback__) if f.filename != __file__]
-    return f'{words} ({Path(frames[0].filename).name}:{frames[0].lineno})' if frames else words

@@ -6,8 +6,9 @@ from byol_jax.app.build import Run
 from byol_jax.app.devices import describe_devices
 from byol_jax.app.hooks import Hook
 from byol_jax.app.hosts import is_main, say
+from byol_jax.app.left_out import tried
 from byol_jax.app.report.pictures import draw_views
-from byol_jax.files import write_whole
+from byol_jax.app.side_files import SideFile
 from byol_jax.input.pixels import Finding, look
 from byol_jax.input.stream import Stream
 from byol_jax.models.layer_table import TAPPED, layer_table
@@ -72,7 +73,12 @@ def first_look(run: Run) -> tuple[Finding, ...]:
     if not is_main():
         return ()
     stream = Stream(run.data.train, run.views, run.config.seed)
-    return tuple(look(stream, workers=run.config.data.workers))
+    found: list[Finding] = []
+    tried(
+        'the first look at the pictures',
+        lambda: found.extend(look(stream, workers=run.config.data.workers)),
+    )
+    return tuple(found)
 
 
 class Layers(Hook):
@@ -82,7 +88,7 @@ class Layers(Hook):
         """Writes the table and prints it; of a long one, only the lines around the tapped layer."""
         path = run.workdir / 'layers.txt'
         table = layer_table(run.method.encoder, run.config.views.image_size)
-        write_whole(path, lambda partial: partial.write_text(f'{table}\n'))
+        SideFile(path).replace(lambda partial: partial.write_text(f'{table}\n', encoding='utf-8'))
         say(f'\n{shortened(table)}\n\nlayers: {path}')
 
 
@@ -112,8 +118,6 @@ def shortened(table: str) -> str:
 
 class Views(Hook):
     """Draws views.png."""
-
-    optional = False
 
     def start(self, run: Run, state: TrainState) -> None:
         """Draws and writes views.png. Bad files among its pictures are counted in training only."""

@@ -31,13 +31,14 @@ from byol_jax.app.hosts import (
 )
 from byol_jax.app.introduction import Layers, Views, first_look, introduce
 from byol_jax.app.memory import check_batches, keep_memory_steady, training_memory
-from byol_jax.app.monitors import Monitors
+from byol_jax.app.monitors import Alarms, LidarMonitor, Monitors
+from byol_jax.app.output import lasting_output
 from byol_jax.app.periodic import BeforeAfter, Periodic
 from byol_jax.app.picture_cache import fill_cache
 from byol_jax.app.report.run_report import RunReport
 from byol_jax.app.reporting import Metrics, Report
 from byol_jax.app.saving import NonFinite, Saving
-from byol_jax.app.signals import Interrupted, stop_signals
+from byol_jax.app.signals import Interrupted, StopSignals, stop_signals
 from byol_jax.app.steps import Steps
 from byol_jax.app.weights_and_biases import check_wandb
 from byol_jax.app.workdir import claim_workdir, fingerprint, release_workdir
@@ -68,15 +69,20 @@ def train(
       Interrupted: a signal stopped the run, after it saved a checkpoint.
     """
     keep_memory_steady()
-    config = Settings.of(config)
     check_devices()
+    with lasting_output(), stop_signals() as signals:
+        _train(Settings.of(config), Path(workdir), command, source, signals)
+
+
+def _train(
+    config: Settings, workdir: Path, command: str, source: Source | None, signals: StopSignals
+) -> None:
     versions = {'version of JAX': jax.__version__, 'version of byol_jax': __version__}
     check_same_values(versions | settings.flatten(config.plain))
     check_batches(config, jax.process_count(), held=config.data.prefetch + 1)
     if config.log.wandb:
         check_wandb()
     own = own_hooks(config.hooks)
-    workdir = Path(workdir)
     run = build_run(config, source)._replace(workdir=workdir)
     run.data.check_labels()
     bad_files = BadFilesLog(run.data, config, workdir)
@@ -90,7 +96,7 @@ def train(
             fill_cache(run.data, config)
             wait_for_all('pictures decoded')
             with training_memory(config):
-                end = _fit(run, replicate(state), hooks, bad_files)
+                end = _fit(run, replicate(state), hooks, bad_files, signals)
             part()
             if is_main():
                 _finish(end, hooks)
@@ -107,6 +113,8 @@ def _hooks(run: Run, command: str, checkpoints: Checkpoints, bad_files: BadFiles
         # Before the monitors: values that are not finite end the run and are never measured.
         Saving(checkpoints),
         Monitors(),
+        LidarMonitor(),
+        Alarms(),
         bad_files,
         Periodic(report, metrics),
         Report(report),
@@ -142,7 +150,9 @@ def _restored(run: Run, checkpoints: Checkpoints) -> TrainState:
     return restored[1]
 
 
-def _fit(run: Run, state: TrainState, hooks: Hooks, bad_files: BadFilesLog) -> Event:
+def _fit(
+    run: Run, state: TrainState, hooks: Hooks, bad_files: BadFilesLog, signals: StopSignals
+) -> Event:
     """Runs the remaining steps and returns the event of the last one.
 
     Raises:
@@ -156,7 +166,7 @@ def _fit(run: Run, state: TrainState, hooks: Hooks, bad_files: BadFilesLog) -> E
     if event.last:
         say(f'all {plan.total_steps} steps are done')
         return event
-    with closing(Steps(run, start, bad_files)) as steps, stop_signals() as signals:
+    with closing(Steps(run, start, bad_files)) as steps, signals.held():
         for step in range(start + 1, plan.total_steps + 1):
             try:
                 state, features = steps.make(state)
@@ -177,7 +187,7 @@ def _fit(run: Run, state: TrainState, hooks: Hooks, bad_files: BadFilesLog) -> E
                 _agree(event)
             stopped = bool(event.error or event.reason)
             if not stopped and not event.last:
-                stopped = stop_together(step, asked=bool(signals))
+                stopped = stop_together(step, asked=bool(signals.received))
             if plan.saves(step) or stopped:
                 event.add(steps.settle())
                 hooks.checkpoint(event)
@@ -190,7 +200,7 @@ def _fit(run: Run, state: TrainState, hooks: Hooks, bad_files: BadFilesLog) -> E
                 break
             if stopped:
                 agree_to_end()
-                raise Interrupted(signals[0] if signals else signal.SIGTERM)
+                raise Interrupted(*(signals.received[:1] or [signal.SIGTERM]), saved=True)
     return event
 
 

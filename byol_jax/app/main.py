@@ -6,6 +6,8 @@ import errno
 import os
 import shlex
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,7 @@ from absl import app, flags, logging
 from ml_collections import config_flags
 
 from byol_jax.app.cli import checked_flags, load_config
+from byol_jax.app.output import keep_output, open_standard_files
 from byol_jax.errors import UserError, printable
 
 MODES = ('train', 'views', 'summary', 'evaluate', 'embed', 'export', 'compare')
@@ -40,6 +43,12 @@ _COORDINATOR = flags.DEFINE_string('coordinator', None, 'host:port of process 0.
 _PROCESS_COUNT = flags.DEFINE_integer('process_count', None, 'Number of processes.')
 _PROCESS_INDEX = flags.DEFINE_integer('process_index', None, 'Number of this process, from 0.')
 
+# Errors of a disk that is full, read-only, damaged or gone.
+_OF_THE_DISK = (
+    *(errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EPERM, errno.EROFS),
+    *(errno.EIO, errno.ESTALE, errno.ENODEV, errno.ENXIO),
+)
+
 # Flags that only some modes accept.
 _ONLY_WITH = (
     (_ENCODER, ('evaluate', 'embed')),
@@ -55,6 +64,8 @@ _NOT_WITH_COMPARE = (_CONFIG, _WORKDIR, _FROM)
 
 def run() -> None:
     """Runs the mode that the command line selects, and exits."""
+    open_standard_files()
+    keep_output()
     # So that `byol-jax` finds networks and configs in the current folder, like `python -m`.
     if os.getcwd() not in sys.path and '' not in sys.path:
         sys.path.append(os.getcwd())
@@ -62,16 +73,27 @@ def run() -> None:
     for flag in flags.FLAGS.get_flags_for_module(__name__):
         flags.FLAGS.register_key_flag_for_module(sys.argv[0], flag)
     try:
-        app.run(main, flags_parser=checked_flags)
+        with _disk_named():
+            app.run(main, flags_parser=checked_flags)
     except UserError as error:
         sys.exit(f'error: {error}')
-    except OSError as error:
-        # A full or read-only disk. Any other OSError is a bug and keeps its traceback.
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS):
-            raise
-        sys.exit(printable(f'error: {error.filename or "the workdir"}: {error.strerror}'))
     except KeyboardInterrupt:
         sys.exit('interrupted')
+
+
+@contextmanager
+def _disk_named() -> Iterator[None]:
+    """Makes a fault of the disk an error that a user can read, instead of a traceback.
+
+    Raises:
+      UserError: for an OSError of the disk. Any other OSError is a bug, and stays one.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in _OF_THE_DISK:
+            raise
+        raise UserError(f'{error.filename or "the workdir"}: {error.strerror}') from error
 
 
 def _command() -> str:
@@ -136,7 +158,8 @@ def main(_: list[str]) -> None:
         request = Request(
             config, workdir, _command(), _optional_path(_ENCODER), _optional_path(_OUTPUT)
         )
-        RUN[_MODE.value](request)
+        with _disk_named():
+            RUN[_MODE.value](request)
     except Interrupted as stop:
         say(f'stopped by {stop} The same command goes on from here.')
         leave(128 + stop.signal_number)

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import functools
 import json
-from collections.abc import Mapping
+import socket
+import struct
+import time
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 from PIL import Image
 
+from byol_jax.app.left_out import tried
+from byol_jax.app.side_files import SideFile
 from byol_jax.app.weights_and_biases import WandbWriter
 from byol_jax.errors import UserError
-from byol_jax.files import write_whole
 
 
 class Writer(Protocol):
@@ -48,22 +53,21 @@ class MetricsLog:
           tensorboard: whether to write events to `workdir/tensorboard` too.
           wandb_config: the resolved config, to log to Weights & Biases too; None for no W&B.
         """
-        self._path = workdir / 'metrics.jsonl'
+        self._file = SideFile(workdir / 'metrics.jsonl')
         kept = [r for r in read_metrics(workdir) if r['step'] <= start_step]
-        text = ''.join(json.dumps(r) + '\n' for r in kept)
-        write_whole(self._path, lambda partial: partial.write_text(text))
-        self._writers: list[Writer] = []
+        self._file.rewrite(b''.join(map(as_line, kept)))
+        self._writers: dict[str, Writer] = {}
         if tensorboard:
-            self._writers.append(TensorBoardWriter(workdir, start_step))
+            self._open('TensorBoard', lambda: TensorBoardWriter(workdir, start_step))
         if wandb_config is not None:
-            self._writers.append(WandbWriter(workdir, start_step, kept, wandb_config))
+            self._open(
+                'Weights & Biases', lambda: WandbWriter(workdir, start_step, kept, wandb_config)
+            )
 
     def write(self, record: Mapping[str, Any]) -> None:
         """Writes one record: numbers by name, among them 'step'."""
-        with self._path.open('a') as file:
-            file.write(json.dumps(dict(record)) + '\n')
-        for writer in self._writers:
-            writer.write(record)
+        self._file.append(as_line(record))
+        self._each(lambda writer: writer.write(record))
 
     def picture(self, name: str, image: Image.Image, step: int) -> None:
         """Passes a picture to the writers.
@@ -73,17 +77,29 @@ class MetricsLog:
           image: RGB, any size.
           step: number of optimizer steps when it was made.
         """
-        for writer in self._writers:
-            writer.picture(name, image, step)
+        self._each(lambda writer: writer.picture(name, image, step))
 
     def close(self) -> None:
         """Flushes everything to disk."""
-        for writer in self._writers:
-            writer.close()
+        self._file.append(b'')
+        self._each(lambda writer: writer.close())
+
+    def _open(self, name: str, make: Callable[[], Writer]) -> None:
+        tried(name, lambda: self._writers.setdefault(name, make()))
+
+    def _each(self, call: Callable[[Writer], None]) -> None:
+        self._writers = {
+            name: writer
+            for name, writer in self._writers.items()
+            if tried(name, functools.partial(call, writer))
+        }
 
 
 class TensorBoardWriter:
-    """Writes scalars and pictures as TensorBoard events to `workdir/tensorboard`."""
+    """Writes scalars and pictures as TensorBoard events to `workdir/tensorboard`.
+
+    tensorboardX's own writer has a thread, which a full disk ends, and then waits for it for ever.
+    """
 
     def __init__(self, workdir: Path, start_step: int):
         """Opens a new event file.
@@ -93,28 +109,49 @@ class TensorBoardWriter:
           start_step: the step the run resumes from.
         """
         # Imported late, because reading metrics does not need it.
-        import tensorboardX
+        from tensorboardX import record_writer, summary
+        from tensorboardX.proto import event_pb2, summary_pb2
 
-        # purge_step hides what a killed run logged after this step.
-        self._events = tensorboardX.SummaryWriter(
-            str(workdir / 'tensorboard'), purge_step=start_step + 1
-        )
+        self._checksum = record_writer.masked_crc32c
+        self._summary, self._values, self._event = summary, summary_pb2.Summary, event_pb2.Event
+        name = f'events.out.tfevents.{time.time():.6f}.{socket.gethostname()}'
+        self._file = SideFile(workdir / 'tensorboard' / name)
+        # Hides what a killed run logged after this step.
+        begun = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
+        self._write(start_step + 1, file_version='brain.Event:2')
+        self._write(start_step + 1, session_log=begun)
 
     def write(self, record: Mapping[str, Any]) -> None:
         """Takes a record, as `MetricsLog.write` does."""
-        for name, value in record.items():
-            if name != 'step':
-                self._events.add_scalar(name, value, record['step'])
-        self._events.flush()
+        scalars = (
+            self._summary.scalar(name, value) for name, value in record.items() if name != 'step'
+        )
+        values = [value for scalar in scalars for value in scalar.value]
+        self._write(record['step'], summary=self._values(value=values))
 
     def picture(self, name: str, image: Image.Image, step: int) -> None:
         """Takes a picture, as `MetricsLog.picture` does."""
-        self._events.add_image(name, np.asarray(image.convert('RGB')), step, dataformats='HWC')
-        self._events.flush()
+        pixels = np.asarray(image.convert('RGB'))
+        self._write(step, summary=self._summary.image(name, pixels, dataformats='HWC'))
 
     def close(self) -> None:
         """Flushes everything to disk."""
-        self._events.close()
+        self._file.append(b'')
+
+    def _write(self, step: int, **content: Any) -> None:
+        """Appends an event as a TFRecord: length, its checksum, content, its checksum."""
+        data = self._event(wall_time=time.time(), step=step, **content).SerializeToString()
+        length = struct.pack('<Q', len(data))
+        parts = (length, self._masked(length), data, self._masked(data))
+        self._file.append(b''.join(parts))
+
+    def _masked(self, data: bytes) -> bytes:
+        return struct.pack('<I', self._checksum(data))
+
+
+def as_line(record: Mapping[str, Any]) -> bytes:
+    """A line of metrics.jsonl or alarms.jsonl."""
+    return f'{json.dumps(dict(record))}\n'.encode()
 
 
 def read_metrics(workdir: Path) -> list[dict[str, Any]]:

@@ -1,4 +1,4 @@
-"""The hook for monitors and alarms, and LiDAR during training."""
+"""The hooks for monitors, LiDAR and alarms: each goes on if another one fails."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from byol_jax.app.hooks import Event, Hook
 from byol_jax.app.hosts import say
 from byol_jax.app.saving import NonFinite
 from byol_jax.cores import usable_cores
+from byol_jax.errors import UserError
 from byol_jax.evaluation.monitors import lidar, measure
 from byol_jax.input.stream import Stream
 from byol_jax.methods.base import Method
@@ -27,35 +28,57 @@ LIDAR_PICTURES, LIDAR_VIEWS = 100, 10
 
 
 class Monitors(Hook):
-    """Measures the monitors on the networks' features, and raises and clears alarms."""
+    """Measures the monitors on the networks' features."""
 
     def start(self, run: Run, state: TrainState) -> None:
-        """Reads the records and alarms up to `state.step`, and prints the alarms that stand."""
+        self._blas = ThreadpoolController()
+
+    def measure(self, event: Event) -> Mapping[str, float]:
+        """Returns the monitors by name (`evaluation.monitors.measure`)."""
+        # Threads of BLAS compete with those of the input pipeline: 9 ms became up to 240 ms.
+        with self._blas.limit(limits=1):
+            return measure(event.features)
+
+
+class LidarMonitor(Hook):
+    """Measures LiDAR every log.lidar_every_steps steps; 0: never."""
+
+    def start(self, run: Run, state: TrainState) -> None:
+        """Prepares it, and makes no views yet.
+
+        Raises:
+          UserError: there is one picture, and LiDAR compares pictures.
+        """
         self._every_steps = run.config.log.lidar_every_steps
-        self._facts = facts_of(
-            run.config, run.plan, run.method.loss_scale, pixel_alarms(run.pixels)
-        )
-        self._log = AlarmLog(run.workdir, self._facts, int(state.step))
+        if self._every_steps and len(run.data.train) < 2:
+            raise UserError('it compares pictures, and the data has one.')
         self._lidar = Lidar(
             run.method,
             Stream(run.data.train, run.views, run.config.seed),
             run.config.data.workers or usable_cores(),
         )
-        self._blas = ThreadpoolController()
+
+    def measure(self, event: Event) -> Mapping[str, float]:
+        """Returns 'lidar' if it is due."""
+        if not self._every_steps or event.step % self._every_steps:
+            return {}
+        return {'lidar': self._lidar(event.state)}
+
+
+class Alarms(Hook):
+    """Raises and clears alarms by each record."""
+
+    def start(self, run: Run, state: TrainState) -> None:
+        """Reads the records and alarms up to `state.step`, and prints the alarms that stand."""
+        self._facts = facts_of(
+            run.config, run.plan, run.method.loss_scale, pixel_alarms(run.pixels)
+        )
+        self._log = AlarmLog(run.workdir, self._facts, int(state.step))
         self._saved = int(state.step)
         if self._log.still_raised():
             say(self._log.still_raised())
         for line in self._log.begin():
             say(line)
-
-    def measure(self, event: Event) -> Mapping[str, float]:
-        """Returns the monitors by name (`evaluation.monitors.measure`), and LiDAR if it is due."""
-        # Threads of BLAS compete with those of the input pipeline: 9 ms became up to 240 ms.
-        with self._blas.limit(limits=1):
-            measures = measure(event.features)
-        if self._every_steps and event.step % self._every_steps == 0:
-            measures['lidar'] = self._lidar(event.state)
-        return measures
 
     def logged(self, event: Event) -> None:
         """Prints and writes the alarms that the record raises or clears."""
@@ -65,7 +88,7 @@ class Monitors(Hook):
     def checkpoint(self, event: Event) -> None:
         self._saved = event.step
 
-    def fail(self, error: Exception) -> None:
+    def fail(self, error: BaseException) -> None:
         """Prints and writes an alarm if the run ended because a value was not finite."""
         if isinstance(error, NonFinite):
             say(self._log.add(non_finite(error.step, error.values, self._facts, self._saved)))

@@ -75,7 +75,7 @@ def pretrain(
 
     Raises:
       UserError: the data, the config or the workdir cannot be used, or the loss is not finite.
-      Interrupted: SIGTERM or Ctrl-C stopped the run, after a checkpoint.
+      Interrupted: a signal stopped the run (a `KeyboardInterrupt`).
     """
     given = dict(locals())
     given.update(given.pop('overrides'))

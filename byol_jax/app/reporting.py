@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
+
 from PIL import Image
 
 from byol_jax.app.build import Run
@@ -33,7 +35,9 @@ class Metrics(Hook):
             tensorboard=log.tensorboard,
             wandb_config=run.config.plain if log.wandb else None,
         )
-        with Image.open(run.workdir / 'views.png') as views:
+        # Not there or not whole, if it could not be drawn; that is said where it is drawn.
+        with suppress(OSError), Image.open(run.workdir / 'views.png') as views:
+            views.load()
             self.log.picture('views', views, step)
 
     def logged(self, event: Event) -> None:
@@ -65,6 +69,6 @@ class Report(Hook):
     def finish(self, event: Event) -> None:
         self._pages.evaluating(event.step, event.reason)
 
-    def fail(self, error: Exception) -> None:
+    def fail(self, error: BaseException) -> None:
         told = isinstance(error, UserError | Interrupted)
         self._pages.stopped(str(error) if told else f'{type(error).__name__}: {error}')

@@ -17,6 +17,8 @@ from byol_jax.errors import UserError
 from byol_jax.files import write_whole
 
 _PROJECT = 'byol_jax'
+# How long the end of a run waits for W&B's server.
+_FINISH_SECONDS = 300.0
 _PICTURE = re.compile(r'(\d+)_(.+)\.png')
 
 
@@ -78,8 +80,7 @@ class WandbWriter:
                 project=os.environ.get('WANDB_PROJECT', _PROJECT),
                 name=os.environ.get('WANDB_NAME', workdir.resolve().name),
                 config=dict(config),
-                # Keep W&B from printing, and from capturing the run's output.
-                settings=wandb.Settings(console='off', silent=True),
+                settings=_settings(wandb),
             )
         except (wandb.Error, ValueError) as error:
             raise UserError(
@@ -126,6 +127,14 @@ class WandbWriter:
                 self.write(records[step])
             for name, path in pictures.get(step, ()):
                 self._log({name: self._wandb.Image(str(path))}, step)
+
+
+def _settings(wandb: Any) -> Any:
+    """Keeps W&B from printing, from capturing the run's output, and from waiting for ever."""
+    # Older versions know no limit.
+    known = 'finish_timeout' in getattr(wandb.Settings, 'model_fields', {})
+    limit = {'finish_timeout': _FINISH_SECONDS} if known else {}
+    return wandb.Settings(console='off', silent=True, **limit)
 
 
 def _run_id(path: Path) -> str:

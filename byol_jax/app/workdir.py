@@ -11,6 +11,7 @@ from typing import IO, TYPE_CHECKING, Any
 
 import numpy as np
 
+from byol_jax.app.side_files import SideFile
 from byol_jax.errors import UserError
 from byol_jax.files import write_whole
 from byol_jax.settings import WITHOUT_INFLUENCE, Settings, flatten, modern, unflatten
@@ -139,7 +140,9 @@ def _write_json(path: Path, content: Mapping[str, Any]) -> None:
 
 def _write_command(workdir: Path, command: str) -> None:
     if command:
-        write_whole(workdir / 'command.txt', lambda partial: partial.write_text(f'{command}\n'))
+        # A path on a command line may hold bytes that are no valid text.
+        text = f'{command}\n'.encode(errors='surrogateescape')
+        SideFile(workdir / 'command.txt').replace(lambda partial: partial.write_bytes(text))
 
 
 def config_of_run(workdir: Path) -> Settings:

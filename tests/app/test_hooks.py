@@ -15,6 +15,7 @@ from byol_jax.app import hooks as hooks_module
 from byol_jax.app import loop
 from byol_jax.app.hooks import Event, Hook, Hooks, own_hooks
 from byol_jax.app.introduction import shortened
+from byol_jax.app.signals import Interrupted
 from byol_jax.errors import UserError
 from byol_jax.names import Named
 
@@ -146,6 +147,26 @@ def test_a_needed_hook_ends_the_run():
         ('fail', 'a'),
         ('close', 'a'),
     ]
+
+
+@pytest.mark.parametrize('error', [UserError('full'), Interrupted(15, saved=True), ValueError()])
+@pytest.mark.parametrize('fails', ['fail', 'close'])
+def test_the_reason_for_the_end_stays(error, fails, capsys):
+    """What fails while a run ends is said; the run ends with the error that it ended with."""
+    calls = []
+
+    def run():
+        with Hooks([Needed('a', calls, fails), Told('b', calls, fails)]) as told:
+            told.start(RUN, None)
+            raise error
+
+    with pytest.raises(type(error)) as caught:
+        run()
+    assert caught.value is error
+    assert sorted(call[:2] for call in calls if call[0] != 'start') == [
+        (phase, name) for phase in ('close', 'fail') for name in ('a', 'b')
+    ]
+    assert capsys.readouterr().out.count('ZeroDivisionError: of all things') == 2
 
 
 def test_all_are_closed_though_one_cannot_be():

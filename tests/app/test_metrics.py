@@ -13,6 +13,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 from conftest import ROOT
+from full_disk import no_room_beyond
 from PIL import Image
 
 from byol_jax.app import weights_and_biases
@@ -32,26 +33,94 @@ def open_log(workdir, start_step, wandb=True):
     return MetricsLog(workdir, start_step=start_step, tensorboard=not wandb, wandb_config=config)
 
 
+def events(workdir):
+    """The values of the only file of events, by name and step; its checksums must fit."""
+    from tensorboardX.proto.event_pb2 import Event
+    from tensorboardX.record_writer import masked_crc32c
+
+    (path,) = (workdir / 'tensorboard').iterdir()
+    data, found, position = path.read_bytes(), {}, 0
+    while position < len(data):
+        # TFRecord: length, its checksum, content, its checksum.
+        length, checksum = struct.unpack_from('<QI', data, position)
+        content = data[position + 12 : position + 12 + length]
+        assert checksum == masked_crc32c(data[position : position + 8])
+        assert struct.unpack_from('<I', data, position + 12 + length)[0] == masked_crc32c(content)
+        event = Event.FromString(content)
+        found |= {(value.tag, event.step): value for value in event.summary.value}
+        position += 16 + length
+    return found
+
+
 def test_tensorboard_has_scalars_and_pictures(tmp_path):
     """TensorBoard's events hold every value of a record and the pictures, to the pixel."""
-    from tensorboardX.proto.event_pb2 import Event
-
     log = open_log(tmp_path, 0, wandb=False)
     log.write(record(2))
     log.picture('views', PICTURE, 2)
     log.close()
-    (path,) = (tmp_path / 'tensorboard').iterdir()
-    data, found, position = path.read_bytes(), {}, 0
-    while position < len(data):
-        # TFRecord: length, its checksum, content, its checksum.
-        (length,) = struct.unpack_from('<Q', data, position)
-        event = Event.FromString(data[position + 12 : position + 12 + length])
-        found |= {(value.tag, event.step): value for value in event.summary.value}
-        position += 16 + length
+    found = events(tmp_path)
     assert found['loss', 2].simple_value == 2
     assert found['epoch', 2].simple_value == pytest.approx(0.2)
     assert (found['views', 2].image.width, found['views', 2].image.height) == (7, 5)
     assert ('step', 2) not in found
+
+
+def test_full_disk(tmp_path, capsys):
+    """Each file that cannot be written is said once and written when there is room; nothing hangs.
+
+    What is read back then is what was written, with no half record in between.
+    """
+    log = open_log(tmp_path, 0, wandb=False)
+    log.write(record(2))
+    with no_room_beyond(16):
+        for step in range(4, 40, 2):
+            log.write(record(step))
+            log.picture('views', PICTURE, step)
+        assert [r['step'] for r in read_metrics(tmp_path)] == [2]
+        log.close()
+    said = capsys.readouterr().out.splitlines()
+    assert len(said) == 2
+    path = tmp_path / 'metrics.jsonl'
+    assert said[0] == f'{path} cannot be written, the run goes on without it: File too large'
+    assert '/tensorboard/events' in said[1]
+    log.close()
+    assert [r['step'] for r in read_metrics(tmp_path)] == list(range(2, 40, 2))
+    assert {step for name, step in events(tmp_path) if name == 'loss'} == set(range(2, 40, 2))
+    assert {step for name, step in events(tmp_path) if name == 'views'} == set(range(4, 40, 2))
+
+
+def test_resumed_on_a_full_disk(tmp_path, capsys):
+    """Records after the checkpoint are removed all the same, and no step comes twice."""
+    log = open_log(tmp_path, 0, wandb=False)
+    for step in (2, 4, 6):
+        log.write(record(step))
+    with no_room_beyond(0):
+        log = open_log(tmp_path, 4, wandb=False)
+        assert [r['step'] for r in read_metrics(tmp_path)] == [2, 4]
+        log.write(record(6))
+    log.close()
+    assert [r['step'] for r in read_metrics(tmp_path)] == [2, 4, 6]
+
+
+@pytest.mark.parametrize('fails', ['write', 'picture', 'close'])
+def test_a_writer_that_fails_is_left_out(tmp_path, stand_in, capsys, fails):
+    """Whatever a package raises is said once; records and the others go on."""
+    stand_in()
+    log = MetricsLog(tmp_path, start_step=0, tensorboard=True, wandb_config=CONFIG)
+
+    def fail(*_):
+        raise ConnectionError('no network')
+
+    setattr(log._writers['Weights & Biases'], fails, fail)
+    for step in (2, 4, 6):
+        log.write(record(step))
+        log.picture('views', PICTURE, step)
+    log.close()
+    said = capsys.readouterr().out
+    assert said.startswith('Weights & Biases failed and is left out from now on: ConnectionError')
+    assert said.count('\n') == 1
+    assert [r['step'] for r in read_metrics(tmp_path)] == [2, 4, 6]
+    assert {step for name, step in events(tmp_path) if name == 'views'} == {2, 4, 6}
 
 
 class StandIn:
@@ -160,16 +229,21 @@ def test_late_picture_keeps_the_order(tmp_path, stand_in):
 
 
 @pytest.mark.parametrize('error', [StandIn.Error, ValueError])
-def test_refusal_of_wandb(tmp_path, stand_in, error):
-    """If W&B refuses (no key, an unknown mode), a message says what to do."""
+def test_refusal_of_wandb(tmp_path, stand_in, error, capsys):
+    """What W&B refuses (no key, an unknown mode) is said once with what to do, and ends nothing."""
     package = stand_in()
 
     def refuse(**arguments):
         raise error('No API key configured.')
 
     package.init = refuse
-    with pytest.raises(UserError, match=r'No API key configured\. Unset WANDB_MODE'):
-        open_log(tmp_path, 0)
+    log = open_log(tmp_path, 0)
+    log.write(record(2))
+    said = capsys.readouterr().out
+    assert said.startswith('Weights & Biases failed and is left out from now on: ')
+    assert 'No API key configured. Unset WANDB_MODE' in said
+    assert said.count('\n') == 1
+    assert [r['step'] for r in read_metrics(tmp_path)] == [2]
 
 
 @pytest.mark.parametrize('spec', [None, SimpleNamespace(origin=None)], ids=['none', 'a folder'])

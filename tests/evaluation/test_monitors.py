@@ -16,8 +16,16 @@ from streams import stream_of, views_at, views_of
 from tiny_runs import Keep, make_config
 
 from byol_jax.app.build import build_training, step_of
-from byol_jax.app.hooks import Event, on_host
-from byol_jax.app.monitors import LIDAR_PICTURES, LIDAR_VIEWS, Lidar, Monitors, lidar_views
+from byol_jax.app.hooks import Event, Hooks, on_host
+from byol_jax.app.monitors import (
+    LIDAR_PICTURES,
+    LIDAR_VIEWS,
+    Alarms,
+    Lidar,
+    LidarMonitor,
+    Monitors,
+    lidar_views,
+)
 from byol_jax.app.plan import make_plan
 from byol_jax.app.saving import NonFinite, Saving, check_finite
 from byol_jax.evaluation.monitors import lidar, measure, unit_std
@@ -271,14 +279,38 @@ def test_lidar_comes_at_its_interval(tmp_path):
 
     def found(every, step):
         run = make_run(tmp_path, log__lidar_every_steps=every)
-        monitors = Monitors()
-        monitors.start(run, START)
-        return monitors.measure(Event(run, step, state, handed_out))
+        found = {}
+        for hook in (Monitors(), LidarMonitor()):
+            hook.start(run, START)
+            found |= hook.measure(Event(run, step, state, handed_out))
+        return found
 
     assert ['lidar' in found(20, step) for step in (10, 20, 30)] == [False, True, False]
     assert all('rankme_projection' in found(20, step) for step in (10, 20, 30))
     assert 1 <= found(20, 20)['lidar'] <= 4.01
     assert 'lidar' not in found(0, 20)
+
+
+def test_monitors_fail_each_by_itself(tmp_path, capsys):
+    """Neither LiDAR of one picture nor a monitor's exception takes the others along."""
+    run = make_run(tmp_path, log__lidar_every_steps=10)
+    run.data.train = Pictures(1)
+    # Features of another shape than the monitors take.
+    wrong = {'representation': jnp.zeros((1, 2, 0, 4))}
+    with Hooks([Monitors(), LidarMonitor(), Alarms()]) as hooks:
+        hooks.start(run, START)
+        for step in (10, 20):
+            event = make_event(run, step, handed_out=wrong)
+            hooks.log(event)
+        hooks.fail(NonFinite(30, VALUES | {'loss': math.nan}))
+    said = capsys.readouterr().out.splitlines()
+    assert [line.split(' failed')[0] for line in said[:2]] == [
+        'hook byol_jax.app.monitors:LidarMonitor',
+        'hook byol_jax.app.monitors:Monitors',
+    ]
+    assert said[0].endswith('it compares pictures, and the data has one.')
+    assert said[2].startswith('ALARM at step 30: non_finite')
+    assert len(said) == 3
 
 
 def make_run(tmp_path, initial=None, **changes):
@@ -311,13 +343,13 @@ def test_what_is_not_finite_stops_a_run(tmp_path, capsys):
     check_finite(3, VALUES)
     with pytest.raises(NonFinite, match='The loss of step 3 is nan'):
         check_finite(3, VALUES | {'loss': math.nan})
-    run, monitors, saving = make_run(tmp_path), Monitors(), Saving(None)
-    monitors.start(run, START)
-    monitors.checkpoint(make_event(run, 2))
+    run, alarms, saving = make_run(tmp_path), Alarms(), Saving(None)
+    alarms.start(run, START)
+    alarms.checkpoint(make_event(run, 2))
     handed_out = {'representation': jnp.full((1, 2, 4, 4), jnp.inf)}
     with pytest.raises(NonFinite, match='the representation is not finite') as caught:
         saving.measure(make_event(run, 4, handed_out=handed_out))
-    monitors.fail(caught.value)
+    alarms.fail(caught.value)
     line = capsys.readouterr().out
     assert line.startswith('ALARM at step 4: non_finite: the representation not finite')
     assert 'checkpoint of step 2' in line

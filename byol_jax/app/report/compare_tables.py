@@ -185,7 +185,7 @@ def _read_run(workdir: Path, name: str) -> RunRecord:
         read_alarms(workdir),
         _read_json(workdir / 'evaluation.json'),
         _read_json(workdir / 'results.json'),
-        command.read_text().strip() if command.exists() else '',
+        command.read_text(errors='surrogateescape').strip() if command.exists() else '',
     )
 
 

@@ -26,6 +26,16 @@ def render(template: str, **values: Any) -> str:
     return _TEMPLATES.get_template(template).render(values)
 
 
+def page_bytes(template: str, **values: Any) -> bytes:
+    """A template filled in, as UTF-8; what is none (in the name of a file) is escaped.
+
+    Args:
+      template: its file in templates/.
+      values: what it names.
+    """
+    return printable(render(template, **values), keep='\n').encode()
+
+
 def write_page(path: Path, template: str, **values: Any) -> None:
     """Renders a template and writes the page, replacing an existing file.
 
@@ -39,7 +49,7 @@ def write_page(path: Path, template: str, **values: Any) -> None:
     Raises:
       OSError: it cannot be written; an older file of that name is kept.
     """
-    encoded = printable(render(template, **values), keep='\n').encode()
+    encoded = page_bytes(template, **values)
     write_whole(path, lambda partial: partial.write_bytes(encoded))
 
 

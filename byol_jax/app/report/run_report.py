@@ -8,6 +8,7 @@ import json
 import platform
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,14 +19,15 @@ from byol_jax.app.alarm_log import Verdict, read_alarms, summary, verdict
 from byol_jax.app.alarms import Alarm, History, facts_of, pixel_alarms
 from byol_jax.app.build import Run
 from byol_jax.app.hooks import Event
-from byol_jax.app.hosts import is_main, say
+from byol_jax.app.hosts import is_main
+from byol_jax.app.left_out import tried
 from byol_jax.app.metrics import MetricsLog, read_metrics
 from byol_jax.app.progress import Stopwatch, duration
 from byol_jax.app.report.curves import Group, draw_curves
 from byol_jax.app.report.illustrations import Illustrations, show_evaluations
-from byol_jax.app.report.page import data_uri, write_page
+from byol_jax.app.report.page import data_uri, page_bytes
+from byol_jax.app.side_files import SideFile
 from byol_jax.evaluation.table import Evaluation, describe
-from byol_jax.files import write_whole
 
 # Seconds between two reports during the run, and the largest share of the time that writing them
 # may take. With many thousand records, reports are written less often.
@@ -129,7 +131,7 @@ class RunReport:
         self._shown: Illustrations | None = None
         self._started = time.perf_counter()
         self._due = 0.0
-        self._failed = False
+        self._file = SideFile(workdir / 'report.html')
 
     def begin(self, step: int) -> None:
         """Writes the page of a run that starts at a step, before that step is compiled."""
@@ -156,8 +158,8 @@ class RunReport:
         )
         watch.paused(time.perf_counter() - now)
 
-    def show(self, shown: Illustrations) -> None:
-        """Sets the illustrations that pages show from now on."""
+    def show(self, shown: Illustrations | None) -> None:
+        """Sets the illustrations that pages show from now on, if any."""
         self._shown = shown
         self._due = 0.0
 
@@ -182,7 +184,7 @@ class RunReport:
         why: str,
         results: Sequence[Result],
         protocol: str,
-        shown: Illustrations,
+        shown: Illustrations | None,
         bad_files: int,
     ) -> None:
         """Writes the final page.
@@ -192,7 +194,7 @@ class RunReport:
           why: why a hook stopped the run; '' if all steps are done.
           results: the before/after table.
           protocol: how `results` were measured.
-          shown: illustrations of the encoders.
+          shown: illustrations of the encoders; None if they failed.
           bad_files: number of files that could not be read.
         """
         total, epochs = self._run.plan.total_steps, self._run.plan.epoch(step)
@@ -216,15 +218,9 @@ class RunReport:
         if not is_main():
             return
         began = time.perf_counter()
-        try:
-            report = self._report(step, words, results, protocol, bad_files)
-            write_page(self._workdir / 'report.html', 'report.html', report=report)
-        except OSError as error:
-            if not self._failed:
-                say(f'report.html could not be written, the run goes on without it: {error}')
-            self._failed = True
-        else:
-            self._failed = False
+        report = self._report(step, words, results, protocol, bad_files)
+        page = page_bytes('report.html', report=report)
+        self._file.replace(lambda partial: partial.write_bytes(page))
         now = time.perf_counter()
         self._due = now + max(_SECONDS, (now - began) / _SHARE)
 
@@ -241,9 +237,11 @@ class RunReport:
         alarms = [Alarm(**line) for line in read_alarms(workdir)]
         if bad_files is None:
             bad_files = records[-1].get('bad_files', 0) if records else 0
-        if not self._views:
-            with Image.open(workdir / 'views.png') as picture:
-                self._views = data_uri(picture)
+        # Not there or not whole, if it could not be drawn; that is said where it is drawn.
+        with suppress(OSError):
+            if not self._views:
+                with Image.open(workdir / 'views.png') as picture:
+                    self._views = data_uri(picture)
         if not results:
             words += (
                 f' Written at {time.strftime("%Y-%m-%d %H:%M:%S")}. The run rewrites this page '
@@ -320,9 +318,20 @@ def finish_report(
         Result(last, after.accuracy, after.feature_std),
     ]
     protocol = f'{describe(after, run.config.evaluate)} Both encoders are measured alike.'
-    shown = show_evaluations({first: before, last: after}, run, log, end.step, with_umap=True)
-    report.finished(end.step, end.reason, results, protocol, shown, bad_files)
     write_results(run.workdir, results, protocol)
+    shown: Illustrations | None = None
+
+    def draw() -> None:
+        nonlocal shown
+        both = {first: before, last: after}
+        shown = show_evaluations(both, run, log, end.step, with_umap=True)
+
+    def write() -> None:
+        report.finished(end.step, end.reason, results, protocol, shown, bad_files)
+
+    # The table is there already: neither of them may cost it.
+    tried('the illustrations of the report', draw)
+    tried('report.html', write)
     return f'{_results_text(results)}\n{protocol}'
 
 
@@ -336,7 +345,7 @@ def write_results(workdir: Path, results: Sequence[Result], protocol: str) -> No
     """
     content = {'protocol': protocol, 'results': [result._asdict() for result in results]}
     text = json.dumps(content, indent=2) + '\n'
-    write_whole(workdir / 'results.json', lambda partial: partial.write_text(text))
+    SideFile(workdir / 'results.json').replace(lambda partial: partial.write_text(text))
 
 
 def _results_text(results: Sequence[Result]) -> str:

@@ -261,7 +261,7 @@ def test_report_that_cannot_be_written_ends_nothing(live, tmp_path, capsys):
     live.update(30, Stopwatch(PLAN, 10))
     line = capsys.readouterr().out
     assert len(line.splitlines()) == 1
-    assert 'could not be written' in line
+    assert 'cannot be written' in line
     assert str(path) in line
     path.rmdir()
     live.stopped('by the test')
