@@ -16,7 +16,7 @@ from ml_collections import config_flags
 
 from byol_jax.app.cli import checked_flags, load_config
 from byol_jax.app.output import keep_output, open_standard_files
-from byol_jax.errors import UserError, printable
+from byol_jax.errors import UserError
 
 MODES = ('train', 'views', 'summary', 'evaluate', 'embed', 'export', 'compare')
 
