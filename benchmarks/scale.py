@@ -89,7 +89,7 @@ def measure(what: str, folder: str, index: str) -> dict[str, Any]:
     if what == 'start':
         return _measure_start()
     from byol_jax.app.data import build_data
-    from byol_jax.app.workdir import fingerprint
+    from byol_jax.app.fingerprint import fingerprint
     from byol_jax.sources.folder import list_files
     from configs import default
 

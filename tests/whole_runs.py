@@ -125,7 +125,7 @@ def records(workdir: Path) -> list[dict]:
 
 def release_locks() -> None:
     """Releases the locks, as the end of a process does."""
-    from byol_jax.app import workdir
+    from byol_jax.app import lock
 
-    while workdir._locks:
-        workdir.release_workdir(next(iter(workdir._locks)))
+    while lock._locks:
+        lock.release_lock(next(iter(lock._locks)))

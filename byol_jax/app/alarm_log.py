@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from byol_jax.app.alarms import (
     ALARM,
@@ -20,11 +20,9 @@ from byol_jax.app.alarms import (
     standing,
     std_words,
 )
-from byol_jax.app.metrics import as_line, read_metrics, read_records
+from byol_jax.app.metrics import as_line
+from byol_jax.app.records import OVER, alarms_log, keep_damaged, read_alarms, read_metrics
 from byol_jax.app.side_files import SideFile
-
-# The severity that marks the line of a cleared alarm.
-OVER = 'over'
 
 # States of a run, from good to bad.
 EARLY = 'too early to say'
@@ -70,7 +68,9 @@ class AlarmLog:
         """
         self._file, self._facts = SideFile(workdir / 'alarms.jsonl'), facts
         self._history: list[Record] = list(read_metrics(workdir))
-        kept = [a for a in read_alarms(workdir) if a['step'] <= start_step]
+        log = alarms_log(workdir)
+        keep_damaged(log)
+        kept = [a for a in log.records if a['step'] <= start_step]
         if kept:
             self._file.rewrite(b''.join(map(as_line, kept)))
         else:
@@ -113,11 +113,6 @@ class AlarmLog:
 
     def _write(self, alarm: Alarm) -> None:
         self._file.append(as_line(alarm._asdict()))
-
-
-def read_alarms(workdir: Path) -> list[dict[str, Any]]:
-    """The lines of `workdir/alarms.jsonl`, without a last one that a kill cut off."""
-    return read_records(workdir / 'alarms.jsonl')
 
 
 def raised(alarms: Sequence[Alarm]) -> list[Alarm]:

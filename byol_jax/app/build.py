@@ -15,7 +15,7 @@ import optax
 from byol_jax.app.checkpoints import Checkpoints
 from byol_jax.app.data import build_data
 from byol_jax.app.plan import Plan, make_plan
-from byol_jax.app.workdir import config_of_run
+from byol_jax.app.workdir import config_of_run, read_begun
 from byol_jax.errors import UserError, did_you_mean
 from byol_jax.evaluation.protocols import build_protocols
 from byol_jax.input.pixels import Finding
@@ -57,6 +57,7 @@ class Training(NamedTuple):
       schedule: learning rate by optimizer step.
       excluded: a line on the parameters that are excluded from weight decay.
       origin: a line on the source of the encoder's pretrained weights; '' if they are random.
+      known: whether `initial` is how the run started; else it holds random weights.
       initial: the state before the first step, on the host.
     """
 
@@ -65,6 +66,7 @@ class Training(NamedTuple):
     excluded: str
     origin: str
     initial: TrainState
+    known: bool = True
 
 
 class Run(NamedTuple):
@@ -91,12 +93,25 @@ class Run(NamedTuple):
     pixels: tuple[Finding, ...] = ()
 
 
-def build_run(config: Any, source: Source | None = None) -> Run:
+class First(NamedTuple):
+    """The weights that an encoder starts from.
+
+    Attributes:
+      encoder: that has them; None: the run has started from them, and they are nowhere any more.
+      source: where they are from, as it was given (encoder.init_from).
+    """
+
+    encoder: Encoder | None
+    source: str
+
+
+def build_run(config: Any, source: Source | None = None, first: First | None = None) -> Run:
     """Builds all parts of a run.
 
     Args:
       config: whatever `Settings.of` takes.
       source: the training pictures, instead of those that the config names.
+      first: the weights to start from, instead of those that the config names.
 
     Raises:
       UserError: a value of the config cannot be used.
@@ -115,7 +130,7 @@ def build_run(config: Any, source: Source | None = None) -> Run:
             f"method.name='{config.method.name}' needs a view '{missing[0]}'. The config has: "
             f'{", ".join(views)}.'
         )
-    training = build_training(config, plan, method)
+    training = build_training(config, plan, method, first)
     labels = labels_of_probe(data.train) if config.evaluate.online_probe else 0
     if labels:
         probe = jax.device_get(start_probe(method.feature_size(config.views.image_size), labels))
@@ -202,13 +217,26 @@ def optimizer_of(config: Settings, mask: Tree, schedule: optax.Schedule) -> Any:
     )
 
 
-def build_training(config: Settings, plan: Plan, method: Method) -> Training:
-    """Initialises the networks, loads pretrained weights if asked, and builds the optimizer."""
+def build_training(
+    config: Settings, plan: Plan, method: Method, first: First | None = None
+) -> Training:
+    """Initialises the networks, loads pretrained weights if asked, and builds the optimizer.
+
+    Args:
+      config: the run's settings.
+      plan: the run's plan.
+      method: the run's method.
+      first: the weights to start from, instead of those that the config names.
+    """
     params, stats = method.init(jax.random.key(config.seed), config.views.image_size)
-    origin = ''
-    if config.encoder.init_from:
+    origin, source = '', config.encoder.init_from
+    if first is None and source:
+        first = First(find_encoder(source, config.modules), source)
+    if first is not None:
+        origin = f'encoder started from {first.source}, which is not there any more'
+    if first is not None and first.encoder is not None:
         params, stats, origin = start_from(
-            config.encoder.init_from, method, params, stats, config.modules
+            first.source, method, params, stats, encoder=first.encoder
         )
     mask = decay_mask(params, method.untrained())
     check_rate(config, plan, params, mask)
@@ -219,6 +247,7 @@ def build_training(config: Settings, plan: Plan, method: Method) -> Training:
         schedule=schedule,
         excluded=describe_excluded(params, mask, config.optimizer.name),
         origin=origin,
+        known=first is None or first.encoder is not None,
         # On the host, because it is needed again for the before/after table and would occupy
         # memory of a device all the time.
         initial=jax.device_get(init_state(method, optimizer, params, stats)),
@@ -286,7 +315,7 @@ def find_encoder(source: str, allow: Collection[str] = ()) -> Encoder:
         return load_encoder(path, allow)
     if (path / 'encoder' / 'encoder.json').is_file():
         return load_encoder(path / 'encoder', allow)
-    if (path / 'checkpoints').is_dir() and (path / 'config.json').is_file():
+    if (path / 'checkpoints').is_dir() and read_begun(path) is not None:
         return encoder_of_run(path, allow)
     if path.is_file():
         ways = ', '.join(f'{name}:{source}' for name in LOADERS)
@@ -310,7 +339,7 @@ def encoder_of_run(workdir: Path, allow: Collection[str] = ()) -> Encoder:
     Raises:
       UserError: there is no checkpoint, or none that is undamaged.
     """
-    if not (workdir / 'checkpoints').is_dir() or not (workdir / 'config.json').is_file():
+    if not (workdir / 'checkpoints').is_dir() or read_begun(workdir) is None:
         raise UserError(f'{workdir} holds no checkpoints of a run.')
     config, path = config_of_run(workdir), workdir / 'config.json'
     for key, name in (
@@ -348,7 +377,12 @@ def _state_of(config: Settings, method: Method) -> TrainState:
 
 
 def start_from(
-    source: str, method: Method, params: Tree, stats: Tree, allow: Collection[str] = ()
+    source: str,
+    method: Method,
+    params: Tree,
+    stats: Tree,
+    allow: Collection[str] = (),
+    encoder: Encoder | None = None,
 ) -> tuple[Tree, Tree, str]:
     """Puts pretrained weights into an encoder.
 
@@ -361,6 +395,7 @@ def start_from(
       params: initial parameters, from `method.init`.
       stats: initial statistics, from `method.init`.
       allow: as in `load_encoder`.
+      encoder: what was loaded from `source` already.
 
     Returns:
       `params` and `stats` with those of the encoder replaced, and a line on their source.
@@ -369,7 +404,7 @@ def start_from(
       UserError: the weights cannot be loaded or belong to another network; names the first array
         that is missing, unknown or of another shape.
     """
-    encoder = find_encoder(source, allow)
+    encoder = encoder or find_encoder(source, allow)
     given = _by_path(encoder.variables)
     variables = {'params': params['encoder'], **stats['encoder']}
     behind_there = encoder.behind()

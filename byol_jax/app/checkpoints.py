@@ -216,6 +216,7 @@ class Checkpoints:
         """
         try:
             expected = self._restore(step, digests=ocp.args.JsonRestore())['digests']
+            _check_digests(expected)
             networks = like._asdict()
             probe = networks.pop(_PROBE)
             _check_same_network(expected, networks, self._folder / str(step))
@@ -279,6 +280,16 @@ def digests(state: Tree) -> dict[str, dict[str, Any]]:
             'sha256': hashlib.sha256(array.tobytes()).hexdigest(),
         }
     return result
+
+
+def _check_digests(content: Any) -> None:
+    """Raises ValueError if what was restored is not what `digests` makes."""
+    kinds = {'dtype': str, 'shape': list, 'sha256': str}
+    for leaf in content.values() if isinstance(content, Mapping) else (None,):
+        if not isinstance(leaf, Mapping) or any(
+            not isinstance(leaf.get(name), kind) for name, kind in kinds.items()
+        ):
+            raise ValueError('its digests are not what byol_jax writes there')
 
 
 def _check_same_network(saved: Mapping[str, Any], like: Tree, folder: Path) -> None:

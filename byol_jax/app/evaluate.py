@@ -16,14 +16,14 @@ import numpy as np
 
 from byol_jax import __version__
 from byol_jax.app.data import build_data
+from byol_jax.app.fingerprint import names_of
 from byol_jax.app.hosts import say
 from byol_jax.app.memory import encoding_memory
 from byol_jax.app.progress_bars import progress_shown
-from byol_jax.app.workdir import fingerprint
 from byol_jax.errors import UserError
 from byol_jax.evaluation.protocols import build_protocols, measure_encoder
 from byol_jax.evaluation.subject import Subject, subject_of
-from byol_jax.files import check_place, write_whole
+from byol_jax.files import Damaged, check_place, read_object, write_whole
 from byol_jax.interop.encoder import Encoder
 from byol_jax.interop.export import load_encoder
 from byol_jax.settings import Settings
@@ -153,15 +153,15 @@ def _place(workdir: Path, encoder: Path | None, output: Path | None) -> Path:
 
 def _check_not_of_another(path: Path, encoder: Encoder, folder: str) -> None:
     """Raises UserError if an existing file is no evaluation, or one of another encoder."""
-    if not path.exists():
-        return
     try:
-        there = json.loads(path.read_bytes())
-        sha256 = there['weights_sha256']
-    except (ValueError, TypeError, KeyError):
-        raise UserError(
-            f'{path} exists and is no evaluation, so it is not replaced. {_ELSEWHERE}'
-        ) from None
+        there = read_object(path)
+    except Damaged:
+        there = {}
+    if there is None:
+        return
+    sha256 = there.get('weights_sha256')
+    if not isinstance(sha256, str):
+        raise UserError(f'{path} exists and is no evaluation, so it is not replaced. {_ELSEWHERE}')
     if sha256 != encoder.weights_sha256 and there.get('encoder') != folder:
         raise UserError(
             f'{path} is the evaluation of another encoder, {there.get("encoder")} (weights sha256 '
@@ -217,11 +217,20 @@ def _other_split(folder: Path, data: Data) -> list[str]:
     of pictures means different data, which may be on purpose.
     """
     path = folder.parent / 'data.json'
-    if data.test is not None or not path.exists():
+    if data.test is not None:
         return []
-    then, now = json.loads(path.read_text()), fingerprint(data)
+    now = names_of(data)
     parts = ('examples', 'held_out')
-    if then == now or sum(then[key] for key in parts) != sum(now[key] for key in parts):
+    try:
+        found = read_object(path)
+    except Damaged as damage:
+        return [f'{damage} So it is not known which pictures the encoder was trained on.']
+    # What the run notes of contents besides is of no use here.
+    then = {key: (found or {}).get(key) for key in now}
+    same = all(isinstance(then[key], int) for key in parts) and sum(
+        then[key] or 0 for key in parts
+    ) == sum(now[key] for key in parts)
+    if then == now or not same:
         return []
     return [
         f'The run of this encoder trained on {then["examples"]:,} pictures and held '

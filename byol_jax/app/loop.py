@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import signal
-from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +13,12 @@ from byol_jax import __version__, settings
 from byol_jax.app.bad_files import BadFilesLog
 from byol_jax.app.build import Run, build_run
 from byol_jax.app.checkpoints import Checkpoints
+from byol_jax.app.claim import claimed
 from byol_jax.app.devices import check_devices
 from byol_jax.app.hooks import Event, Hook, Hooks, own_hooks
 from byol_jax.app.hosts import (
     agree_to_end,
-    check_same_everywhere,
     check_same_values,
-    check_shared,
     is_main,
     part,
     say,
@@ -39,9 +36,10 @@ from byol_jax.app.report.run_report import RunReport
 from byol_jax.app.reporting import Metrics, Report
 from byol_jax.app.saving import NonFinite, Saving
 from byol_jax.app.signals import Interrupted, StopSignals, stop_signals
+from byol_jax.app.start import first_weights
 from byol_jax.app.steps import Steps
 from byol_jax.app.weights_and_biases import check_wandb
-from byol_jax.app.workdir import claim_workdir, fingerprint, release_workdir
+from byol_jax.app.workdir import check_apart
 from byol_jax.errors import UserError
 from byol_jax.interop.export import save_encoder
 from byol_jax.settings import Settings
@@ -83,10 +81,12 @@ def _train(
     if config.log.wandb:
         check_wandb()
     own = own_hooks(config.hooks)
-    run = build_run(config, source)._replace(workdir=workdir)
+    check_apart(workdir, config.data)
+    first = first_weights(config.encoder.init_from, workdir, config.modules)
+    run = build_run(config, source, first)._replace(workdir=workdir)
     run.data.check_labels()
     bad_files = BadFilesLog(run.data, config, workdir)
-    with _claimed(run, command):
+    with claimed(run, first, command):
         introduce(run)
         run = run._replace(pixels=first_look(run))
         checkpoints = Checkpoints(workdir, config.checkpoint.keep)
@@ -120,25 +120,6 @@ def _hooks(run: Run, command: str, checkpoints: Checkpoints, bad_files: BadFiles
         Report(report),
         BeforeAfter(report, metrics, bad_files),
     ]
-
-
-@contextmanager
-def _claimed(run: Run, command: str) -> Iterator[None]:
-    """Locks the workdir for this run until it ends, and checks that all processes see one data set.
-
-    Raises:
-      UserError: the workdir belongs to another run, or the processes see different data.
-    """
-    data = fingerprint(run.data)
-    check_same_everywhere(json.dumps(data), 'The data')
-    if is_main():
-        claim_workdir(run.workdir, run.config, data, command)
-    try:
-        wait_for_all('workdir claimed')
-        check_shared(run.workdir / 'config.json')
-        yield
-    finally:
-        release_workdir(run.workdir)
 
 
 def _restored(run: Run, checkpoints: Checkpoints) -> TrainState:

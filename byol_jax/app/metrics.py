@@ -7,17 +7,19 @@ import json
 import socket
 import struct
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 from PIL import Image
 
+from byol_jax.app.events import lost_events
+from byol_jax.app.hosts import say
 from byol_jax.app.left_out import tried
+from byol_jax.app.records import gap_words, gaps, keep_damaged, metrics_log
 from byol_jax.app.side_files import SideFile
 from byol_jax.app.weights_and_biases import WandbWriter
-from byol_jax.errors import UserError
 
 
 class Writer(Protocol):
@@ -41,6 +43,7 @@ class MetricsLog:
         workdir: Path,
         *,
         start_step: int,
+        every: int = 0,
         tensorboard: bool,
         wandb_config: Mapping[str, Any] | None = None,
     ):
@@ -50,15 +53,21 @@ class MetricsLog:
           workdir: folder of the run; must exist.
           start_step: the step the run resumes from. Later records, which a killed run wrote after
             its last checkpoint, are removed, so that no step appears twice.
+          every: steps between two records, if it is to be said which are missing.
           tensorboard: whether to write events to `workdir/tensorboard` too.
           wandb_config: the resolved config, to log to Weights & Biases too; None for no W&B.
         """
         self._file = SideFile(workdir / 'metrics.jsonl')
-        kept = [r for r in read_metrics(workdir) if r['step'] <= start_step]
+        log = metrics_log(workdir)
+        keep_damaged(log)
+        kept = [r for r in log.records if r['step'] <= start_step]
         self._file.rewrite(b''.join(map(as_line, kept)))
+        missing = gaps([r['step'] for r in kept], every, start_step) if every else []
+        if missing:
+            say(gap_words(self._file.path, missing))
         self._writers: dict[str, Writer] = {}
         if tensorboard:
-            self._open('TensorBoard', lambda: TensorBoardWriter(workdir, start_step))
+            self._open('TensorBoard', lambda: TensorBoardWriter(workdir, start_step, kept))
         if wandb_config is not None:
             self._open(
                 'Weights & Biases', lambda: WandbWriter(workdir, start_step, kept, wandb_config)
@@ -101,12 +110,13 @@ class TensorBoardWriter:
     tensorboardX's own writer has a thread, which a full disk ends, and then waits for it for ever.
     """
 
-    def __init__(self, workdir: Path, start_step: int):
+    def __init__(self, workdir: Path, start_step: int, records: Sequence[Mapping[str, Any]] = ()):
         """Opens a new event file.
 
         Args:
           workdir: folder of the run; must exist.
           start_step: the step the run resumes from.
+          records: up to there; if events of some are gone, all are written again.
         """
         # Imported late, because reading metrics does not need it.
         from tensorboardX import record_writer, summary
@@ -114,12 +124,15 @@ class TensorBoardWriter:
 
         self._checksum = record_writer.masked_crc32c
         self._summary, self._values, self._event = summary, summary_pb2.Summary, event_pb2.Event
+        lost = lost_events(workdir / 'tensorboard', records)
         name = f'events.out.tfevents.{time.time():.6f}.{socket.gethostname()}'
         self._file = SideFile(workdir / 'tensorboard' / name)
         # Hides what a killed run logged after this step.
         begun = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
         self._write(start_step + 1, file_version='brain.Event:2')
         self._write(start_step + 1, session_log=begun)
+        for record in lost:
+            self.write(record)
 
     def write(self, record: Mapping[str, Any]) -> None:
         """Takes a record, as `MetricsLog.write` does."""
@@ -152,39 +165,3 @@ class TensorBoardWriter:
 def as_line(record: Mapping[str, Any]) -> bytes:
     """A line of metrics.jsonl or alarms.jsonl."""
     return f'{json.dumps(dict(record))}\n'.encode()
-
-
-def read_metrics(workdir: Path) -> list[dict[str, Any]]:
-    """The records of `workdir/metrics.jsonl`, oldest first; empty if there is no such file."""
-    return read_records(workdir / 'metrics.jsonl')
-
-
-def read_records(path: Path) -> list[dict[str, Any]]:
-    """Reads a file with one JSON object per line, each with an integer 'step'.
-
-    A last line that a kill cut off, or that is still being written, is left out.
-
-    Args:
-      path: the file.
-
-    Returns:
-      The objects in order; empty if there is no such file.
-
-    Raises:
-      UserError: any other line is not such an object.
-    """
-    if not path.exists():
-        return []
-    records = []
-    lines = path.read_bytes().splitlines(keepends=True)
-    for number, line in enumerate(lines, start=1):
-        if not line.endswith(b'\n'):
-            continue
-        try:
-            record = json.loads(line)
-        except ValueError as error:
-            raise UserError(f'{path} is damaged: line {number} is not JSON ({error}).') from error
-        if not isinstance(record, dict) or not isinstance(record.get('step'), int):
-            raise UserError(f'{path} is damaged: line {number} is no record with a step.')
-        records.append(record)
-    return records

@@ -17,8 +17,9 @@ from byol_jax.app.loop import train
 from byol_jax.app.memory import encoding_memory
 from byol_jax.app.progress_bars import progress_shown
 from byol_jax.app.report.pictures import draw_views
-from byol_jax.app.workdir import check_workdir
+from byol_jax.app.workdir import check_apart, check_workdir
 from byol_jax.evaluation.features import encode_source
+from byol_jax.files import WORKDIR_MARK
 from byol_jax.interop.export import load_encoder, save_encoder
 from byol_jax.models.layer_table import layer_table
 from byol_jax.settings import Settings
@@ -57,12 +58,14 @@ def train_mode(request: Request) -> None:
 
 
 def views(request: Request) -> None:
-    """Writes views.png and nothing else."""
+    """Writes views.png, and what marks its folder, whose pictures are never data."""
     config, workdir = request.config, request.workdir
     check_workdir(workdir, config)
+    check_apart(workdir, config.data)
     run = build_run(config)
     _say_found(run.data)
     workdir.mkdir(parents=True, exist_ok=True)
+    (workdir / WORKDIR_MARK).touch()
     bad = draw_views(run, workdir)
     for alarm in pixel_alarms(first_look(run)):
         say(alarm.line())

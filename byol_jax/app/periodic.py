@@ -125,10 +125,12 @@ class BeforeAfter(Hook):
         run = event.run
         say('comparing the encoder before and after training ...')
         try:
-            initial = online_encoder(run.config, run.method, run.training.initial)
-            before = neighbours_of(initial, run.data, run.config)
+            before = None
+            if run.training.known:
+                initial = online_encoder(run.config, run.method, run.training.initial)
+                before = neighbours_of(initial, run.data, run.config)
             after = neighbours_of(event.encoder, run.data, run.config)
-            self._bad_files.add(before.bad + after.bad)
+            self._bad_files.add([*(before.bad if before else ()), *after.bad])
             bad = len(self._bad_files.bad_files)
             text = finish_report(event, self._report, self._metrics.log, before, after, bad)
         except UserError as error:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -13,9 +12,10 @@ import numpy as np
 
 from byol_jax import settings
 from byol_jax.app.loop import train
-from byol_jax.app.metrics import read_metrics
 from byol_jax.app.recipes import check_optimizer, load_recipe
+from byol_jax.app.records import read_metrics
 from byol_jax.errors import UserError
+from byol_jax.files import read_object
 from byol_jax.interop.encoder import Encoder
 from byol_jax.interop.export import load_encoder
 from byol_jax.settings import Settings
@@ -96,12 +96,11 @@ def pretrain(
     check_optimizer(settings.flatten(recipe_values), config, changes)
     place = Path(workdir or f'runs/{config.name}').expanduser()
     train(config, place, _call(given), source)
-    results = place / 'results.json'
     return Pretrained(
         load_encoder(place / 'encoder', config.modules),
         place,
         read_metrics(place),
-        json.loads(results.read_text()) if results.exists() else {},
+        read_object(place / 'results.json') or {},
         place / 'report.html',
     )
 

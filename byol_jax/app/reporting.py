@@ -13,6 +13,7 @@ from byol_jax.app.metrics import MetricsLog
 from byol_jax.app.progress import progress_line
 from byol_jax.app.report.run_report import RunReport
 from byol_jax.app.signals import Interrupted
+from byol_jax.app.workdir import steps_between_records
 from byol_jax.errors import UserError
 from byol_jax.training.state import TrainState
 
@@ -32,6 +33,7 @@ class Metrics(Hook):
         self.log = MetricsLog(
             run.workdir,
             start_step=step,
+            every=max(log.every_steps, steps_between_records(run.workdir)),
             tensorboard=log.tensorboard,
             wandb_config=run.config.plain if log.wandb else None,
         )

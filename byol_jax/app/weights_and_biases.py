@@ -13,8 +13,9 @@ from urllib.parse import quote, unquote
 
 from PIL import Image
 
+from byol_jax.app.hosts import say
 from byol_jax.errors import UserError
-from byol_jax.files import write_whole
+from byol_jax.files import Damaged, read_text, set_aside, write_whole
 
 _PROJECT = 'byol_jax'
 # How long the end of a run waits for W&B's server.
@@ -139,8 +140,13 @@ def _settings(wandb: Any) -> Any:
 
 def _run_id(path: Path) -> str:
     """The run id in a file; makes a new one if there is no file."""
-    if path.exists():
-        return path.read_text().strip()
+    try:
+        kept = (read_text(path) or '').strip()
+    except Damaged as damage:
+        kept = ''
+        say(f'{damage} Weights & Biases gets a new run; kept: {set_aside(path).name}')
+    if re.fullmatch(r'[\w-]{1,64}', kept):
+        return kept
     run_id = uuid.uuid4().hex[:12]
     write_whole(path, lambda partial: partial.write_text(f'{run_id}\n'))
     return run_id

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,15 @@ import numpy as np
 import safetensors.numpy
 
 from byol_jax.errors import UserError, shown
-from byol_jax.files import read_json, write_whole
+from byol_jax.files import (
+    SEAL,
+    Damaged,
+    read_object,
+    seal_holds,
+    sealed,
+    write_object,
+    write_whole,
+)
 from byol_jax.interop.encoder import FORMAT, Encoder, check_description, weights_sha256
 from byol_jax.interop.weights_file import in_memory, map_safetensors
 from byol_jax.models.bounds import CannotBuild, declared_network, misfit
@@ -36,6 +43,9 @@ _KINDS: dict[str, type] = {
     'weights_sha256': str,
     'versions': dict,
 }
+# Keys that encoder.json may have besides.
+_NOT_IN_ALL = {'format', 'step', 'antialias', SEAL}
+_AGAIN = 'Export it again.'
 _DESCRIPTION, _WEIGHTS = 'encoder.json', 'encoder.safetensors'
 
 
@@ -59,9 +69,8 @@ def save_encoder(encoder: Encoder, folder: str | Path) -> None:
     }
     weights = safetensors.numpy.save(flat)
     described = {**encoder.description, 'weights_sha256': encoder.weights_sha256}
-    description = json.dumps(described, indent=2, sort_keys=True) + '\n'
     write_whole(folder / _WEIGHTS, lambda partial: partial.write_bytes(weights))
-    write_whole(folder / _DESCRIPTION, lambda partial: partial.write_text(description))
+    write_object(folder / _DESCRIPTION, sealed(described))
 
 
 def load_encoder(path: str | Path, allow: Collection[str] = ()) -> Encoder:
@@ -143,13 +152,20 @@ def _build(
     _check_same(named, flat, where)
     tapped = TappedEncoder(network, description['hidden_layer'], description['pool'])
     try:
-        tapped.feature_shape(variables, jax.ShapeDtypeStruct((1, size, size, 3), jnp.float32))
+        features = tapped.feature_shape(
+            variables, jax.ShapeDtypeStruct((1, size, size, 3), jnp.float32)
+        )
     except (KeyError, ValueError) as error:
         raise UserError(
             f"{folder} is damaged: its encoder has no layer '"
             f"{shown(description['hidden_layer'])}' that can be pooled by "
             f"'{shown(description['pool'])}'."
         ) from error
+    if features[-1] != description['feature_size']:
+        raise UserError(
+            f"{folder} is damaged: its 'feature_size' is {shown(description['feature_size'])}, and "
+            f"the layer '{shown(description['hidden_layer'])}' has {features[-1]}."
+        )
     return network, structure, [path_name(path) for path, _ in named]
 
 
@@ -163,19 +179,26 @@ def _check_same(named: Any, flat: Mapping[str, np.ndarray], where: str) -> None:
 
 
 def _read_description(path: Path) -> dict[str, Any]:
-    description = read_json(path)
-    if not isinstance(description, dict):
-        raise UserError(f'{path} is damaged: it holds a {type(description).__name__}.')
+    description = read_object(path)
+    if description is None:
+        raise UserError(f'{path} is missing.')
     if description.get('format') != FORMAT:
         raise UserError(
             f"{path} is of format '{shown(description.get('format'))}', not '{FORMAT}'."
         )
     missing = sorted(_KINDS.keys() - description.keys())
     if missing:
-        raise UserError(f'{path} is damaged: it lacks {", ".join(missing)}.')
+        raise Damaged(path, f'it lacks {", ".join(missing)}', _AGAIN)
     for key, kind in _KINDS.items():
         value = description[key]
         if not isinstance(value, kind) or isinstance(value, bool):
-            raise UserError(f"{path} is damaged: its '{key}' is {shown(value)}.")
+            raise Damaged(path, f"its '{key}' is {shown(value)}")
     check_description(description, f'{path} is damaged: encoder')
-    return description
+    unknown = sorted(description.keys() - _KINDS.keys() - _NOT_IN_ALL)
+    # Encoders exported by older versions have no seal, and the keys that are known.
+    if not seal_holds(description) if SEAL in description else unknown:
+        what = 'the digest in it is not that of the rest'
+        if SEAL not in description:
+            what = f"it has no digest, and a key '{shown(unknown[0])}'"
+        raise Damaged(path, what, _AGAIN)
+    return {key: value for key, value in description.items() if key != SEAL}

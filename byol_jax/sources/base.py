@@ -114,6 +114,13 @@ class Source(abc.ABC):
         """Like `load`, for training; the picture may also depend on the epoch, from 0."""
         return self.load(index, key)
 
+    def stored_in(self, index: int, key: str) -> str | None:
+        """The file on disk whose bytes hold a picture, perhaps with others; None: not known.
+
+        By its size and bytes a run knows its data again.
+        """
+        return self.file(index, key) if self.own_files else None
+
     def stamp(self, index: int, key: str) -> tuple[str, str] | None:
         """What identifies a picture in a cache on disk (data.cache).
 
@@ -206,6 +213,9 @@ class Wrapped(Source):
     def file(self, index: int, key: str) -> str:
         return self.source.file(index, key)
 
+    def stored_in(self, index: int, key: str) -> str | None:
+        return self.source.stored_in(index, key)
+
     def stamp(self, index: int, key: str) -> tuple[str, str] | None:
         return self.source.stamp(index, key)
 
@@ -248,6 +258,9 @@ class Subset(Wrapped):
 
     def file(self, index: int, key: str) -> str:
         return self.source.file(int(self.indices[index]), key)
+
+    def stored_in(self, index: int, key: str) -> str | None:
+        return self.source.stored_in(int(self.indices[index]), key)
 
     def stamp(self, index: int, key: str) -> tuple[str, str] | None:
         return self.source.stamp(int(self.indices[index]), key)

@@ -13,7 +13,6 @@ entry is whole or absent.
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import itertools
 import math
@@ -33,7 +32,7 @@ import numpy as np
 import PIL
 
 from byol_jax.errors import BadPicture, UserError
-from byol_jax.files import write_whole
+from byol_jax.files import lock_file, write_whole
 from byol_jax.sources.base import Cached, Source, Wrapped
 
 _MAGIC = b'byol_jax pixels\n'
@@ -295,12 +294,12 @@ def _amount(number: int) -> str:
 
 
 def _locked(file: IO[str]) -> bool:
-    """Takes the lock of an open file; returns False if another process has it."""
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True
+    """Takes the lock of an open file; returns False if another process has it.
+
+    Where the file system has no locks, two processes may decode the same pictures; each entry is
+    written whole all the same.
+    """
+    return lock_file(file.fileno()) is not False
 
 
 @contextmanager

@@ -59,8 +59,7 @@ class Data(NamedTuple):
       held_out: pictures that are never trained on; may be empty.
       bad: pictures that have no tiles because their size cannot be read.
       small: (name, height, width) of pictures smaller than a tile; they are in neither part.
-      array: the source of both parts, if it is an `Array`; its pictures have no names by which two
-        arrays could be told apart.
+      opened: the source of both parts as it was opened: whole, without tiles or a cache.
       unused: lines about data that exists but is not used, such as lists of labels.
       cache: the cache of decoded pictures on disk that both parts read, if there is one.
       test: a separate test set, if the config names one. Its `train` is the whole test set, with
@@ -71,7 +70,7 @@ class Data(NamedTuple):
     held_out: Source
     bad: Sequence[BadFile] = ()
     small: Sequence[tuple[str, int, int]] = ()
-    array: Array | None = None
+    opened: Source | None = None
     unused: Sequence[str] = ()
     cache: DiskCached | None = None
     test: Data | None = None
@@ -194,7 +193,7 @@ def split_source(
     Raises:
       UserError: the source does not fit the settings.
     """
-    array, unused = source if isinstance(source, Array) else None, source.unused
+    opened, unused = source, source.unused
     keys = data.pair_keys
     for key in keys:
         if key not in source.keys:
@@ -222,7 +221,7 @@ def split_source(
         if data.tile_shift:
             training = ShiftedTiles(tiles, train, tiles.blocks(*part), seed, keys)
         tested = Subset(tiles, held_out)
-        return Data(training, tested, tiles.bad, tiles.small, array, unused, cache)
+        return Data(training, tested, tiles.bad, tiles.small, opened, unused, cache)
     train, held_out = _split(source, data.held_out_fraction, data.held_out_seed)
     if not data.label_key and source.label_names:
         # Only now: the same pictures are held out with and without labels.
@@ -235,7 +234,7 @@ def split_source(
             f'nothing is held out: data.held_out_fraction={data.held_out_fraction:g} is less than '
             'one picture, or group of pictures, of each label',
         ]
-    return Data(training, tested, array=array, unused=unused, cache=cache)
+    return Data(training, tested, opened=opened, unused=unused, cache=cache)
 
 
 def open_source(data: settings.Data, progress: Progress = no_progress) -> Source:

@@ -24,7 +24,7 @@ from typing import Any, NamedTuple, overload
 import numpy as np
 
 from byol_jax.errors import UserError
-from byol_jax.files import write_whole
+from byol_jax.files import is_workdir, write_whole
 from byol_jax.sources.base import Progress, no_progress
 
 _log = logging.getLogger(__name__)
@@ -225,8 +225,8 @@ def list_tree(
 ) -> Listing:
     """Lists the files below `root` whose names, in lower case, end in one of `extensions`.
 
-    Hidden files and folders, and SYSTEM_FOLDERS, are left out. Links to folders are followed, but
-    no folder is searched twice: a link may lead back to one above it.
+    Hidden files and folders, SYSTEM_FOLDERS and workdirs of runs are left out. Links to folders are
+    followed, but no folder is searched twice: a link may lead back to one above it.
 
     Args:
       root: an existing folder.
@@ -235,7 +235,8 @@ def list_tree(
       exclude: patterns of what is left out, see `Exclusion`.
 
     Raises:
-      UserError: a folder cannot be listed; without it, pictures would be missing.
+      UserError: a folder cannot be listed; without it, pictures would be missing. Or `root` is a
+        workdir.
     """
     found: dict[str, _Found] = {}
     times: list[tuple[int, int]] = []
@@ -252,6 +253,14 @@ def list_tree(
             continue
         seen.add(real)
         path = os.path.join(root, folder) if folder else str(root)
+        if is_workdir(path):
+            if not folder:
+                raise UserError(
+                    f'{path} is the workdir of a run, whose pictures (views.png) are never data. '
+                    'Give the folder with the pictures.'
+                )
+            left_out.add('workdirs of runs', folder)
+            continue
         prefix = folder + '/' if folder else ''
         files: list[str] = []
         subfolders: list[tuple[str, str]] = []

@@ -133,6 +133,9 @@ class Video(Source):
         frames, number = self._place(index)
         return str(frames.path) if isinstance(frames, VideoFile) else self._prefix + frames[number]
 
+    def stored_in(self, index: int, key: str) -> str | None:
+        return self.file(index, key)
+
     def partners(self, index: int) -> np.ndarray:
         clip = self._clip(index)
         first = max(self._starts[clip], index - self._gap)

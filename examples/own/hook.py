@@ -9,7 +9,7 @@ from collections.abc import Mapping
 
 from byol_jax import Event, Hook, TrainState
 from byol_jax.app.build import Run
-from byol_jax.app.metrics import read_metrics
+from byol_jax.app.records import read_metrics
 
 
 class Patience(Hook):

@@ -142,7 +142,7 @@ def test_workdir_of_another_config(main_py, tmp_path):
     result = main_py(SAMPLE, '--config.optimizer.momentum=0.8', f'--workdir={tmp_path / "w"}')
     refused(result, 'belongs to a run with another config', 'optimizer.kwargs.momentum')
     names = {p.name for p in (tmp_path / 'w').iterdir()}
-    assert names == {'config.json', 'data.json', '.lock'}
+    assert names == {'config.json', 'data.json', 'identity.json', '.lock'}
     assert (tmp_path / 'w' / 'config.json').read_bytes() == before
 
 

@@ -18,8 +18,8 @@ from streams import view_of
 
 from byol_jax import UserError, load_encoder
 from byol_jax.app.data import build_data
+from byol_jax.app.fingerprint import fingerprint
 from byol_jax.app.modes import MODES
-from byol_jax.app.workdir import fingerprint
 from byol_jax.evaluation.probes import held_out_rows
 from byol_jax.evaluation.protocols import PROTOCOLS
 from byol_jax.input.stream import epoch_order

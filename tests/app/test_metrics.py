@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import struct
 import subprocess
 import sys
@@ -17,7 +18,9 @@ from full_disk import no_room_beyond
 from PIL import Image
 
 from byol_jax.app import weights_and_biases
-from byol_jax.app.metrics import MetricsLog, read_metrics
+from byol_jax.app.events import steps_without_events
+from byol_jax.app.metrics import MetricsLog
+from byol_jax.app.records import read_metrics
 from byol_jax.errors import UserError
 
 CONFIG = {'name': 'tiny', 'optimizer': {'momentum': 0.9}}
@@ -289,7 +292,8 @@ def history(path):
 KILLED = """
     import os, sys
     from pathlib import Path
-    from byol_jax.app.metrics import MetricsLog
+    from byol_jax.app.events import steps_without_events
+from byol_jax.app.metrics import MetricsLog
     log = MetricsLog(
         Path(sys.argv[1]), start_step=0, tensorboard=False, wandb_config={'name': 'tiny'}
     )
@@ -314,7 +318,8 @@ def test_real_wandb(tmp_path, monkeypatch):
         import sys
         from pathlib import Path
         from PIL import Image
-        from byol_jax.app.metrics import MetricsLog
+        from byol_jax.app.events import steps_without_events
+from byol_jax.app.metrics import MetricsLog
         log = MetricsLog(
             Path(sys.argv[1]), start_step=4, tensorboard=False,
             wandb_config={'name': 'tiny', 'optimizer': {'momentum': 0.9}},
@@ -337,3 +342,62 @@ def test_real_wandb(tmp_path, monkeypatch):
     assert (run.project, run.display_name) == ('byol_jax', tmp_path.name)
     config = {item.key: json.loads(item.value_json) for item in run.config.update}
     assert config['optimizer'] == {'momentum': 0.9}
+
+
+def events_of(folder):
+    """The steps whose scalars can be read."""
+    return sorted(step for step in range(20) if steps_without_events(folder, [step]) == [])
+
+
+GONE = {
+    'folder': lambda folder, file: shutil.rmtree(folder),
+    'file': lambda folder, file: file.unlink(),
+    'half': lambda folder, file: file.write_bytes(file.read_bytes()[: file.stat().st_size // 2]),
+    'empty': lambda folder, file: file.write_bytes(b''),
+    'binary': lambda folder, file: file.write_bytes(b'\xff' * 900),
+    'bit': lambda folder, file: flip(file, 200),
+    'length': lambda folder, file: file.write_bytes(b'\x00' * 7 + b'\x7f' + file.read_bytes()[8:]),
+}
+
+
+def flip(file, place):
+    data = bytearray(file.read_bytes())
+    data[place] ^= 1
+    file.write_bytes(data)
+
+
+@pytest.mark.parametrize('damage', GONE)
+def test_lost_events_are_written_again(tmp_path, capsys, damage):
+    """Whatever has happened to TensorBoard's files, a resumed run's events hold all its records;
+    what was left is kept, and it is said."""
+    folder = tmp_path / 'tensorboard'
+    log = open_log(tmp_path, 0, wandb=False)
+    for step in (2, 4, 6):
+        log.write(record(step))
+    log.close()
+    # A name of its own: another start within the same second would have the same.
+    (file,) = folder.iterdir()
+    file = file.rename(folder / 'events.out.tfevents.1.host')
+    whole = file.read_bytes()
+    open_log(tmp_path, 6, wandb=False).close()
+    assert capsys.readouterr().out == ''
+    assert file.read_bytes() == whole
+    for other in folder.iterdir():
+        other.unlink()
+    file.write_bytes(whole)
+    GONE[damage](folder, file)
+    open_log(tmp_path, 6, wandb=False).close()
+    assert events_of(folder) == [2, 4, 6]
+    assert 'of 3 records; they are written again' in capsys.readouterr().out
+    assert (tmp_path / 'tensorboard.damaged').exists() == (damage not in ('folder', 'file'))
+    open_log(tmp_path, 6, wandb=False).close()
+    assert capsys.readouterr().out == ''
+
+
+def test_missing_records_are_named(tmp_path, capsys):
+    """A resumed run says of which steps there is no record."""
+    lines = ''.join(json.dumps(record(step)) + '\n' for step in (2, 8))
+    (tmp_path / 'metrics.jsonl').write_text(lines)
+    MetricsLog(tmp_path, start_step=12, every=2, tensorboard=False).close()
+    said = capsys.readouterr().out
+    assert said == f'{tmp_path / "metrics.jsonl"} has no record of steps 3 to 7, 9 to 12\n'

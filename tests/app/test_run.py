@@ -37,6 +37,7 @@ def test_leaves_what_the_contract_names(run):
         'command.txt',
         'config.json',
         'data.json',
+        'identity.json',
         'layers.txt',
         'metrics.jsonl',
         'results.json',

@@ -17,7 +17,7 @@ from encoders import save_random_encoder
 
 from byol_jax import UserError, load_encoder
 from byol_jax.interop.encoder import make_encoder
-from byol_jax.interop.export import save_encoder
+from byol_jax.interop.export import _read_description, save_encoder
 from byol_jax.methods.byol import Byol
 from byol_jax.models.heads import MLP
 from byol_jax.models.registry import build_encoder
@@ -151,6 +151,7 @@ def test_the_folder_holds_json_and_safetensors_only(folder, exported):
         'step': 123,
         'versions': description['versions'],
         'weights_sha256': exported.weights_sha256,
+        'sha256': description['sha256'],
     }
     assert set(description['versions']) == {'jax', 'flax'}
     names = safetensors.numpy.load_file(folder / 'encoder.safetensors')
@@ -277,6 +278,81 @@ def test_a_damaged_file_is_refused(folder, name, damage):
     path = folder / name
     path.write_bytes(damage(path.read_bytes()))
     with pytest.raises(UserError, match='encoder'):
+        load_encoder(folder)
+
+
+def without_seal(folder):
+    """encoder.json as older versions wrote it: without a digest of itself."""
+    path = folder / 'encoder.json'
+    description = json.loads(path.read_text())
+    del description['sha256']
+    path.write_text(json.dumps(description, indent=2, sort_keys=True) + '\n')
+    return description
+
+
+@pytest.mark.parametrize('every', [9, pytest.param(1, marks=pytest.mark.slow)])
+def test_every_flipped_bit_of_the_description_is_noticed(folder, images, expected, every):
+    """Whatever bit of encoder.json flips, the file is refused or means what it meant."""
+    path = folder / 'encoder.json'
+    right = load_encoder(folder).description
+    data = path.read_bytes()
+    harmless = []
+    for bit in range(0, 8 * len(data), every):
+        flipped = bytearray(data)
+        flipped[bit // 8] ^= 1 << bit % 8
+        path.write_bytes(flipped)
+        try:
+            found = _read_description(path)
+        except UserError:
+            continue
+        harmless.append(bit)
+        assert found == right
+    # Such as a space that becomes none of JSON's own characters.
+    assert len(harmless) < len(data) / every
+    path.write_bytes(data)
+    np.testing.assert_array_equal(load_encoder(folder)(images), expected)
+
+
+@pytest.mark.parametrize('sealed', [True, False], ids=['', 'of an older version'])
+@pytest.mark.parametrize(
+    ('key', 'value'),
+    [
+        ('std', [0, 0, 0]),
+        ('std', [0.2, 0.2, -0.2]),
+        ('mean', [float('nan')] * 3),
+        ('mean', [0.5]),
+        ('mean', [123.7, 116.3, 103.5]),
+        ('hidden_layer', 'stage1'),
+        ('image_size', 0),
+        ('feature_size', 5),
+        ('weights_sha256', 'ab'),
+    ],
+)
+def test_a_changed_value_is_refused(folder, key, value, sealed):
+    """Features are never silently those of other colours or another layer."""
+    if not sealed:
+        without_seal(folder)
+    path = folder / 'encoder.json'
+    description = json.loads(path.read_text())
+    path.write_text(json.dumps(description | {key: value}))
+    with pytest.raises(UserError, match='encoder'):
+        load_encoder(folder)
+
+
+def test_another_colour_is_refused(folder):
+    """A digit of the mean, which no other check could notice, is under the digest."""
+    path = folder / 'encoder.json'
+    path.write_text(path.read_text().replace('0.485', '0.495'))
+    with pytest.raises(UserError, match='the digest in it is not that of the rest'):
+        load_encoder(folder)
+
+
+def test_encoders_of_older_versions_load(folder, images, expected):
+    """encoder.json without a digest of itself is read, if it has the keys it had then."""
+    description = without_seal(folder)
+    np.testing.assert_array_equal(load_encoder(folder)(images), expected)
+    (folder / 'encoder.json').write_text(json.dumps(description | {'sha257': 'ab'}))
+    with pytest.raises(UserError, match="no digest, and a key 'sha257'"):
         load_encoder(folder)
 
 

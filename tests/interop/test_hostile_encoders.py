@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from byol_jax import UserError, load_encoder
+from byol_jax.files import sealed
 from byol_jax.interop.encoder import make_encoder
 from byol_jax.interop.export import save_encoder
 from byol_jax.models.registry import build_encoder
@@ -63,7 +64,8 @@ def changed(exports, tmp_path):
         path = folder / 'encoder.json'
         description = json.loads(path.read_text())
         description['kwargs'] |= kwargs or {}
-        path.write_text(json.dumps(description | values))
+        # Whoever makes a file makes its digest too.
+        path.write_text(json.dumps(sealed(description | values)))
         return folder
 
     return change
@@ -168,7 +170,8 @@ def test_a_network_of_somebodys_own(changed, own, kind, says):
     """A class that may be loaded still cannot be given arguments that keep it building."""
     folder = changed('resnet', name=f'{own}:{kind}')
     path = folder / 'encoder.json'
-    path.write_text(json.dumps(json.loads(path.read_text()) | {'kwargs': {'depth': 10**8}}))
+    description = json.loads(path.read_text()) | {'kwargs': {'depth': 10**8}}
+    path.write_text(json.dumps(sealed(description)))
     assert says in refusal(folder, allow=(own,))
 
 

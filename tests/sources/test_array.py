@@ -10,7 +10,8 @@ import pytest
 from streams import batches
 
 from byol_jax.app.data import build_data
-from byol_jax.app.workdir import claim_workdir, fingerprint
+from byol_jax.app.fingerprint import fingerprint
+from byol_jax.app.workdir import claim_workdir
 from byol_jax.errors import UserError
 from byol_jax.settings import Settings
 from byol_jax.sources.array import Array
@@ -160,12 +161,12 @@ def test_a_run_knows_its_pictures(tmp_path):
     changed = IMAGES.copy()
     changed[7, 3, 3, 0] ^= 1
     save(path, images=changed)
-    with pytest.raises(UserError, match='or other pictures in the array'):
+    with pytest.raises(UserError, match='the array holds other pictures'):
         claim_workdir(tmp_path / 'w', config, fingerprint(build_data(config)))
     save(path, images=IMAGES.reshape(12, 24, 20, 3))
     other = fingerprint(build_data(config))
     assert other['names_sha256'] == fingerprint(build_data(array_config(path)))['names_sha256']
-    with pytest.raises(UserError, match='or other pictures in the array'):
+    with pytest.raises(UserError, match='the array holds other pictures'):
         claim_workdir(tmp_path / 'w', config, other)
 
 

@@ -396,10 +396,11 @@ def test_a_run_may_go_on_with_another_cache(pictures):
     """data.cache may change on resuming a run; data.tile_shift, which changes batches, may not."""
     run = pictures.parent / 'run'
     run.mkdir()
-    (run / 'config.json').write_text(json.dumps(Settings.of(make_config(pictures)).plain))
-    check_workdir(run, make_config(pictures, cache='elsewhere'))
+    tiles = {'tile_size': 16}
+    (run / 'config.json').write_text(json.dumps(Settings.of(make_config(pictures, **tiles)).plain))
+    check_workdir(run, make_config(pictures, cache='elsewhere', **tiles))
     with pytest.raises(UserError, match=r'data\.tile_shift: False there, True now'):
-        check_workdir(run, make_config(pictures, tile_shift=True))
+        check_workdir(run, make_config(pictures, tile_shift=True, **tiles))
 
 
 @pytest.mark.slow

@@ -19,7 +19,8 @@ from clips import write_frames
 from conftest import ROOT, process_environment
 
 from byol_jax.app.data import build_data
-from byol_jax.app.workdir import check_workdir, fingerprint
+from byol_jax.app.fingerprint import fingerprint, names_of
+from byol_jax.app.workdir import check_workdir
 from byol_jax.errors import UserError
 from byol_jax.settings import Settings
 from byol_jax.sources import file_list
@@ -567,9 +568,39 @@ def test_a_run_goes_on_with_another_index(tmp_path):
     (tmp_path / 'config.json').write_text(json.dumps(Settings.of(config).plain))
     config.data.index = '/elsewhere/x.index'
     check_workdir(tmp_path, config)
-    config.data.path = '/elsewhere'
-    with pytest.raises(UserError, match=r'data\.path'):
+    config.data.max_megapixels = 5.0
+    with pytest.raises(UserError, match=r'data\.max_megapixels'):
         check_workdir(tmp_path, config)
+
+
+WORKDIRS = {
+    'a run': ['config.json', '.lock', 'views.png'],
+    'an older run': ['config.json', 'checkpoints/4/x', 'views.png', 'encoder/x.png'],
+    'views': ['.byol_jax', 'views.png'],
+}
+
+
+@pytest.mark.parametrize('kind', WORKDIRS)
+@pytest.mark.parametrize('place', ['run', 'cat/deep/run'])
+def test_workdirs_are_never_data(animals, tmp_path, kind, place):
+    """A workdir anywhere below the folder is left out, with all in it, also by the index."""
+    before = list(file_list.list_tree(animals, ('.jpg', '.png')).files)
+    touch(animals / place, *WORKDIRS[kind])
+    age(animals)
+    index = str(tmp_path / 'i')
+    for _ in range(2):
+        found = file_list.listed(animals, ('.jpg', '.png'), index)
+        assert list(found.files) == before
+        assert found.left_out['workdirs of runs'].examples == [place]
+    with pytest.raises(UserError, match=r'whose pictures .* are never data'):
+        file_list.list_tree(animals / place, ('.jpg', '.png'))
+
+
+def test_a_config_alone_is_no_workdir(animals):
+    """A folder of pictures with a config.json of somebody else's is data."""
+    before = len(file_list.list_tree(animals, ('.jpg',)).files)
+    touch(animals / 'fox', 'config.json', 'data.json', '1.jpg')
+    assert len(file_list.list_tree(animals, ('.jpg',)).files) == before + 1
 
 
 def test_the_fingerprint_is_that_of_the_names(animals, tmp_path):
@@ -579,7 +610,7 @@ def test_the_fingerprint_is_that_of_the_names(animals, tmp_path):
     parts = [[part.name(i) for i in range(len(part))] for part in (data.train, data.held_out)]
     assert [len(part) for part in parts] == [6303, 2700]
     lines = ''.join(f'{name}\n' for part in parts for name in part)
-    assert fingerprint(data) == {
+    assert names_of(data) == {
         'examples': 6303,
         'held_out': 2700,
         'names_sha256': hashlib.sha256(lines.encode()).hexdigest(),

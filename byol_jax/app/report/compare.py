@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 from markupsafe import Markup
 from PIL import Image
 
-from byol_jax.app.alarm_log import OVER
+from byol_jax.app.records import OVER
 from byol_jax.app.report.charts import Level, Line, Point, line_chart, thin
 from byol_jax.app.report.compare_tables import (
     SCALED_STD,

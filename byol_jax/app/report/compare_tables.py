@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-import fcntl
-import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from byol_jax.app.alarm_log import OVER, read_alarms
 from byol_jax.app.alarms import ALARM
-from byol_jax.app.metrics import read_metrics
+from byol_jax.app.lock import holder
+from byol_jax.app.old_config import MISSING, completed, differences
 from byol_jax.app.plan import total_steps
-from byol_jax.app.workdir import MISSING, completed, differences
+from byol_jax.app.records import OVER, alarms_log, metrics_log
+from byol_jax.app.report.files import is_evaluation, is_results
+from byol_jax.app.workdir import read_begun
 from byol_jax.errors import UserError, did_you_mean
+from byol_jax.files import Damaged, read_bytes, read_object
 
 # A metric added to each record with a feature std: 1 for evenly spread projections, 0 for collapse.
 # Unlike the feature std it can be compared between projections of different sizes P.
@@ -55,6 +56,7 @@ class RunRecord(NamedTuple):
       evaluation: content of evaluation.json; {} if there is none.
       results: content of results.json; {} if there is none.
       command: the command line that started it; '' if unknown.
+      damage: what is wrong with its files, a phrase for each.
     """
 
     name: str
@@ -67,6 +69,7 @@ class RunRecord(NamedTuple):
     evaluation: dict[str, Any]
     results: dict[str, Any]
     command: str
+    damage: tuple[str, ...] = ()
 
     @property
     def step(self) -> int:
@@ -144,7 +147,7 @@ def _check_is_run(workdir: Path) -> None:
         near = [str(p) for p in _folders(workdir.parent)] + [str(p) for p in _runs_in(Path('runs'))]
         what = 'is no folder' if workdir.exists() else 'does not exist'
         raise UserError(f'--workdirs: {workdir} {what}.{did_you_mean(str(workdir), near)}')
-    if not (workdir / 'config.json').exists():
+    if not any((workdir / name).exists() for name in ('config.json', 'identity.json')):
         inside = [str(p) for p in _runs_in(workdir)]
         raise UserError(
             f'--workdirs: {workdir} holds no run: there is no config.json in it. '
@@ -158,72 +161,73 @@ def _check_is_run(workdir: Path) -> None:
 
 
 def _read_run(workdir: Path, name: str) -> RunRecord:
-    config = _read_json(workdir / 'config.json')
-    examples = _read_json(workdir / 'data.json').get('examples', 0)
+    begun = read_begun(workdir)
+    assert begun is not None
+    config, examples = begun.config, begun.data.get('examples', 0)
     try:
-        channels = config['projector']['output_size']
+        channels = int(config['projector']['output_size'])
         total = total_steps(
             config['total_epochs'], config['total_steps'], config['batch_size'], examples
         )
-    except (KeyError, TypeError) as error:
+    except (KeyError, TypeError, ValueError, UserError) as error:
         raise UserError(
             f'{workdir / "config.json"} is not the config of a run of byol_jax: {error} is missing '
-            'or of the wrong type.'
+            'or no value of its kind.'
         ) from error
-    records = read_metrics(workdir)
-    for record in records:
-        if isinstance(record.get('feature_std'), int | float):
+    metrics, alarms = metrics_log(workdir), alarms_log(workdir)
+    for record in metrics.records:
+        if 'feature_std' in record:
             record[SCALED_STD] = record['feature_std'] * channels**0.5
-    command = workdir / 'command.txt'
+    damage = [f'{log.path.name}: {log.wrong}' for log in (metrics, alarms) if log.wrong]
     return RunRecord(
         name,
         workdir,
-        _state(workdir, records[-1]['step'] if records else 0, total),
+        _state(workdir, metrics.records[-1]['step'] if metrics.records else 0, total),
         config,
         examples,
-        records,
-        read_alarms(workdir),
-        _read_json(workdir / 'evaluation.json'),
-        _read_json(workdir / 'results.json'),
-        command.read_text(errors='surrogateescape').strip() if command.exists() else '',
+        metrics.records,
+        alarms.records,
+        _read(workdir / 'evaluation.json', is_evaluation, damage),
+        _read(workdir / 'results.json', is_results, damage),
+        _command(workdir / 'command.txt', damage),
+        (*(f'{each.path.name}: {each.what}' for each in begun.damage), *damage),
     )
 
 
-def _read_json(path: Path) -> dict[str, Any]:
-    """The JSON object in a file; {} if there is no file."""
-    if not path.exists():
-        return {}
+def _read(path: Path, sound: Callable[[Any], bool], damage: list[str]) -> dict[str, Any]:
+    """A sound object in a file; {} if there is none, and what is wrong goes to `damage`."""
     try:
-        content = json.loads(path.read_bytes())
-    except ValueError as error:
-        raise UserError(f'{path} is damaged: it is not JSON ({error}).') from error
-    if not isinstance(content, dict):
-        raise UserError(f'{path} is damaged: it is no JSON object.')
-    return content
+        content = read_object(path)
+        if content is not None and not sound(content):
+            raise Damaged(path, 'it is not what byol_jax writes there')
+    except Damaged as error:
+        damage.append(f'{path.name}: {error.what}')
+        return {}
+    return content or {}
+
+
+def _command(path: Path, damage: list[str]) -> str:
+    try:
+        content = read_bytes(path) or b''
+    except Damaged as error:
+        damage.append(f'{path.name}: {error.what}')
+        return ''
+    return content.decode(errors='backslashreplace').strip()
 
 
 def _state(workdir: Path, step: int, total: int) -> str:
     of = f'step {step:,}' if step else 'no step logged yet'
     # The total is unknown if the length is given in epochs and data.json is missing.
     of += f' of {total:,}' if total else ''
-    if _is_training(workdir):
+    # The lock itself is not touched: a run that starts now must get it.
+    found = holder(workdir)
+    if found is not None and found.alive:
         return f'under way: {of}'
+    if found is not None:
+        return f'under way on {found.host}, or killed there: {of}'
     if total and step >= total and (workdir / 'encoder' / 'encoder.json').exists():
         return f'finished: {of}'
     return f'stopped: {of}'
-
-
-def _is_training(workdir: Path) -> bool:
-    """Whether a process on this host holds the workdir's lock."""
-    path = workdir / '.lock'
-    if not path.exists():
-        return False
-    with path.open() as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return True
-    return False
 
 
 def _folders(parent: Path) -> list[Path]:
@@ -293,7 +297,9 @@ def _overview(runs: Sequence[RunRecord]) -> Table:
             return show('', run.records[-1].get('epoch')) if run.records else NONE
         return f'{run.examples:,}' if run.examples else NONE
 
-    return Table('Runs', '', _rows(runs, ('state', 'epochs seen', 'training examples'), cell))
+    damage = [f'{run.name}: {"; ".join(run.damage)}.' for run in runs if run.damage]
+    note = f'Damaged files, left out or in part: {" ".join(damage)}' if damage else ''
+    return Table('Runs', note, _rows(runs, ('state', 'epochs seen', 'training examples'), cell))
 
 
 def _configs(runs: Sequence[RunRecord]) -> Table:
@@ -356,7 +362,8 @@ def _before_and_after(runs: Sequence[RunRecord]) -> Table:
     def cell(run: RunRecord, heading: str) -> str:
         results = run.results.get('results', [])
         when, _, name = heading.partition(', ')
-        if not results:
+        # One row only: what the run started from is not known any more.
+        if not results or (when == 'before' and len(results) < 2):
             return NONE
         result = results[0 if when == 'before' else -1]
         key, metric = {

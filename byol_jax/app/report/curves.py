@@ -8,8 +8,8 @@ from typing import NamedTuple
 
 from markupsafe import Markup
 
-from byol_jax.app.alarm_log import OVER
 from byol_jax.app.alarms import ALARM, Alarm, Facts, History, LossScale
+from byol_jax.app.records import OVER
 from byol_jax.app.report.charts import Band, Level, Line, Point, line_chart, short_number, thin
 
 # A metric computed from two others: the norm of an update over the norm of the weights.

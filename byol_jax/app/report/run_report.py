@@ -15,19 +15,22 @@ from typing import Any, NamedTuple
 import jax
 from PIL import Image
 
-from byol_jax.app.alarm_log import Verdict, read_alarms, summary, verdict
+from byol_jax.app.alarm_log import Verdict, summary, verdict
 from byol_jax.app.alarms import Alarm, History, facts_of, pixel_alarms
 from byol_jax.app.build import Run
 from byol_jax.app.hooks import Event
 from byol_jax.app.hosts import is_main
 from byol_jax.app.left_out import tried
-from byol_jax.app.metrics import MetricsLog, read_metrics
+from byol_jax.app.metrics import MetricsLog
 from byol_jax.app.progress import Stopwatch, duration
+from byol_jax.app.records import read_alarms, read_metrics
 from byol_jax.app.report.curves import Group, draw_curves
+from byol_jax.app.report.files import is_evaluation
 from byol_jax.app.report.illustrations import Illustrations, show_evaluations
 from byol_jax.app.report.page import data_uri, page_bytes
 from byol_jax.app.side_files import SideFile
 from byol_jax.evaluation.table import Evaluation, describe
+from byol_jax.files import Damaged, read_object
 
 # Seconds between two reports during the run, and the largest share of the time that writing them
 # may take. With many thousand records, reports are written less often.
@@ -293,7 +296,7 @@ def finish_report(
     end: Event,
     report: RunReport,
     log: MetricsLog,
-    before: Evaluation,
+    before: Evaluation | None,
     after: Evaluation,
     bad_files: int,
 ) -> str:
@@ -303,7 +306,7 @@ def finish_report(
       end: the last step of the run.
       report: the report of the run.
       log: the metrics log that gets the pictures.
-      before: evaluation of the initial encoder.
+      before: evaluation of the initial encoder; None if that is nowhere any more.
       after: evaluation of the trained encoder.
       bad_files: number of files that could not be read.
 
@@ -313,18 +316,16 @@ def finish_report(
     run = end.run
     first = 'as loaded' if run.training.origin else 'randomly initialised'
     last = f'trained {end.step:,} steps'
-    results = [
-        Result(first, before.accuracy, before.feature_std),
-        Result(last, after.accuracy, after.feature_std),
-    ]
-    protocol = f'{describe(after, run.config.evaluate)} Both encoders are measured alike.'
+    measured = {last: after} if before is None else {first: before, last: after}
+    results = [Result(name, found.accuracy, found.feature_std) for name, found in measured.items()]
+    alike = ' Both encoders are measured alike.' if before is not None else ''
+    protocol = f'{describe(after, run.config.evaluate)}{alike}'
     write_results(run.workdir, results, protocol)
     shown: Illustrations | None = None
 
     def draw() -> None:
         nonlocal shown
-        both = {first: before, last: after}
-        shown = show_evaluations(both, run, log, end.step, with_umap=True)
+        shown = show_evaluations(measured, run, log, end.step, with_umap=True)
 
     def write() -> None:
         report.finished(end.step, end.reason, results, protocol, shown, bad_files)
@@ -368,15 +369,15 @@ def evaluation_tables(workdir: Path, records: History) -> list[MetricTable]:
     """
     tables = []
     path = workdir / 'evaluation.json'
-    if path.exists():
-        try:
-            tables.append(_of_file(json.loads(path.read_text())))
-        except (ValueError, TypeError, KeyError, AttributeError) as error:
-            note = (
-                'evaluation.json is not what --mode=evaluate writes: '
-                f'{type(error).__name__}: {error}'
-            )
-            tables.append(MetricTable((), note))
+    try:
+        evaluation = read_object(path)
+        if evaluation is not None and not is_evaluation(evaluation):
+            raise Damaged(path, 'its metrics are no numbers by name')
+        if evaluation is not None:
+            tables.append(_of_file(evaluation))
+    except Damaged as damage:
+        note = f'evaluation.json is not what --mode=evaluate writes: {damage.what}.'
+        tables.append(MetricTable((), note))
     for begins, what in _DURING_TRAINING:
         measured = [r for r in records if any(name.startswith(begins) for name in r)]
         if measured:
@@ -388,7 +389,7 @@ def evaluation_tables(workdir: Path, records: History) -> list[MetricTable]:
 
 def _of_file(evaluation: Mapping[str, Any]) -> MetricTable:
     sha256 = str(evaluation.get('weights_sha256', ''))[:12]
-    of = f'evaluation.json: {evaluation["encoder"]}, step {evaluation["step"]:,}'
+    of = f'evaluation.json: {evaluation.get("encoder", "")}, step {evaluation.get("step", 0):,}'
     note = f'{of}{f", weights {sha256}..." if sha256 else ""}.'
     return MetricTable(_rows(evaluation['metrics'], evaluation.get('shown', {})), note)
 
@@ -399,12 +400,20 @@ def _rows(
     """Names and values as text; `shown` has the format that a protocol asked for, by metric."""
     formats = {name: '.1%' if name.startswith(_SHARES) else '.4g' for name in metrics}
     formats |= shown or {}
-    return [(name, f'{value:{formats[name]}}') for name, value in metrics.items()]
+    return [(name, _formatted(value, formats[name])) for name, value in metrics.items()]
+
+
+def _formatted(value: float, form: str) -> str:
+    try:
+        return f'{value:{form}}'
+    except ValueError:
+        # A format of a protocol of the user's own, or of a damaged file.
+        return f'{value:.4g}'
 
 
 def _speed(records: History) -> dict[str, str]:
     """The throughput, if the last record has it."""
-    if not records or 'images_per_second' not in records[-1]:
+    if not records or not {'images_per_second', 'input_wait_fraction'} <= records[-1].keys():
         return {}
     last = records[-1]
     return {
