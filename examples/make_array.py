@@ -113,6 +113,8 @@ def main() -> None:
         if not output.parent.is_dir():
             raise UserError(f'--output={output}: there is no folder {output.parent}.')
         source: Source = Folder(arguments.folder, given_as='--folder')
+        for line in source.unused:
+            print(line)
         if arguments.per_class:
             source = first_of_each_class(source, arguments.per_class)
         arrays = make_array(source, arguments.size)

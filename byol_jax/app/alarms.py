@@ -75,6 +75,7 @@ class Facts(NamedTuple):
       cache_gib: data.cache_gib.
       image_size: views.image_size, pixels.
       views_on: views.on, 'cpu' or 'accelerator'.
+      initial_norm: norm of all parameters before the first step; 0 if not known.
       pixels: what is odd about the first pictures and views (`pixel_alarms`).
       loss_scale: range of the method's loss.
     """
@@ -95,11 +96,16 @@ class Facts(NamedTuple):
     image_size: int
     views_on: str
     loss_scale: LossScale
+    initial_norm: float = 0.0
     pixels: tuple[Alarm, ...] = ()
 
 
 def facts_of(
-    config: Settings, plan: Plan, loss_scale: LossScale, pixels: tuple[Alarm, ...] = ()
+    config: Settings,
+    plan: Plan,
+    loss_scale: LossScale,
+    initial_norm: float = 0.0,
+    pixels: tuple[Alarm, ...] = (),
 ) -> Facts:
     """The facts of a run on this host.
 
@@ -126,6 +132,7 @@ def facts_of(
         image_size=config.views.image_size,
         views_on=config.views.on,
         loss_scale=loss_scale,
+        initial_norm=initial_norm,
         pixels=pixels,
     )
 
@@ -162,7 +169,7 @@ def collapse(history: History, facts: Facts) -> Alarm | None:
     """
     shares = _stds(history[-2:], facts)
     ranks = _values(history[-2:], 'rankme_projection')
-    if not judged(history) or not (shares or ranks):
+    if not (judged(history) or _falls(history, facts)) or not (shares or ranks):
         return None
     share = max(shares, default=math.inf)
     rank = max(ranks, default=math.inf)
@@ -170,7 +177,8 @@ def collapse(history: History, facts: Facts) -> Alarm | None:
     if share >= 0.5 and rank >= min(5, most / 4):
         return None
     severe = share < 0.3 or rank < min(3, most / 6)
-    early = history[-1]['step'] <= facts.warmup_steps
+    # In the warm-up the std may still rise again, but not from next to nothing.
+    early = history[-1]['step'] <= facts.warmup_steps and share >= 0.15
     measured = []
     if shares:
         measured.append(f'the feature std is {std_words(share, facts)}')
@@ -224,6 +232,16 @@ def learning_rate(history: History, facts: Facts) -> Alarm | None:
     3.2 to 7.2 and eta 1e-3 moves a layer by 0.3 % to 0.7 %, and momentum makes that a few times
     more.
     """
+    blown_up = _blown_up(history, facts)
+    if blown_up:
+        return _alarm(
+            history,
+            'learning_rate',
+            ALARM,
+            f'{blown_up}, at a loss of {history[-1]["loss"]:.3g}',
+            'the learning rate is too high',
+            _lower_rate(facts),
+        )
     last = history[-2:]
     if not judged(history) or last[0]['step'] <= facts.warmup_steps:
         return None
@@ -244,8 +262,15 @@ def learning_rate(history: History, facts: Facts) -> Alarm | None:
         ALARM if chance or (step is not None and step > 0.1) else WATCH,
         f'{moved}a loss of {loss:.3g} (chance: {facts.loss_scale.chance:g})',
         'the learning rate is too high',
+        _lower_rate(facts),
+    )
+
+
+def _lower_rate(facts: Facts) -> str:
+    return (
         f'lower optimizer.base_learning_rate={facts.base_learning_rate:g} (a third is a good first '
-        'try), or lengthen the warm-up, in a new workdir',
+        'try; AdamW takes a thousandth of the rates of LARS), or lengthen the warm-up, in a new '
+        'workdir'
     )
 
 
@@ -262,7 +287,8 @@ def weight_decay(history: History, facts: Facts) -> Alarm | None:
     return _alarm(
         history,
         'weight_decay',
-        ALARM if growth > 3 else WATCH,
+        # Weights that grew by steps too large are not the fault of the weight decay.
+        ALARM if growth > 3 and not _blown_up(history, facts) else WATCH,
         f'optimizer.weight_decay=0, and the weights are {growth:.2f} times as long as at step '
         f'{history[0]["step"]}',
         'nothing limits the length of the weights; long runs without weight decay diverge',
@@ -438,7 +464,7 @@ def _cause_of_collapse(history: History, facts: Facts) -> tuple[str, str]:
 
     Earlier records would mislead, because the target starts as a copy of the online network.
     """
-    first = next(r for r in history if r['step'] >= FIRST_STEP)
+    first = next((r for r in history if r['step'] >= FIRST_STEP), history[-1])
     if first.get('prediction_projection_cosine', 0) > 0.9999:
         return (
             f'the predictor does nothing: predictions equal projections since step {first["step"]}',
@@ -450,17 +476,20 @@ def _cause_of_collapse(history: History, facts: Facts) -> tuple[str, str]:
             f'target.tau_base={facts.tau_base:g}: the target follows the online network at once',
             'set target.tau_base to 0.99 (0.97 for short runs), in a new workdir',
         )
-    if has_target and first['online_target_cosine'] > 0.9999:
+    early = first['step'] < FIRST_STEP
+    if has_target and first['online_target_cosine'] > 0.9999 and not early:
         return (
             f'the target equals the online network, in spite of target.tau_base={facts.tau_base:g}:'
             ' a changed loss lacks its stop-gradient',
             'take the targets from the target network, inside jax.lax.stop_gradient',
         )
-    if any((_relative_step(record) or 0) > 0.1 for record in history):
+    large = any((_relative_step(record) or 0) > 0.1 for record in history)
+    why = _blown_up(history, facts) or ('steps of more than 10 % of the weights' if large else '')
+    if why:
         return (
             f'the learning rate (optimizer.base_learning_rate={facts.base_learning_rate:g}) is too '
-            'high: steps of more than 10 % of the weights',
-            'lower it to a third, or lengthen the warm-up, in a new workdir',
+            f'high: {why}',
+            _lower_rate(facts),
         )
     if not has_target:
         return (
@@ -472,6 +501,31 @@ def _cause_of_collapse(history: History, facts: Facts) -> tuple[str, str]:
         f'raise target.tau_base={facts.tau_base:g} or predictor.hidden_size, lower '
         'optimizer.base_learning_rate, or strengthen views.*, in a new workdir',
     )
+
+
+def _falls(history: History, facts: Facts) -> bool:
+    """Whether the feature std falls to next to nothing, at whatever step.
+
+    Networks begin with 0.6 of 1/sqrt(P) and more; one of another kind that begins with less is not
+    judged before FIRST_STEP unless it falls to half of that.
+    """
+    shares = _stds(history, facts)
+    return len(shares) > 1 and max(shares[-2:]) < 0.3 and shares[-1] <= max(shares) / 2
+
+
+def _blown_up(history: History, facts: Facts) -> str:
+    """Words on weights that grew by steps too large; '' if they did not.
+
+    More than 3 times as long as at the start, and by more than 2 % of that for each step. Healthy
+    ones of docs/monitors.md grow by 7 % at most. The growth hides the steps that made it: with
+    AdamW at the rate of LARS a step of the sample run is 14 % of the weights at step 10, and 2 %
+    at step 30, when they are 54 times as long.
+    """
+    for record in history if facts.initial_norm else ():
+        growth = record.get('parameter_norm', 0) / facts.initial_norm
+        if growth > 3 and growth - 1 > 0.02 * record['step']:
+            return f'the weights are {growth:.0f} times as long at step {record["step"]} as before'
+    return ''
 
 
 def _values(records: Sequence[Record], name: str) -> list[float]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable, Collection
 from contextlib import closing
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from byol_jax.app.checkpoints import Checkpoints
@@ -91,6 +93,12 @@ class Run(NamedTuple):
     views: dict[str, View]
     workdir: Path = Path()
     pixels: tuple[Finding, ...] = ()
+
+    @property
+    def initial_norm(self) -> float:
+        """Norm of all online parameters before the first step."""
+        leaves = jax.tree.leaves(self.training.initial.online_params)
+        return math.sqrt(sum(float(np.vdot(x, x)) for x in leaves))
 
 
 class First(NamedTuple):

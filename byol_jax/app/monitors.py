@@ -71,7 +71,11 @@ class Alarms(Hook):
     def start(self, run: Run, state: TrainState) -> None:
         """Reads the records and alarms up to `state.step`, and prints the alarms that stand."""
         self._facts = facts_of(
-            run.config, run.plan, run.method.loss_scale, pixel_alarms(run.pixels)
+            run.config,
+            run.plan,
+            run.method.loss_scale,
+            run.initial_norm,
+            pixel_alarms(run.pixels),
         )
         self._log = AlarmLog(run.workdir, self._facts, int(state.step))
         self._saved = int(state.step)

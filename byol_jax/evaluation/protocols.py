@@ -86,6 +86,14 @@ class Protocol(abc.ABC):
         """
 
 
+def _check_above_0(**arguments: float | Sequence[float]) -> None:
+    """Raises ValueError if an argument, or one of its numbers, is not above 0, or has none."""
+    for name, value in arguments.items():
+        values = value if isinstance(value, Sequence) else (value,)
+        if not values or not min(values) > 0:
+            raise ValueError(f'{name}={value} must be above 0')
+
+
 @dataclasses.dataclass(frozen=True)
 class Knn(Protocol):
     """k-nearest-neighbour accuracy (Wu et al. 2018, arXiv:1805.01978, Section 3.4).
@@ -99,8 +107,7 @@ class Knn(Protocol):
     temperature: float = 0.07
 
     def __post_init__(self) -> None:
-        if not self.k or min(self.k) < 1 or self.temperature <= 0:
-            raise ValueError(f'k={self.k} and temperature={self.temperature} must be above 0')
+        _check_above_0(k=self.k, temperature=self.temperature)
 
     @property
     def metrics(self) -> Sequence[str]:
@@ -143,6 +150,11 @@ class Linear(Protocol):
     learning_rates: Sequence[float] = LEARNING_RATES
     epochs: int = 80
     batch_size: int = 1024
+
+    def __post_init__(self) -> None:
+        _check_above_0(
+            learning_rates=self.learning_rates, epochs=self.epochs, batch_size=self.batch_size
+        )
 
     @property
     def metrics(self) -> Sequence[str]:
@@ -195,6 +207,9 @@ class LogisticProbe(Protocol):
 
     penalties: Sequence[float] = PENALTIES
 
+    def __post_init__(self) -> None:
+        _check_above_0(penalties=self.penalties)
+
     @property
     def metrics(self) -> Sequence[str]:
         return ['probe']
@@ -212,6 +227,9 @@ class RidgeProbe(Protocol):
     """
 
     penalties: Sequence[float] = PENALTIES
+
+    def __post_init__(self) -> None:
+        _check_above_0(penalties=self.penalties)
 
     @property
     def metrics(self) -> Sequence[str]:
@@ -269,6 +287,9 @@ class KMeans(Protocol):
 
     restarts: int = 10
 
+    def __post_init__(self) -> None:
+        _check_above_0(restarts=self.restarts)
+
     @property
     def metrics(self) -> Sequence[str]:
         return ['kmeans_nmi']
@@ -304,6 +325,9 @@ class Retrieval(Protocol):
     pool: int = 1000
     ranks: Sequence[int] = (1, 5)
 
+    def __post_init__(self) -> None:
+        _check_above_0(pool=self.pool, ranks=self.ranks)
+
     @property
     def metrics(self) -> Sequence[str]:
         return [f'recall_{k}' for k in self.ranks]
@@ -335,6 +359,9 @@ class Spectrum(Protocol):
     """
 
     rows: int = 25_600
+
+    def __post_init__(self) -> None:
+        _check_above_0(rows=self.rows)
 
     @property
     def metrics(self) -> Sequence[str]:

@@ -6,10 +6,20 @@ import math
 import time
 
 import jax
+import optax
 import pytest
 from records import facts, healthy, sample_config
-from tiny_runs import LinearPredictor, NoPredictor, NoStopGradient, make_byol, make_config, run
+from tiny_runs import (
+    SIZE,
+    LinearPredictor,
+    NoPredictor,
+    NoStopGradient,
+    make_byol,
+    make_config,
+    run,
+)
 
+from byol_jax.app import build
 from byol_jax.app.alarms import ALARM, WATCH, non_finite, pixel_alarms, standing
 from byol_jax.app.plan import make_plan
 from byol_jax.app.progress import Stopwatch
@@ -100,6 +110,98 @@ def test_with_a_slow_target_the_same_run_does_not_collapse():
     assert first_step(history, config, 'collapse', ALARM) is None
     assert first_step(history, config, 'trivial_loss', ALARM) is None
     assert history[-1]['feature_std'] > 1.2 * min(r['feature_std'] for r in history)
+
+
+# What AdamW at the rate of LARS (0.5) measured in the sample run, whose weights begin at 24:
+# (step, feature std x sqrt(128), parameter norm, update norm over it, RankMe, loss).
+ADAM_AT_THE_RATE_OF_LARS = [
+    (10, 0.449, 489.1, 0.1434, 3.44, 3.000),
+    (20, 0.299, 1034.8, 0.0451, 3.23, 2.211),
+    (30, 0.320, 1285.2, 0.0205, 2.70, 1.174),
+    (40, 0.299, 1416.4, 0.0202, 2.72, 0.633),
+    (50, 0.207, 1492.0, 0.0127, 2.93, 0.354),
+    (60, 0.147, 1531.3, 0.0088, 2.86, 0.134),
+]
+
+
+def adam_records(every):
+    return [
+        healthy(
+            step,
+            feature_std=share / 128**0.5,
+            parameter_norm=norm,
+            update_norm=moved * norm,
+            rankme_projection=rank,
+            loss=loss,
+        )
+        for step, share, norm, moved, rank, loss in ADAM_AT_THE_RATE_OF_LARS
+        if step % every == 0
+    ]
+
+
+@pytest.mark.parametrize('every', [10, 20])
+@pytest.mark.parametrize('decay', [0.0, 1e-6])
+def test_weights_that_blow_up_name_the_learning_rate(every, decay):
+    """At every record, in the warm-up too, and the weight decay is not blamed.
+
+    By the records of every 20th step no step is longer than 5 % of the weights: they have grown.
+    """
+    config = sample_config(optimizer__weight_decay=decay)
+    known = facts(config)._replace(initial_norm=24.0)
+    history = adam_records(every)
+    for count in range(1, len(history) + 1):
+        found = {alarm.name: alarm for alarm in standing(history[:count], known)}
+        assert found['learning_rate'].severity == ALARM
+        assert 'times as long' in found['learning_rate'].evidence
+        assert 'AdamW takes a thousandth' in found['learning_rate'].remedy
+        if decay == 0:
+            assert found['weight_decay'].severity == WATCH
+        if 'collapse' in found:
+            assert 'the learning rate' in found['collapse'].cause
+    assert found['collapse'].severity == ALARM
+    # Weights that grow slowly, by 2 % of their first length in each step at most, are no sign.
+    slow = [healthy(step, parameter_norm=24 * (1 + 0.019 * step)) for step in range(100, 600, 100)]
+    assert 'learning_rate' not in {alarm.name for alarm in standing(slow, known)}
+
+
+def test_a_std_that_falls_to_nothing_is_a_collapse_at_any_step():
+    """0.0083 and then 0.0009 of 1/sqrt(256), in 12 steps of a warm-up of 32, is an alarm.
+
+    One that is low from the start, as another network's may be, waits until trends are judged.
+    """
+    config = sample_config()
+    known = facts(config)._replace(projection_size=256)
+
+    def found(*stds):
+        history = [
+            healthy(4 * (i + 1), feature_std=std, online_target_cosine=1.0)
+            for i, std in enumerate(stds)
+        ]
+        return {alarm.name: alarm for alarm in standing(history, known)}
+
+    falls = found(0.0083, 0.0009)
+    assert falls['collapse'].severity == ALARM
+    assert 'stop-gradient' not in falls['collapse'].cause
+    assert found(0.03, 0.0083, 0.0009)['collapse'].severity == ALARM
+    assert found(0.03, 0.0009) == {}
+    assert found(0.0083, 0.0083) == {}
+    assert found(0.05, 0.012, 0.011)['collapse'].severity == WATCH
+
+
+def test_adam_at_the_rate_of_lars_is_provoked(monkeypatch):
+    """A tiny run, past the guard: the alarm comes with the first record and names the rate."""
+    monkeypatch.setattr(build, 'MOST_OF_ADAM', math.inf)
+    config = make_config(optimizer__name='adamw', optimizer__base_learning_rate=2.0)
+    byol = make_byol()
+    params, _ = byol.init(jax.random.key(0), SIZE)
+    history = run(config, byol, stop=30)
+    known = facts(config)._replace(initial_norm=float(optax.tree.norm(params)))
+    for count in range(1, 4):
+        raised = {alarm.name: alarm for alarm in standing(history[:count], known)}
+        assert raised['learning_rate'].severity == ALARM
+        assert 'times as long' in raised['learning_rate'].evidence
+    healthy_run = facts(make_config())._replace(initial_norm=known.initial_norm)
+    assert standing(run(make_config(), byol, stop=30), healthy_run) == []
 
 
 DARK = Finding('dark_pictures', True, 'the largest value is 16 of 255', '12 bits', 'scale them')

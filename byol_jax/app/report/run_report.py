@@ -128,7 +128,11 @@ class RunReport:
         """
         self._run, self._workdir, self._command = run, workdir, command
         self._facts = facts_of(
-            run.config, run.plan, run.method.loss_scale, pixel_alarms(run.pixels)
+            run.config,
+            run.plan,
+            run.method.loss_scale,
+            run.initial_norm,
+            pixel_alarms(run.pixels),
         )
         self._views = ''
         self._shown: Illustrations | None = None
