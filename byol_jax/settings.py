@@ -510,6 +510,8 @@ def _typed(hint: Any, value: Any, key: str) -> Any:
     if origin is tuple:
         return _typed_tuple(arguments, value, key)
     if origin in (Mapping, typing.Mapping) or hint is Mapping:
+        # A whole section on the command line is a ConfigDict.
+        value = value.to_dict() if hasattr(value, 'to_dict') else value
         if not isinstance(value, Mapping):
             raise UserError(f'{key}={value!r} must be a section of arguments.')
         return types.MappingProxyType(plain_value(value, key))

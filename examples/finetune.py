@@ -181,7 +181,8 @@ def open_folders(train: str, test: str) -> tuple[Source, Source]:
         if folder.labels is None:
             raise UserError(
                 f'{flag}={path} has no class folders ({folder.unlabelled}): put every '
-                f'picture into the folder of its class, as in {Path(path) / "cat" / "1.jpg"}; it takes at least two classes.'
+                f'picture into the folder of its class, as in {Path(path) / "cat" / "1.jpg"}; it '
+                'takes at least two classes.'
             )
     one, other = (set(folder.label_names) for folder in folders.values())
     if one != other:

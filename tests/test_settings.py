@@ -10,6 +10,7 @@ from pathlib import Path
 
 import flax.linen as nn
 import jax.numpy as jnp
+import ml_collections
 import numpy as np
 import pytest
 from conftest import ROOT
@@ -276,3 +277,10 @@ def test_flat_and_nested():
     assert settings.flatten(tree) == {'a.b': 1, 'a.c': {}, 'd': 2}
     assert settings.unflatten(settings.flatten(tree)) == tree
     assert settings.unflatten({'a.b': {}, 'a.b.c': 1}) == {'a': {'b': {'c': 1}}}
+
+
+def test_a_section_of_arguments_as_the_command_line_has_it():
+    """--config.encoder.kwargs={..} gives a ConfigDict, which is taken as a dict."""
+    given = ml_collections.ConfigDict({'stage_sizes': (1, 2), 'norm': {'momentum': 0.9}})
+    found = Settings.of(changed('encoder.kwargs', given))
+    assert found.encoder.kwargs == {'stage_sizes': (1, 2), 'norm': {'momentum': 0.9}}
