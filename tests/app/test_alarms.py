@@ -169,7 +169,7 @@ def test_a_std_that_falls_to_nothing_is_a_collapse_at_any_step():
 
     One that is low from the start, as another network's may be, waits until trends are judged.
     """
-    config = sample_config()
+    config = sample_config(warmup_steps=32)
     known = facts(config)._replace(projection_size=256)
 
     def found(*stds):
