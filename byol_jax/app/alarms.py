@@ -165,7 +165,7 @@ def collapse(history: History, facts: Facts) -> Alarm | None:
     0.8 to 0.86 in the tests' tiny runs and near 1 in SimSiam (arXiv:2011.10566, Figure 2), but
     below 0.25 in broken runs. RankMe of the projections is at least 21 of 128 or 7.9 of 16 in
     healthy runs, and at most 2.1 of 16 in broken ones. RankMe cannot exceed the number of rows it
-    is computed from.
+    is computed from. Before FIRST_STEP only a std that has fallen counts (`_falls`).
     """
     shares = _stds(history[-2:], facts)
     ranks = _values(history[-2:], 'rankme_projection')
