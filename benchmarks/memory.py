@@ -141,7 +141,7 @@ def main() -> None:
         key, _, value = word.removeprefix('--config.').partition('=')
         changes[key] = json.loads(value)
 
-    from byol_jax.app.loop import train
+    from byol_jax.app.train import train
     from byol_jax.settings import changed, plain
     from byol_jax.sources.array import Array
     from byol_jax.sources.data import GIVEN

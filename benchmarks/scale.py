@@ -149,7 +149,7 @@ def measured(what: str, folder: Path, index: str, tensorflow: bool = False) -> d
     """Runs `measure` in its own process."""
     code = (
         f'import json, sys; sys.path[:0] = [{str(ROOT)!r}, {str(Path(__file__).parent)!r}]\n'
-        + ('import byol_jax.app.loop\n' if tensorflow else '')
+        + ('import byol_jax.app.train\n' if tensorflow else '')
         + f'import scale; print(json.dumps(scale.measure({what!r}, {str(folder)!r}, {index!r})))'
     )
     environment = os.environ | {'JAX_PLATFORMS': 'cpu', 'TF_CPP_MIN_LOG_LEVEL': '3'}

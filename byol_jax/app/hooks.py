@@ -1,7 +1,7 @@
 """Hooks: objects whose methods a run calls at its start, at logged steps, checkpoints and its end.
 
 Checkpoints, metrics, monitors, evaluation, report and bad files are hooks (listed in
-`app/loop.py`). `config.hooks` adds the user's own classes.
+`app/train.py`). `config.hooks` adds the user's own classes.
 """
 
 from __future__ import annotations

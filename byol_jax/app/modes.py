@@ -13,10 +13,10 @@ from byol_jax.app.embeddings import Embeddings, check_embeddings_path, write_emb
 from byol_jax.app.evaluate import as_trained, evaluate_encoder
 from byol_jax.app.hosts import say
 from byol_jax.app.introduction import first_look
-from byol_jax.app.loop import train
 from byol_jax.app.memory import encoding_memory
 from byol_jax.app.progress_bars import progress_shown
 from byol_jax.app.report.pictures import draw_views
+from byol_jax.app.train import train
 from byol_jax.app.workdir import check_apart, check_workdir
 from byol_jax.evaluation.features import encode_source
 from byol_jax.files import WORKDIR_MARK

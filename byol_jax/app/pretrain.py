@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 
 from byol_jax import settings
-from byol_jax.app.loop import train
 from byol_jax.app.recipes import check_optimizer, load_recipe
 from byol_jax.app.records import read_metrics
+from byol_jax.app.train import train
 from byol_jax.errors import UserError
 from byol_jax.files import read_object
 from byol_jax.interop.encoder import Encoder

@@ -20,9 +20,9 @@ from byol_jax.app.checkpoints import Checkpoints
 from byol_jax.app.claim import claimed
 from byol_jax.app.events import steps_without_events
 from byol_jax.app.hooks import Hooks
-from byol_jax.app.loop import _hooks, _restored, train
 from byol_jax.app.records import alarms_log, read_metrics
 from byol_jax.app.report.compare_tables import read_runs, tables
+from byol_jax.app.train import _hooks, _restored, train
 from byol_jax.errors import UserError
 from byol_jax.settings import Settings, changed, plain
 from configs import folder

@@ -252,7 +252,7 @@ def test_refusal_of_wandb(tmp_path, stand_in, error, capsys):
 @pytest.mark.parametrize('spec', [None, SimpleNamespace(origin=None)], ids=['none', 'a folder'])
 def test_not_installed(tmp_path, monkeypatch, spec):
     """Without the package, a run stops before it reads or writes; a folder does not count."""
-    from byol_jax.app.loop import train
+    from byol_jax.app.train import train
     from configs import default
 
     monkeypatch.setattr(weights_and_biases.importlib.util, 'find_spec', lambda name: spec)
