@@ -52,20 +52,19 @@ def join_hosts(coordinator: str | None, count: int | None, index: int | None) ->
     # None: all devices, or those of JAX_LOCAL_DEVICE_IDS.
     devices = own_devices(find_share(), *count_gpus())
     _peers = Peers(place.coordinator, place.count, place.index)
-    service = _peers.join()
+    _peers.join()
     sys.excepthook = _abort
     if any(name.lower() in ('http_proxy', 'https_proxy', 'grpc_proxy') for name in os.environ):
         # JAX would ask the proxy for a port of this machine.
         os.environ.setdefault('no_grpc_proxy', '127.0.0.1')
     try:
         jax.distributed.initialize(
-            service,
+            _peers.service(),
             place.count,
             place.index,
             devices,
             # It would give each process of SLURM and Open MPI one device.
             cluster_detection_method='deactivate',
-            coordinator_bind_address=service,
         )
     except (RuntimeError, ValueError) as error:
         raise UserError(

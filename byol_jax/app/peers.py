@@ -2,9 +2,8 @@
 
 JAX aborts a process with a C++ stack trace when another process does not come or is gone, so the
 processes also talk to each other here. Process 0 listens at the coordinator's address; every other
-process keeps one connection to it, on which lines go both ways. JAX's own connections pass through
-the same port: JAX connects to a local port, where its bytes are relayed, and so does not notice
-that process 0 is gone before it is said here in one line.
+process keeps one connection to it, on which lines go both ways. JAX's own connection passes through
+`relay.py`, so that JAX does not notice that process 0 is gone before it is said here in one line.
 """
 
 from __future__ import annotations
@@ -12,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import os
 import socket
+import subprocess
 import sys
 import threading
 import time
@@ -103,28 +103,37 @@ class Peers:
         self._ended = threading.Event()
         self._lock = threading.Lock()
         self._tasks: set[asyncio.Task[Any]] = set()
-        self._relay = relay.Relay()
+        self._relay: subprocess.Popen[bytes] | None = None
         self._server: asyncio.Server | None = None
-        self._service = relay.free_port() if index == 0 else 0
+        self._service = _free_port() if index == 0 else 0
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name='peers', daemon=True)
         self._thread.start()
         self._all_here: asyncio.Future[None] = self._loop.create_future()
 
-    def join(self) -> str:
+    def join(self) -> None:
         """Returns when all processes are there.
-
-        Returns:
-          'host:port' at which JAX finds its coordination service, which process 0 must start there.
 
         Raises:
           UserError: they do not come, or their flags do not fit; in every process.
         """
         self._call(self._listen() if self.index == 0 else self._connect())
-        if self.index:
-            self._service = self._call(self._relay.open(self._host, self._port))
         self._call(self._watch())
-        return f'127.0.0.1:{self._service}'
+
+    def service(self) -> str:
+        """Returns 'host:port' of JAX's coordination service, which process 0 must start there.
+
+        For any other process it is a port of its own machine. To be called after `join`, once.
+        """
+        if self.index == 0:
+            return f'127.0.0.1:{self._service}'
+        self._relay = subprocess.Popen(
+            [sys.executable, '-I', relay.__file__, self._host, str(self._service)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+        )
+        assert self._relay.stdout is not None
+        return f'127.0.0.1:{int(self._relay.stdout.readline())}'
 
     def agree_to_end(self) -> None:
         """Called where all processes end alike: none of them ends another any more."""
@@ -183,6 +192,9 @@ class Peers:
             self._thread.join()
             self._loop.close()
             os.close(self._stderr)
+        if self._relay is not None:
+            # The end of its input ends it.
+            self._relay.communicate()
 
     # What follows runs in the thread of the connections.
 
@@ -206,7 +218,7 @@ class Peers:
         """Process 0: waits until all others are there."""
         try:
             self._server = await asyncio.start_server(
-                lambda *both: self._spawn(self._accept(*both)), sock=relay.listener(self._port)
+                lambda *both: self._spawn(self._accept(*both)), sock=_listener(self._port)
             )
         except OSError as error:
             raise UserError(
@@ -228,7 +240,8 @@ class Peers:
             raise UserError(line) from None
         finally:
             said.cancel()
-        await self._say(f'go {" ".join(self._hosts[i] for i in range(self.count))}')
+        hosts = ' '.join(self._hosts[i] for i in range(self.count))
+        await self._say(f'go {self._service} {hosts}')
 
     async def _watch(self) -> None:
         """From here on a process that is gone ends the others."""
@@ -249,13 +262,11 @@ class Peers:
         )
 
     async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        """Process 0: a connection of another process, of its JAX, or of a stranger."""
+        """Process 0: a connection of another process, or of a stranger."""
         try:
             first = await asyncio.wait_for(reader.readline(), _SOON_SECONDS)
             words = first.decode('ascii').split()
-            if words == [relay.HELLO]:
-                await self._relay.to_service(reader, writer, self._service, JOIN_SECONDS)
-            elif len(words) == 4 and words[0] == _HELLO:
+            if len(words) == 4 and words[0] == _HELLO:
                 await self._welcome(int(words[1]), int(words[2]), words[3], reader, writer)
         except (OSError, TimeoutError, ValueError):
             # Not a process of this run, such as a scan of all ports; or one that is gone already.
@@ -320,7 +331,8 @@ class Peers:
         if word != 'go':
             gone = f'Process 0 at {address} is gone, or gave no answer, before all were there.'
             raise UserError(rest or f'{gone} {_WAYS}')
-        self._hosts = dict(enumerate(rest.split()))
+        service, *hosts = rest.split()
+        self._service, self._hosts = int(service), dict(enumerate(hosts))
         self._spawn(self._listen_to(0, reader))
 
     async def _listen_to(self, index: int, reader: asyncio.StreamReader) -> None:
@@ -420,7 +432,6 @@ class Peers:
     async def _close(self) -> None:
         if self._server is not None:
             self._server.close()
-        self._relay.close()
         for writer in self._lines.values():
             writer.close()
         tasks = asyncio.all_tasks() - {asyncio.current_task()}
@@ -438,6 +449,27 @@ class Peers:
     async def _wait_for_others(self) -> None:
         while set(self._lines) - self._left:
             await asyncio.sleep(0.02)
+
+
+def _listener(port: int) -> socket.socket:
+    """Listens at a port of all interfaces, of IPv4 and, where it is in use, of IPv6.
+
+    Raises:
+      OSError: the port is taken or not allowed.
+    """
+    if socket.has_dualstack_ipv6():
+        try:
+            return socket.create_server(('', port), family=socket.AF_INET6, dualstack_ipv6=True)
+        except OSError:
+            # IPv6 is switched off; where it is not, this fails again.
+            return socket.create_server(('', port))
+    return socket.create_server(('', port))
+
+
+def _free_port() -> int:
+    """A port of this machine that nothing listens at."""
+    with _listener(0) as probe:
+        return int(probe.getsockname()[1])
 
 
 def _named(indices: list[int]) -> str:

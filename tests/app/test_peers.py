@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import signal
 import socket
 import threading
 import time
@@ -61,14 +62,15 @@ def make(ends: Ends, count: int, indices: list[int] | None = None) -> list[Peers
     ]
 
 
-def join(processes: list[Peers]) -> list[str | UserError]:
-    """What each gets, at the same time."""
+def join(processes: list[Peers]) -> list[UserError | None]:
+    """Joins all at the same time; returns the error of each."""
 
-    def one(process: Peers) -> str | UserError:
+    def one(process: Peers) -> UserError | None:
         try:
-            return process.join()
+            process.join()
         except UserError as error:
             return error
+        return None
 
     with ThreadPoolExecutor(len(processes)) as pool:
         return list(pool.map(one, processes))
@@ -94,7 +96,7 @@ def silence(process: Peers) -> None:
 def test_one_that_is_gone_ends_the_others(ends, killed):
     """All others end with one line, which names it."""
     processes = make(ends, 3)
-    assert all(isinstance(got, str) for got in join(processes))
+    assert join(processes) == [None] * 3
     vanish(processes[killed])
     lines = ends.wait(2)
     assert sorted(lines) == [i for i in range(3) if i != killed]
@@ -274,23 +276,42 @@ def test_flags_that_cannot_be(address, count, index, words):
 
 
 def test_bytes_of_jax_are_carried(ends):
-    """What a process sends to its local port reaches the service of process 0, and back; and when
-    process 0 is gone the local connection stays open."""
+    """What a process sends to its local port reaches the service of process 0, and back, also
+    when its threads are busy; when process 0 is gone the local connection stays open."""
     processes = make(ends, 2)
-    got = join(processes)
-    with socket.create_server(('127.0.0.1', int(got[0].split(':')[1]))) as service:
-        client = socket.create_connection(got[1].split(':'), 10)
-        near, _ = service.accept()
+    join(processes)
+    far, near = ((host, int(port)) for host, port in (p.service().split(':') for p in processes))
+    assert far != near
+    with socket.create_server(far) as service:
+        client = socket.create_connection(near, 10)
+        at_service, _ = service.accept()
     data = bytes(range(256)) * 2000
     threading.Thread(target=client.sendall, args=[data], daemon=True).start()
     received = b''
     while len(received) < len(data):
-        received += near.recv(1 << 16)
+        received += at_service.recv(1 << 16)
     assert received == data
-    near.sendall(b'answer')
+    at_service.sendall(b'answer')
+    # No thread of this process has carried it.
+    processes[1]._loop.call_soon_threadsafe(time.sleep, 0.5)
     assert client.recv(100) == b'answer'
-    near.close()
+    at_service.close()
     client.settimeout(0.5)
     with pytest.raises(TimeoutError):
         client.recv(1)
     client.close()
+
+
+def test_relay_ends_with_its_process(ends):
+    """It outlives signals that a scheduler sends to all, and not the process that started it."""
+    processes = make(ends, 2)
+    join(processes)
+    processes[1].service()
+    relay = processes[1]._relay
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        relay.send_signal(number)
+    time.sleep(0.2)
+    assert relay.poll() is None
+    relay.stdin.close()
+    assert relay.wait(timeout=10) == 0
+    relay.stdin = None
