@@ -34,6 +34,7 @@ from torch import nn
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+import cv2
 import jax
 import numpy as np
 from PIL import Image
@@ -48,7 +49,7 @@ Contender = Callable[[Path], AbstractContextManager[Callable[[], None]]]
 
 def main() -> None:
     parser = argparse.ArgumentParser()
-    parser.add_argument('--train', type=Path, required=True)
+    parser.add_argument('--train', type=lambda path: Path(path).expanduser(), required=True)
     parser.add_argument('--steps', type=int, default=20)
     parser.add_argument('--rounds', type=int, default=3)
     parser.add_argument('--only', choices=CONTENDERS, help=argparse.SUPPRESS)
@@ -85,6 +86,7 @@ def own_steps(train: Path) -> Iterator[Callable[[], None]]:
     config = cifar10.get_config('cpu')
     with config.unlocked():
         config.data.path = str(train)
+    cv2.setNumThreads(0)
     run = build_run(config)
     train_step = step_of(run.config, run.plan, run.method, run.training)
     feed = open_feed(

@@ -197,7 +197,7 @@ def albumentations_pair() -> Callable[[str], Any]:
 
 def main() -> None:
     parser = argparse.ArgumentParser()
-    parser.add_argument('--folder', type=Path, required=True)
+    parser.add_argument('--folder', type=lambda path: Path(path).expanduser(), required=True)
     parser.add_argument('--workers', default='')
     parser.add_argument('--rounds', type=int, default=5)
     parser.add_argument('--pairs', type=int, default=1280)

@@ -85,7 +85,7 @@ def main(_: list[str]) -> None:
         return
     if _OUTPUT.value is None:
         sys.exit('--output is missing: the folder of the picture and the figures.')
-    output = Path(_OUTPUT.value)
+    output = Path(_OUTPUT.value).expanduser()
     runs = {name: _figures(_workdir(name)) for name in RUNS}
     correlations = {monitor: _correlate(runs, monitor) for monitor in MONITORS}
     (output / 'monitor_study.svg').write_text(_picture(runs, correlations), encoding='utf-8')
@@ -95,7 +95,7 @@ def main(_: list[str]) -> None:
 
 
 def _workdir(name: str) -> Path:
-    return Path(_RUNS.value) / ''.join(c if c.isalnum() else '_' for c in name)
+    return Path(_RUNS.value).expanduser() / ''.join(c if c.isalnum() else '_' for c in name)
 
 
 def _make(name: str) -> None:

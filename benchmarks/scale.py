@@ -169,7 +169,7 @@ def measured(what: str, folder: Path, index: str, tensorflow: bool = False) -> d
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument('--folder', type=Path, required=True)
+    parser.add_argument('--folder', type=lambda path: Path(path).expanduser(), required=True)
     parser.add_argument('--files', type=int, default=1_000_000)
     parser.add_argument('--folders', type=int, default=1000)
     parser.add_argument('--tensorflow', action='store_true')

@@ -101,6 +101,7 @@ def measure(folder: Path, kind: str) -> dict[str, float]:
     # Load each picture once, to measure the state after the first epoch.
     for index in np.unique(data.train.labels, return_index=True)[1]:
         data.train.load(int(index), 'hr')
+    cv2.setNumThreads(0)
     made = view_batches(
         data.train,
         config_views(Settings.of(config).views, config.data.pair_keys),
@@ -163,10 +164,10 @@ def compare(folder: Path) -> None:
 
 def main(_: list[str]) -> None:
     if _KIND.value:
-        print(json.dumps(measure(Path(_FOLDER.value), _KIND.value)))
+        print(json.dumps(measure(Path(_FOLDER.value).expanduser(), _KIND.value)))
         return
     if _FOLDER.value:
-        compare(Path(_FOLDER.value))
+        compare(Path(_FOLDER.value).expanduser())
         return
     with tempfile.TemporaryDirectory() as folder:
         compare(Path(folder))

@@ -165,7 +165,7 @@ def accuracy(predict: Any, source: Source, size: int, antialias: bool, batch: in
     )
     if encoded.bad:
         # An accuracy on only some of the given pictures would be misleading.
-        raise UserError(f'{name_some(encoded.bad)}. Mend or remove the file(s).')
+        raise UserError(f'{name_some(encoded.bad)}. Mend, convert or remove the file(s).')
     return float(np.mean(encoded.features.argmax(axis=1) == source.labels))
 
 
@@ -175,6 +175,12 @@ def open_folders(train: str, test: str) -> tuple[Source, Source]:
     Raises:
       UserError: a folder has no pictures or no class folders, or their classes differ.
     """
+    one, other = (Path(path).expanduser().resolve() for path in (train, test))
+    if one == other or one in other.parents or other in one.parents:
+        raise UserError(
+            f'--train={train} and --test={test} are the same folder, or one lies inside the other: '
+            'the accuracy would be on pictures that were trained on. Give two folders.'
+        )
     folders = {}
     for flag, path in (('--train', train), ('--test', test)):
         folders[flag] = folder = Folder(path, given_as=flag)
@@ -184,9 +190,9 @@ def open_folders(train: str, test: str) -> tuple[Source, Source]:
                 f'picture into the folder of its class, as in {Path(path) / "cat" / "1.jpg"}; it '
                 'takes at least two classes.'
             )
-    one, other = (set(folder.label_names) for folder in folders.values())
-    if one != other:
-        differing = sorted(one ^ other)
+    classes = [set(folder.label_names) for folder in folders.values()]
+    if classes[0] != classes[1]:
+        differing = sorted(classes[0] ^ classes[1])
         shown = ', '.join(differing[:5]) + (', ..' if len(differing) > 5 else '')
         raise UserError(
             f'--train={train} and --test={test} must hold the same classes; only one of them has: '

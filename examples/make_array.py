@@ -60,7 +60,7 @@ def make_array(source: Source, size: int | None) -> dict[str, np.ndarray]:
         bad = [found for found in pool.map(fill, range(len(source))) if found is not None]
     if bad:
         of_other_size = any(file.reason.startswith('has ') for file in bad)
-        expected, advice = '', 'Mend or remove them'
+        expected, advice = '', 'Mend, convert or remove them'
         if of_other_size:
             expected = f'The first picture has {width}x{height} pixels. '
             advice += ', or give --size=S to bring all to one size'

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 
+import cv2
 import jax
 
 import byol_jax
@@ -19,6 +20,8 @@ MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 def train(folder: str, output: str, steps: int, size: int = 64, batch_size: int = 32) -> None:
     """Trains a small ResNet on the images below a folder and writes it to `output`."""
+    # Many examples are prepared at once; OpenCV's own threads would compete with that.
+    cv2.setNumThreads(0)
     network = {'stage_sizes': (1, 1, 1), 'width': 0.5}
     encoder = byol_jax.build_encoder('resnet', network, AXIS)
     method = Byol(

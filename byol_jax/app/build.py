@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from byol_jax.app import hosts
 from byol_jax.app.checkpoints import Checkpoints
 from byol_jax.app.data import build_data
 from byol_jax.app.plan import Plan, make_plan
@@ -23,7 +24,8 @@ from byol_jax.evaluation.protocols import build_protocols
 from byol_jax.input.pixels import Finding
 from byol_jax.interop.encoder import Encoder, make_encoder
 from byol_jax.interop.export import load_encoder
-from byol_jax.interop.imports import LOADERS, load_from
+from byol_jax.interop.imports import LOADERS, is_elsewhere, load_from
+from byol_jax.interop.which_resnet import Say
 from byol_jax.methods.base import Method, build_method
 from byol_jax.models.bounds import declared_network
 from byol_jax.models.heads import MLP
@@ -303,7 +305,22 @@ def online_encoder(config: Settings, method: Method, state: TrainState) -> Encod
     )
 
 
-def find_encoder(source: str, allow: Collection[str] = ()) -> Encoder:
+def open_encoder(source: str, allow: Collection[str] = (), say: Say = hosts.say) -> Encoder:
+    """Loads the encoder that --encoder names.
+
+    Args:
+      source: the folder of an exported encoder, or PREFIX:FILE with a prefix of
+        `interop.imports.LOADERS`.
+      allow: as in `load_encoder`.
+      say: gets a line on what was found in a file of another project.
+
+    Raises:
+      UserError: nothing can be loaded from there.
+    """
+    return load_from(source, say) if is_elsewhere(source) else load_encoder(source, allow)
+
+
+def find_encoder(source: str, allow: Collection[str] = (), say: Say = hosts.say) -> Encoder:
     """Loads the encoder that `encoder.init_from` names.
 
     Args:
@@ -311,13 +328,13 @@ def find_encoder(source: str, allow: Collection[str] = ()) -> Encoder:
         or, if the run has not finished, the newest good checkpoint; PREFIX:FILE with a prefix of
         `interop.imports.LOADERS`.
       allow: as in `load_encoder`.
+      say: as for `open_encoder`.
 
     Raises:
       UserError: it does not exist, is none of these, or is damaged.
     """
-    prefix, colon, _ = source.partition(':')
-    if colon and prefix in LOADERS:
-        return load_from(source)
+    if is_elsewhere(source):
+        return load_from(source, say)
     path = Path(source).expanduser()
     if (path / 'encoder.json').is_file():
         return load_encoder(path, allow)

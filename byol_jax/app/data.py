@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import os
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+
+import cv2
 
 from byol_jax import settings
 from byol_jax.app.progress_bars import progress_shown
@@ -14,6 +18,21 @@ from byol_jax.errors import UserError
 from byol_jax.settings import Settings
 from byol_jax.sources.base import Progress, Source
 from byol_jax.sources.data import Data, matched, open_data, open_source, split_source
+
+
+@contextlib.contextmanager
+def single_threaded_opencv() -> Iterator[None]:
+    """Keeps OpenCV from starting threads of its own while the body runs.
+
+    Many examples are prepared at once already, and OpenCV's threads would compete with them for the
+    cores. It is a setting of the whole process, so only the application makes it, and restores it.
+    """
+    before = cv2.getNumThreads()
+    cv2.setNumThreads(0)
+    try:
+        yield
+    finally:
+        cv2.setNumThreads(before)
 
 
 def build_data(config: Any, source: Source | None = None) -> Data:

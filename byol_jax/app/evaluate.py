@@ -15,6 +15,7 @@ import jax
 import numpy as np
 
 from byol_jax import __version__
+from byol_jax.app.build import open_encoder
 from byol_jax.app.data import build_data
 from byol_jax.app.fingerprint import names_of
 from byol_jax.app.hosts import say
@@ -25,7 +26,6 @@ from byol_jax.evaluation.protocols import build_protocols, measure_encoder
 from byol_jax.evaluation.subject import Subject, subject_of
 from byol_jax.files import Damaged, check_place, read_object, write_whole
 from byol_jax.interop.encoder import Encoder
-from byol_jax.interop.export import load_encoder
 from byol_jax.settings import Settings
 from byol_jax.sources.bad_files import name_some
 from byol_jax.sources.data import Data
@@ -40,14 +40,18 @@ _ELSEWHERE = 'Add --output=FILE.json, or another --workdir=DIR.'
 
 
 def evaluate_encoder(
-    config: Settings, workdir: Path, encoder_folder: Path | None, output: Path | None, command: str
+    config: Settings,
+    workdir: Path,
+    encoder_given: str | Path | None,
+    output: Path | None,
+    command: str,
 ) -> None:
     """Measures an exported encoder at the image size it was trained at; prints and writes results.
 
     Args:
       config: names the data and, in `evaluate`, the protocols.
       workdir: the workdir of the run.
-      encoder_folder: folder of the encoder; None for `workdir / 'encoder'`.
+      encoder_given: for `open_encoder`; None for `workdir / 'encoder'`.
       output: .json file to write; None for `workdir / 'evaluation.json'`.
       command: the command line, for the file.
 
@@ -56,11 +60,11 @@ def evaluate_encoder(
     """
     start = time.perf_counter()
     protocols = build_protocols(config.evaluate)
-    folder = encoder_folder or workdir / 'encoder'
-    path = _place(workdir, encoder_folder, output)
-    encoder = load_encoder(folder, config.modules)
-    if output is None and encoder_folder is not None:
-        _check_not_of_another(path, encoder, str(folder))
+    named = str(encoder_given or workdir / 'encoder')
+    path = _place(workdir, encoder_given, output)
+    encoder = open_encoder(named, config.modules)
+    if output is None and encoder_given is not None:
+        _check_not_of_another(path, encoder, named)
     config = as_trained(config, encoder)
     data = build_data(config)
     for line in data.lines():
@@ -89,13 +93,13 @@ def evaluate_encoder(
         tell(f'{_encoded(subject)}: {seconds:.1f} s')
         measured = measure_encoder(subject, protocols)
     evaluation = {
-        **_about(encoder, str(folder)),
+        **_about(encoder, named),
         'data': _about_data(subject, config, data),
         'metrics': {name: metric.value for name, metric in measured.metrics.items()},
         'explained': {name: metric.explained for name, metric in measured.metrics.items()},
         'shown': {name: metric.shown for name, metric in measured.metrics.items()},
         'not_measured': measured.unmeasured,
-        'notes': _notes(subject) + _other_split(folder, data),
+        'notes': _notes(subject) + _other_split(Path(named).expanduser(), data),
         'protocols': measured.protocols,
         'bad_files': [file._asdict() for file in measured.bad],
         'options': {
@@ -130,7 +134,7 @@ def as_trained(config: Settings, encoder: Encoder) -> Settings:
     return dataclasses.replace(config, views=views)
 
 
-def _place(workdir: Path, encoder: Path | None, output: Path | None) -> Path:
+def _place(workdir: Path, encoder: str | Path | None, output: Path | None) -> Path:
     """The file to write.
 
     Raises:
@@ -142,7 +146,7 @@ def _place(workdir: Path, encoder: Path | None, output: Path | None) -> Path:
         raise UserError(f'--output={path}: an evaluation is written to a file that ends in .json.')
     check_place(path)
     own = (workdir / 'encoder').resolve()
-    another = output is None and encoder is not None and encoder.resolve() != own
+    another = output is None and encoder is not None and Path(encoder).expanduser().resolve() != own
     if another and ((workdir / 'config.json').exists() or own.exists()):
         raise UserError(
             f'{workdir} belongs to a run with an encoder of its own, whose evaluation.json would '
@@ -274,8 +278,10 @@ def evaluation_text(evaluation: Mapping[str, Any]) -> str:
         f'{data["training"]:,} training{tested} pictures{labels}'
     ]
     for name, value in metrics.items():
-        shown = f'{value:{evaluation["shown"][name]}}'
-        line = f'  {name:<{width}}  {shown:>8}  {evaluation["explained"][name]}'
+        # Another version may have written it, and not say this of every metric.
+        shown = f'{value:{evaluation.get("shown", {}).get(name, ".4g")}}'
+        explained = evaluation.get('explained', {}).get(name, '')
+        line = f'  {name:<{width}}  {shown:>8}  {explained}'
         lines.append(line.rstrip())
     for name, why in evaluation['not_measured'].items():
         lines.append(f'  {name:<{width}}  {"-":>8}  not measured: {why}')

@@ -24,8 +24,8 @@ def export_from(source: str, mode: str, workdir: str | None) -> None:
         raise UserError(f'--from={source} goes with --mode=export, not with --mode={mode}.')
     if workdir is None:
         raise UserError(f'--from={source} needs --workdir=DIR, where it writes DIR/encoder.')
-    encoder = load_from(source)
-    folder = Path(workdir) / 'encoder'
+    encoder = load_from(source, print)
+    folder = Path(workdir).expanduser() / 'encoder'
     save_encoder(encoder, folder)
     about = encoder.description
     print(f'{about["name"]}, {about["feature_size"]} features, step {about["step"]}: {folder}')

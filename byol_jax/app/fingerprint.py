@@ -85,7 +85,7 @@ def names_of(data: Data) -> dict[str, Any]:
     }
     if isinstance(data.opened, Files):
         # Their names are paths, and the folder in which they lie together may be another.
-        paths = list(map(str, data.opened.paths))
+        paths = list(data.opened.names(np.arange(len(data.opened))))
         if len({os.path.isabs(path) for path in paths}) == 1:
             folder = os.path.commonpath([os.path.dirname(path) for path in paths])
             names = (name.removeprefix(folder) for name in _names(data))

@@ -31,7 +31,9 @@ _FROM = flags.DEFINE_string(
     'from', None, 'With --mode=export: weights of another project, as PREFIX:FILE.'
 )
 _ENCODER = flags.DEFINE_string(
-    'encoder', None, 'Folder of an exported encoder; <workdir>/encoder by default.'
+    'encoder',
+    None,
+    'Exported encoder: a folder, or PREFIX:FILE as for --from; <workdir>/encoder by default.',
 )
 _OUTPUT = flags.DEFINE_string(
     'output',
@@ -137,10 +139,11 @@ def main(_: list[str]) -> None:
         export_from(_FROM.value, _MODE.value, _WORKDIR.value)
         return
     config = load_config(_CONFIG)
-    workdir = Path(_WORKDIR.value or f'runs/{config.name}')
+    workdir = _optional_path(_WORKDIR) or Path(f'runs/{config.name}')
     # Imported late, so that a wrong flag is reported before the slow imports of training.
     import jax
 
+    from byol_jax.app.data import single_threaded_opencv
     from byol_jax.app.devices import check_devices
     from byol_jax.app.hosts import join_hosts, leave, refuse_several, say
     from byol_jax.app.memory import check_batches
@@ -155,10 +158,8 @@ def main(_: list[str]) -> None:
             refuse_several(_MODE.value)
         check_devices()
         check_batches(config, jax.process_count())
-        request = Request(
-            config, workdir, _command(), _optional_path(_ENCODER), _optional_path(_OUTPUT)
-        )
-        with _disk_named():
+        request = Request(config, workdir, _command(), _ENCODER.value, _optional_path(_OUTPUT))
+        with _disk_named(), single_threaded_opencv():
             RUN[_MODE.value](request)
     except Interrupted as stop:
         say(f'stopped by {stop} The same command goes on from here.')

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from byol_jax.app.alarms import pixel_alarms
-from byol_jax.app.build import build_run, encoder_of_run, method_of
+from byol_jax.app.build import build_run, encoder_of_run, method_of, open_encoder
 from byol_jax.app.data import build_data
 from byol_jax.app.embeddings import Embeddings, check_embeddings_path, write_embeddings
 from byol_jax.app.evaluate import as_trained, evaluate_encoder
@@ -20,7 +20,7 @@ from byol_jax.app.train import train
 from byol_jax.app.workdir import check_apart, check_workdir
 from byol_jax.evaluation.features import encode_source
 from byol_jax.files import WORKDIR_MARK
-from byol_jax.interop.export import load_encoder, save_encoder
+from byol_jax.interop.export import save_encoder
 from byol_jax.models.layer_table import layer_table
 from byol_jax.settings import Settings
 from byol_jax.sources.bad_files import name_some
@@ -37,19 +37,15 @@ class Request:
       config: the run's settings.
       workdir: the workdir of the run.
       command: the command line, for the report.
-      encoder: folder of the exported encoder to use; None for the one in the workdir.
+      encoder: the encoder to use, for `open_encoder`; None for the one in the workdir.
       output: file to write; None for the mode's default in the workdir.
     """
 
     config: Settings
     workdir: Path
     command: str
-    encoder: Path | None = None
+    encoder: str | Path | None = None
     output: Path | None = None
-
-    @property
-    def encoder_folder(self) -> Path:
-        return self.encoder or self.workdir / 'encoder'
 
 
 def train_mode(request: Request) -> None:
@@ -93,7 +89,8 @@ def embed(request: Request) -> None:
     """Writes the features, names and labels of all readable pictures of the config's data."""
     path = request.output or request.workdir / 'embeddings.npz'
     check_embeddings_path(path)
-    encoder = load_encoder(request.encoder_folder, request.config.modules)
+    named = str(request.encoder or request.workdir / 'encoder')
+    encoder = open_encoder(named, request.config.modules)
     config = as_trained(request.config, encoder)
     first = config_views(config.views, config.data.pair_keys)['view1']
     everything = dataclasses.replace(config.data, held_out_fraction=0.0)
@@ -120,7 +117,7 @@ def embed(request: Request) -> None:
         rows = len(data.train) - len(features)
         say(f'{len(bad):,} bad file(s), {rows:,} example(s) left out: {name_some(bad)}')
     say(f'{len(features):,} x {features.shape[1]} features: {path}')
-    say(f'encoder: {request.encoder_folder}, weights sha256 {sha256}')
+    say(f'encoder: {named}, weights sha256 {sha256}')
 
 
 def export(request: Request) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from byol_jax import settings
+from byol_jax.app.data import single_threaded_opencv
 from byol_jax.app.recipes import check_optimizer, load_recipe
 from byol_jax.app.records import read_metrics
 from byol_jax.app.train import train
@@ -95,7 +96,8 @@ def pretrain(
     config = Settings.of(settings.changed(recipe_values, changes))
     check_optimizer(settings.flatten(recipe_values), config, changes)
     place = Path(workdir or f'runs/{config.name}').expanduser()
-    train(config, place, _call(given), source)
+    with single_threaded_opencv():
+        train(config, place, _call(given), source)
     return Pretrained(
         load_encoder(place / 'encoder', config.modules),
         place,

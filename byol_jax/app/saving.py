@@ -28,18 +28,23 @@ class NonFinite(UserError):
         its name, with the value NaN.
     """
 
-    def __init__(self, step: int, values: Mapping[str, float], what: str = ''):
+    def __init__(
+        self, step: int, values: Mapping[str, float], what: str = '', since: int | None = None
+    ):
         """Makes the message.
 
         Args:
           step: number of the step.
           values: metrics of the step by name.
           what: name of the feature or parameter that is not finite; '' if a metric is the cause.
+          since: the last step at which it is known to have been finite; None if that is the step
+            before.
         """
+        when = '' if since in (None, step - 1) else f' since a step after {since:,}'
         super().__init__(
             f'The loss of step {step} is {values["loss"]:.4g} (gradient norm '
             f'{values["gradient_norm"]:.3g}, learning rate {values["learning_rate"]:.3g})'
-            f'{f", and {what} is not finite" if what else ""}. '
+            f'{f", and {what} is not finite{when}" if what else ""}. '
             'Training stopped, and nothing of this step is saved. Lower '
             'optimizer.base_learning_rate or lengthen the warm-up, in a new workdir.'
         )
@@ -69,6 +74,7 @@ class Saving(Hook):
     def start(self, run: Run, state: TrainState) -> None:
         """Keeps the initial state: leaves that are infinite there (such as masks) may stay so."""
         self._initial = run.training.initial
+        self._saved = int(state.step)
 
     def measure(self, event: Event) -> Mapping[str, float]:
         """Checks the features that the monitors measure, and measures nothing itself.
@@ -95,8 +101,9 @@ class Saving(Hook):
             if finite:
                 own = np.asarray(leaf.addressable_data(0), np.float32)
                 if not np.isfinite(own).all():
-                    raise NonFinite(event.step, event.record, path_name(path))
+                    raise NonFinite(event.step, event.record, path_name(path), self._saved)
         self._checkpoints.save(event.step, event.state)
+        self._saved = event.step
 
     def close(self) -> None:
         # Closing waits for the other processes, and after an error they may be gone.

@@ -57,7 +57,7 @@ def train(
     keep_memory_steady()
     check_devices()
     with lasting_output(), stop_signals() as signals:
-        _train(Settings.of(config), Path(workdir), command, source, signals)
+        _train(Settings.of(config), Path(workdir).expanduser(), command, source, signals)
 
 
 def _train(

@@ -10,7 +10,7 @@ import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 
@@ -198,12 +198,19 @@ class Linear(Protocol):
 
 
 @dataclasses.dataclass(frozen=True)
-class LogisticProbe(Protocol):
-    """Logistic regression on the features of centre crops; see `probes`.
+class _FittedProbe(Protocol):
+    """A linear classifier that is fitted to the features of centre crops; see `probes`.
 
     Attributes:
+      metric: name of its accuracy.
+      method: what it is, in words.
+      fit: fits and tests it.
       penalties: L2 penalties, each above 0; held-out training pictures choose one.
     """
+
+    metric: ClassVar[str]
+    method: ClassVar[str]
+    fit: ClassVar[Callable[..., ProbeResult]]
 
     penalties: Sequence[float] = PENALTIES
 
@@ -212,46 +219,31 @@ class LogisticProbe(Protocol):
 
     @property
     def metrics(self) -> Sequence[str]:
-        return ['probe']
+        return [self.metric]
 
     def measure(self, subject: Subject) -> Found:
-        return _fitted('probe', logistic_probe, 'logistic regression', self.penalties, subject)
+        train, test = subject.labelled
+        result = self.fit(
+            train,
+            test,
+            classes=subject.classes,
+            penalties=self.penalties,
+            held_out=subject.choosing,
+        )
+        how = f'{self.method} on centre crops, penalty {result.chosen:g} chosen'
+        return _of_probe(subject, self.metric, 'penalty', result, how, {})
 
 
-@dataclasses.dataclass(frozen=True)
-class RidgeProbe(Protocol):
-    """Ridge regression on the features of centre crops; see `probes`.
+class LogisticProbe(_FittedProbe):
+    """Logistic regression on the features of centre crops; see `probes.logistic_probe`."""
 
-    Attributes:
-      penalties: L2 penalties, each above 0; held-out training pictures choose one.
-    """
-
-    penalties: Sequence[float] = PENALTIES
-
-    def __post_init__(self) -> None:
-        _check_above_0(penalties=self.penalties)
-
-    @property
-    def metrics(self) -> Sequence[str]:
-        return ['ridge']
-
-    def measure(self, subject: Subject) -> Found:
-        return _fitted('ridge', ridge_probe, 'ridge regression', self.penalties, subject)
+    metric, method, fit = 'probe', 'logistic regression', staticmethod(logistic_probe)
 
 
-def _fitted(
-    name: str,
-    fit: Callable[..., ProbeResult],
-    method: str,
-    penalties: Sequence[float],
-    subject: Subject,
-) -> Found:
-    train, test = subject.labelled
-    result = fit(
-        train, test, classes=subject.classes, penalties=penalties, held_out=subject.choosing
-    )
-    how = f'{method} on centre crops, penalty {result.chosen:g} chosen'
-    return _of_probe(subject, name, 'penalty', result, how, {})
+class RidgeProbe(_FittedProbe):
+    """Ridge regression on the features of centre crops; see `probes.ridge_probe`."""
+
+    metric, method, fit = 'ridge', 'ridge regression', staticmethod(ridge_probe)
 
 
 def _of_probe(

@@ -60,7 +60,7 @@ def save_encoder(encoder: Encoder, folder: str | Path) -> None:
       UserError: two variables of the encoder have the same name.
       OSError: the files cannot be written.
     """
-    folder = Path(folder)
+    folder = Path(folder).expanduser()
     folder.mkdir(parents=True, exist_ok=True)
     # Safetensors writes the memory of an array as it is, so it must be in C order.
     flat = {

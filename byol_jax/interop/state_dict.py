@@ -26,6 +26,8 @@ _SAFE_TORCH = (2, 10)
 _MOST_COPIES = 4
 # Pickles of a file of PyTorch before 1.6: a number, the version, the system, the content, its keys.
 _PICKLES = 5
+# How files of PyTorch's are called; Lightning's are .ckpt, and MoCo's .pth.tar.
+_PICKLED = ('.pth', '.pt', '.ckpt')
 _CONVERT = (
     'convert the file where PyTorch is installed: safetensors.torch.save_file(torch.load('
     "'{name}', weights_only=True), '{stem}.safetensors')."
@@ -36,13 +38,13 @@ def read_state_dict(path: Path) -> tuple[Weights, Mapping[str, str]]:
     """Reads the arrays of a state dict and the file's metadata.
 
     Args:
-      path: a .safetensors; or a .pth or .pt with a state dict, or a dict with one under
-        'state_dict' or 'model'. These are read by PyTorch's weights-only loading, which builds
-        nothing but tensors and plain containers.
+      path: a .safetensors; or a .pth, .pth.tar, .pt or .ckpt with a state dict, or a dict with one
+        under 'state_dict' or 'model'. These are read by PyTorch's weights-only loading, which
+        builds nothing but tensors and plain containers.
 
     Returns:
       Arrays by name, of any dtypes (those of a .safetensors are read when they are used); and the
-      metadata of a .safetensors, {} for a .pth or .pt.
+      metadata of a .safetensors, {} for the others.
 
     Raises:
       UserError: there is no such file, it is damaged or of another kind, it holds something other
@@ -52,9 +54,11 @@ def read_state_dict(path: Path) -> tuple[Weights, Mapping[str, str]]:
         raise UserError(f'{path}: there is no such file.')
     if path.suffix == '.safetensors':
         return _read_safetensors(path)
-    if path.suffix in ('.pth', '.pt'):
+    if path.suffix in _PICKLED or path.name.endswith('.pth.tar'):
         return _read_torch(path), {}
-    raise UserError(f'{path}: weights are read from .safetensors, .pth or .pt files.')
+    raise UserError(
+        f'{path}: weights are read from files named .safetensors, .pth, .pth.tar, .pt or .ckpt.'
+    )
 
 
 def _read_safetensors(path: Path) -> tuple[Weights, Mapping[str, str]]:

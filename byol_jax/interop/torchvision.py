@@ -22,7 +22,7 @@ from byol_jax.errors import UserError
 from byol_jax.files import parse_json, write_whole
 from byol_jax.interop.encoder import Encoder, make_encoder
 from byol_jax.interop.state_dict import Weights, read_state_dict
-from byol_jax.interop.which_resnet import find_architecture, get_weight, plain_names
+from byol_jax.interop.which_resnet import Say, find_architecture, get_weight, no_say, plain_names
 from byol_jax.models.bounds import declared_network
 from byol_jax.models.network import path_name
 from byol_jax.models.resnet import ResNet
@@ -49,21 +49,24 @@ _LEAVES = {
 _LAYERS = {'shortcut_conv': 'downsample.0', 'shortcut_bn': 'downsample.1'}
 
 
-def load_torchvision(path: str | Path) -> Encoder:
+def load_torchvision(path: str | Path, say: Say = no_say) -> Encoder:
     """Loads a ResNet saved under torchvision's names.
 
     The network is found from names and shapes: ResNet-18, -34, -50, -101, -152, -200 or any other
-    number of blocks, any width, the 7x7 stem or the 3x3 one for small images. `fc.*` is dropped,
-    and so is a prefix 'module.', 'model.' or 'encoder.' that all names share. The features are
-    those after the average pooling and equal PyTorch's up to float32 rounding.
+    number of blocks, any width, the 7x7 stem or the 3x3 one for small images. `fc.*` is dropped.
+    The network may lie under prefixes of DataParallel, Lightning, MoCo and SimCLR ('module.',
+    'model.', 'encoder.', 'encoder_q.', 'base_encoder.', 'backbone.' and any of these in a row);
+    what lies elsewhere is left out. The features are those after the average pooling and equal
+    PyTorch's up to float32 rounding.
 
     BatchNorm's running_var is used unchanged. PyTorch accumulates it from the unbiased batch
     variance (over n - 1), this package from the biased one (over n). A loaded encoder is frozen, so
     this makes no difference; further training starts from a slightly different estimate.
 
     Args:
-      path: a .safetensors; or a .pth or .pt with a state dict, or a dict with one under
-        'state_dict' or 'model', read by PyTorch's weights-only loading.
+      path: a .safetensors; or a .pth, .pth.tar, .pt or .ckpt with a state dict, or a dict with one
+        under 'state_dict' or 'model', read by PyTorch's weights-only loading.
+      say: gets a line if the network lies under a prefix, or something is left out.
 
     Returns:
       The encoder, with float32 arrays. Its image size is 224 pixels (32 with the small stem) and
@@ -76,7 +79,7 @@ def load_torchvision(path: str | Path) -> Encoder:
     """
     path = Path(path).expanduser()
     weights, metadata = read_state_dict(path)
-    weights = plain_names(weights, path)
+    weights = plain_names(weights, path, say)
     name, kwargs = find_architecture(weights, path)
     size = _SMALL_IMAGE_SIZE if kwargs.get('small_images') else _IMAGE_SIZE
     description: dict[str, Any] = {'image_size': size, 'mean': _MEAN, 'std': _STD, 'step': 0}

@@ -4,56 +4,92 @@ from __future__ import annotations
 
 import re
 import statistics
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
 
-from byol_jax.errors import UserError
+from byol_jax.errors import UserError, shown
 from byol_jax.interop.state_dict import Weights
 from byol_jax.models.registry import build_encoder
 
 _NAMED = ('resnet18', 'resnet34', 'resnet50', 'resnet101', 'resnet152', 'resnet200')
-# Prefixes that wrappers put before every name: DataParallel, Lightning, classes with a head.
-_PREFIXES = ('module.', 'model.', 'encoder.')
+# What wrappers put before every name: DataParallel; Lightning; SimCLR, DINO, segmentation; classes
+# with a head; MoCo (github.com/facebookresearch/moco, whose `encoder_k` is the moving average);
+# MoCo v3. Any of them may stand before another.
+_WRAPPERS = ('module', 'model', 'backbone', 'encoder', 'encoder_q', 'base_encoder')
 _BN = r'(weight|bias|running_mean|running_var|num_batches_tracked)'
 _NAME = re.compile(
     rf'conv1\.weight|bn1\.{_BN}'
     rf'|layer(?P<stage>[1-4])\.(?P<block>0|[1-9]\d{{0,2}})\.'
     rf'(conv[123]\.weight|bn[123]\.{_BN}|downsample\.0\.weight|downsample\.1\.{_BN})'
 )
+_WRAPPED = rf'(?:(?:{"|".join(_WRAPPERS)})\.)*'
+_PREFIXED = re.compile(rf'({_WRAPPED})(?:{_NAME.pattern})')
+# The classifier, or what MoCo puts in its place.
+_HEAD = re.compile(rf'{_WRAPPED}fc\.')
+
+# Takes a line for the user.
+Say = Callable[[str], None]
 
 
-def plain_names(weights: Weights, path: Path) -> Weights:
-    """Removes prefixes that all names share, drops fc.*, and refuses names of other networks.
+def no_say(line: str) -> None:
+    """Says nothing."""
+
+
+def plain_names(weights: Weights, path: Path, say: Say) -> Weights:
+    """Takes the names of a ResNet from under their prefix, drops fc.*, refuses other networks.
 
     Args:
       weights: arrays by name, from `read_state_dict`.
       path: the file they come from, for messages.
+      say: gets a line if there is a prefix.
 
     Returns:
       The arrays by torchvision's names.
 
     Raises:
-      UserError: there are no weights of a ResNet, or a name is not one of torchvision's ResNet.
+      UserError: there are no weights of a ResNet, there are two ResNets, or a name under the prefix
+        is not one of torchvision's ResNet.
     """
-    while True:
-        weights = {n: array for n, array in weights.items() if n not in ('fc.weight', 'fc.bias')}
-        if not weights:
-            raise UserError(f'{path} holds no weights of a ResNet besides fc.')
-        prefix = next((p for p in _PREFIXES if all(n.startswith(p) for n in weights)), None)
-        if prefix is None:
-            break
-        weights = {name.removeprefix(prefix): array for name, array in weights.items()}
-    for name in weights:
+    prefix = _prefix(weights, path)
+    if prefix:
+        others = [name for name in weights if not name.startswith(prefix)]
+        left = (
+            f'; {len(others):,} other name(s) left out, such as {shown(others[0])}'
+            if others
+            else ''
+        )
+        say(f"{path.name}: the ResNet is under '{prefix}'{left}")
+    inside = (name.removeprefix(prefix) for name in weights if name.startswith(prefix))
+    named = {name: weights[prefix + name] for name in inside if not _HEAD.match(name)}
+    if not named:
+        raise UserError(f'{path} holds no weights of a ResNet besides fc.')
+    for name in named:
         if not _NAME.fullmatch(name):
             raise UserError(
-                f"{path}: '{name}' is no weight of a torchvision ResNet. Only plain ResNets can be "
-                'loaded: no other stem, no attention, and no prefix but '
-                f'{", ".join(_PREFIXES)}, which all names must share.'
+                f"{path}: '{prefix}{name}' is no weight of a torchvision ResNet. Only plain "
+                'ResNets can be loaded: no other stems, no attention, and no prefix of names but '
+                f'{", ".join(f"{each}." for each in _WRAPPERS)}.'
             )
-    return weights
+    return named
+
+
+def _prefix(weights: Weights, path: Path) -> str:
+    """What stands before the names of the ResNet."""
+    found: dict[str, list[str]] = {}
+    for name in weights:
+        if match := _PREFIXED.fullmatch(name):
+            found.setdefault(match[1], []).append(name)
+    whole = [prefix for prefix, names in found.items() if f'{prefix}conv1.weight' in names]
+    if len(whole) > 1:
+        raise UserError(
+            f'{path} holds {len(whole)} ResNets, under '
+            f'{" and ".join(repr(prefix) for prefix in whole)}. Save the one to load by itself.'
+        )
+    return max(whole or found, key=lambda prefix: len(found[prefix]), default='')
 
 
 def find_architecture(weights: Weights, path: Path) -> tuple[str, dict[str, Any]]:

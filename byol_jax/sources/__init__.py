@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from byol_jax.sources.data import open_data as open_data
     from byol_jax.sources.data import open_source as open_source
     from byol_jax.sources.data import split_source as split_source
+    from byol_jax.sources.decode import decoding as decoding
     from byol_jax.sources.folder import FilePairs as FilePairs
     from byol_jax.sources.folder import Files as Files
     from byol_jax.sources.folder import Folder as Folder
@@ -30,6 +31,7 @@ __getattr__, __dir__, __all__ = lazy(
         'bad_files': ('BadFiles',),
         'base': ('Cached', 'Source', 'Subset', 'Wrapped'),
         'data': ('Data', 'open_data', 'open_source', 'split_source'),
+        'decode': ('decoding',),
         'folder': ('FilePairs', 'Files', 'Folder'),
         'sample': ('SamplePhotographs',),
         'tfds': ('Tfds',),

@@ -129,8 +129,8 @@ class BadFiles:
             raise UserError(
                 f'{len(self):,} of {self.total:,} training pictures cannot be read, and '
                 f'data.max_bad_fraction={self._max_fraction:g} allows {self.allowed:,}: '
-                f'{name_some(self.since(0), 3)}. Mend the disk or the files, or raise the limit; '
-                'the same command then continues from here.'
+                f'{name_some(self.since(0), 3)}. Mend the disk, mend or convert the files, or '
+                'raise the limit; the same command then continues from here.'
             )
 
 

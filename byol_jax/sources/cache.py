@@ -43,7 +43,7 @@ SUFFIX = '.pixels'
 
 def _decoders() -> str:
     """The decoders with their versions, since another version may give other pixels."""
-    return f'1 Pillow {PIL.__version__} OpenCV {cv2.__version__}'
+    return f'2 Pillow {PIL.__version__} OpenCV {cv2.__version__}'
 
 
 class Entry:

@@ -2,80 +2,96 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
-import re
-import struct
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import IO, NamedTuple
+from typing import IO
 
 import cv2
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, ImageFile
+from PIL.BmpImagePlugin import BmpImageFile
+from PIL.GifImagePlugin import GifImageFile
+from PIL.JpegImagePlugin import JpegImageFile
+from PIL.PngImagePlugin import PngImageFile
+from PIL.WebPImagePlugin import WebPImageFile
 
-from byol_jax.errors import BadPicture
+from byol_jax.errors import BadPicture, UserError, shown
 from byol_jax.files import not_a_file
-
-# Pillow's own limit would refuse large pictures; `opened` checks data.max_megapixels instead.
-Image.MAX_IMAGE_PIXELS = None
+from byol_jax.sources.containers import SNIFFED, Bare, bare_png, bare_webp, kind_of, other_kind
+from byol_jax.sources.jpeg import bare_jpeg
 
 EXTENSIONS = ('.jpg', '.jpeg', '.png', '.webp', '.bmp')
-# The formats that Pillow may open; it tells them by a file's first bytes, not by its name.
-_FORMATS = ('JPEG', 'PNG', 'WEBP', 'BMP', 'GIF')
-# Loads the readers of all formats now; Pillow would do it in the middle of a run, when it first
-# fails to open a file.
-Image.init()
 
-# The EXIF tag of the orientation, and the transposition that turns each orientation upright.
-_ORIENTATION = 0x0112
-_UPRIGHT = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
+# Pillow's reader of each kind. Not `Image.open`, whose limit of pixels is a setting of the whole
+# process and refuses large pictures: `check_pixels` is asked before a pixel is decoded.
+_READERS: dict[str, type[ImageFile.ImageFile]] = {
+    'JPEG': JpegImageFile,
+    'PNG': PngImageFile,
+    'WebP': WebPImageFile,
+    'GIF': GifImageFile,
+    'BMP': BmpImageFile,
+}
+# What takes the metadata out. Of GIF and BMP decoders read none that could do harm.
+_BARE: dict[str, Callable[[IO[bytes], bool], Bare]] = {
+    'JPEG': bare_jpeg,
+    'PNG': bare_png,
+    'WebP': bare_webp,
+}
+
+# What turns a picture of each EXIF orientation upright, one of uint8 [H, W, 3].
+_UPRIGHT: dict[int, Callable[[np.ndarray], np.ndarray]] = {
+    2: lambda picture: cv2.flip(picture, 1),
+    3: lambda picture: cv2.rotate(picture, cv2.ROTATE_180),
+    4: lambda picture: cv2.flip(picture, 0),
+    5: cv2.transpose,
+    6: lambda picture: cv2.rotate(picture, cv2.ROTATE_90_CLOCKWISE),
+    7: lambda picture: cv2.transpose(cv2.rotate(picture, cv2.ROTATE_180)),
+    8: lambda picture: cv2.rotate(picture, cv2.ROTATE_90_COUNTERCLOCKWISE),
 }
 # Orientations that swap height and width.
 _QUARTER_TURNS = (5, 6, 7, 8)
 
-# PNG 3rd edition, 5.2 and 5.3: a signature, then chunks of length, type, data and checksum. A text
-# chunk begins with a keyword and a 0; these two hold XMP, and EXIF as ImageMagick writes it.
-_PNG_SIGNATURE, _PNG_CHUNK, _PNG_CHECKSUM = 8, struct.Struct('>I4s'), 4
-_PNG_TEXTS = (b'iTXt', b'tEXt', b'zTXt')
-_PNG_ORIENTED = (b'XML:com.adobe.xmp\0', b'Raw profile type exif\0')
-_PNG_KEYWORD = max(map(len, _PNG_ORIENTED))
-
-# OpenCV decodes plain JPEGs, in two thirds of Pillow's time and to the same pixels. It also decodes
-# some damaged files that Pillow refuses, so it gets only files whose markers show that they are
-# whole: of 4,000 files damaged at random, both then refused the same ones
-# (tests/sources/test_decode.py tries some).
-#
-# ITU-T T.81, Table B.1, and JFIF: start, end, and the segments of a plain JPEG (SOF0, SOS, DHT,
-# DQT, DRI, APP0). Files with others (EXIF, Adobe's colours, progressive) are left to Pillow.
-_START, _END = b'\xff\xd8', b'\xff\xd9'
-_FRAME, _SCAN = 0xC0, 0xDA
-_KNOWN = {_FRAME, _SCAN, 0xC4, 0xDB, 0xDD, 0xE0}
-
-# Any marker except a restart, the only one allowed in the data of a scan (Section B.1.1.5).
-_MARKER = re.compile(rb'\xff[^\x00\xff\xd0-\xd7]')
-
 # Pictures with more pixels go to Pillow; OpenCV's own limit (CV_IO_MAX_IMAGE_PIXELS) is 2^30.
 _MOST_PIXELS = 2**28
 
-# The errors by which Pillow and the operating system report a file that cannot be read.
-_UNREADABLE = (OSError, SyntaxError, ValueError, EOFError, struct.error)
 _ADVICE = 'Mend or remove the file.'
 
 # A file may have the size of four uncompressed 16-bit channels, and some metadata beside them.
 _BYTES_A_PIXEL, _BYTES_BESIDE = 8, 2**28
 
 
+@contextlib.contextmanager
+def decoding(file: str, what: str = 'cannot be decoded', advice: str = _ADVICE) -> Iterator[None]:
+    """Turns whatever a decoder raises into a BadPicture; only calls of decoders belong inside.
+
+    No decoder says what it raises for a damaged or odd file, and that changes between versions:
+    SyntaxError, TypeError, struct.error, zlib.error, RuntimeError and AssertionError were seen. A
+    type that nobody thought of must not end a run, so here, and nowhere else, every exception is
+    caught. A `UserError` passes: it says by itself what is wrong.
+
+    Args:
+      file: that holds the picture, as `Source.file` names it.
+      what: goes before the decoder's own words.
+      advice: what to do, a sentence.
+
+    Raises:
+      BadPicture: anything else was raised.
+    """
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        raise BadPicture(file, f'{what}: {_phrase(error)}', advice) from error
+
+
 def decode(data: bytes, name: str, max_megapixels: float) -> np.ndarray:
     """Decodes one image file.
 
     Grey, palette, 16-bit and CMYK pictures become 8-bit RGB, transparent pixels are laid over
-    black, EXIF rotation is applied, and the first frame of an animation is taken.
+    black, the orientation in EXIF or XMP is applied, and the first frame of an animation is taken.
 
     Args:
       data: the file's bytes.
@@ -86,27 +102,43 @@ def decode(data: bytes, name: str, max_megapixels: float) -> np.ndarray:
       uint8 [H, W, 3].
 
     Raises:
-      BadPicture: the file is damaged, empty, no image, or too large.
+      BadPicture: the file is damaged, empty, no image, of a kind that is not read, or too large.
     """
-    if not data:
+    kind = _kind(data[:SNIFFED], name)
+    with decoding(name):
+        found = _BARE[kind](io.BytesIO(data), False) if kind in _BARE else Bare(data)
+        if found.lacks:
+            raise BadPicture(name, found.lacks, _ADVICE)
+        picture = None
+        if found.plain is not None:
+            check_pixels(name, *found.plain, max_megapixels)
+            picture = decode_plain(found)
+        if picture is None:
+            with opened(io.BytesIO(found.data), name, max_megapixels) as image:
+                picture = np.asarray(to_rgb(image))
+        turn = _UPRIGHT.get(found.orientation)
+        return picture if turn is None else turn(picture)
+
+
+def _kind(start: bytes, name: str) -> str:
+    """The kind of an image file by its first bytes, a key of `_READERS`.
+
+    Raises:
+      BadPicture: it is none.
+    """
+    if not start:
         raise BadPicture(name, 'is empty', _ADVICE)
-    header = plain_jpeg(data)
-    if header is not None:
-        check_pixels(name, *header, max_megapixels)
-        picture = decode_plain(data)
-        if picture is not None:
-            return picture
-    try:
-        with opened(io.BytesIO(data), name, max_megapixels) as image:
-            return np.asarray(to_rgb(_upright(image)))
-    except _UNREADABLE as error:
-        raise BadPicture(name, f'cannot be decoded: {_phrase(error)}', _ADVICE) from error
-
-
-def _upright(image: Image.Image) -> Image.Image:
-    # ImageOps.exif_transpose would also rewrite the EXIF data, and fail if they are damaged.
-    turn = _UPRIGHT.get(image.getexif().get(_ORIENTATION, 1))
-    return image if turn is None else image.transpose(turn)
+    kind = kind_of(start)
+    if kind:
+        return kind
+    other = other_kind(start)
+    if other:
+        raise BadPicture(
+            name,
+            f'is of a kind that is not read here ({other})',
+            'Convert it, to PNG say, or leave it out.',
+        )
+    raise BadPicture(name, 'is not an image that can be read', _ADVICE)
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
@@ -126,8 +158,6 @@ def to_rgb(image: Image.Image) -> Image.Image:
 def read_size(path: Path, max_megapixels: float) -> tuple[int, int]:
     """Reads from an image file's header the size of the picture that `decode` returns.
 
-    Only a PNG that may hold an orientation behind its pixels is decoded.
-
     Args:
       path: the file's path.
       max_megapixels: larger pictures are refused.
@@ -138,46 +168,34 @@ def read_size(path: Path, max_megapixels: float) -> tuple[int, int]:
     Raises:
       BadPicture: the file cannot be read, is no image, or declares too many pixels.
     """
-    try:
+    with decoding(str(path), 'cannot be read'):
         _check_file(path, max_megapixels)
-        with path.open('rb') as file, opened(file, str(path), max_megapixels) as image:
-            width, height = image.size
-            # The `getexif` of Pillow's PNG class decodes the picture to find EXIF data behind the
-            # pixels; that of the base class does not.
-            own = image.format == 'PNG' and 'exif' not in image.info and _turned_behind_pixels(file)
-            exif = image.getexif() if own else Image.Image.getexif(image)
-            turned = exif.get(_ORIENTATION, 1) in _QUARTER_TURNS
-    except _UNREADABLE as error:
-        raise BadPicture(str(path), f'cannot be read: {_phrase(error)}', _ADVICE) from error
-    return (width, height) if turned else (height, width)
+        with path.open('rb') as file:
+            height, width, orientation = read_header(file, str(path), max_megapixels)
+    return (width, height) if orientation in _QUARTER_TURNS else (height, width)
 
 
-def _turned_behind_pixels(file: IO[bytes]) -> bool:
-    """Whether a PNG has a chunk behind its pixels that may hold an orientation.
+def read_header(file: IO[bytes], name: str, max_megapixels: float) -> tuple[int, int, int]:
+    """What an image file declares; no pixel is decoded.
 
     Args:
-      file: the PNG file; its position is the same afterwards.
+      file: at its beginning.
+      name: named in errors.
+      max_megapixels: larger pictures are refused.
+
+    Returns:
+      (height, width) of the picture as it is stored, and its EXIF orientation.
+
+    Raises:
+      BadPicture: it is no image, or declares too many pixels.
     """
-    position = file.tell()
-    try:
-        return _chunk_behind_pixels(file)
-    finally:
-        file.seek(position)
-
-
-def _chunk_behind_pixels(file: IO[bytes]) -> bool:
-    file.seek(_PNG_SIGNATURE)
-    behind = False
-    while len(head := file.read(_PNG_CHUNK.size)) == _PNG_CHUNK.size:
-        length, kind = _PNG_CHUNK.unpack(head)
-        start = file.tell()
-        behind = behind or kind == b'IDAT'
-        if behind and kind == b'eXIf':
-            return True
-        if behind and kind in _PNG_TEXTS and file.read(_PNG_KEYWORD).startswith(_PNG_ORIENTED):
-            return True
-        file.seek(start + length + _PNG_CHECKSUM)
-    return False
+    kind = _kind(file.read(SNIFFED), name)
+    file.seek(0)
+    with decoding(name, 'cannot be read'):
+        found = _BARE[kind](file, True) if kind in _BARE else None
+        header = file if found is None else io.BytesIO(found.data)
+        with opened(header, name, max_megapixels) as image:
+            return image.height, image.width, 1 if found is None else found.orientation
 
 
 def read_file(path: Path, max_megapixels: float) -> np.ndarray:
@@ -218,21 +236,21 @@ def _check_file(path: Path, max_megapixels: float) -> None:
         )
 
 
-def opened(file: IO[bytes], name: str, max_megapixels: float) -> Image.Image:
+def opened(file: IO[bytes], name: str, max_megapixels: float) -> ImageFile.ImageFile:
     """Opens an image without decoding it.
 
     Args:
-      file: an open image file.
-      name: the file's name, for errors.
+      file: at its beginning; with metadata, over which Pillow may fail.
+      name: named in errors.
       max_megapixels: larger pictures are refused.
 
     Raises:
-      BadPicture: the file is not an image of a known format, or the picture is too large.
+      BadPicture: it is no image, damaged, or too large.
     """
-    try:
-        image = Image.open(file, formats=_FORMATS)
-    except UnidentifiedImageError as error:
-        raise BadPicture(name, 'is not an image that can be read', _ADVICE) from error
+    kind = _kind(file.read(SNIFFED), name)
+    file.seek(0)
+    with decoding(name):
+        image = _READERS[kind](file)
     check_pixels(name, image.width, image.height, max_megapixels)
     return image
 
@@ -249,51 +267,27 @@ def check_pixels(name: str, width: int, height: int, max_megapixels: float) -> N
         )
 
 
-class Header(NamedTuple):
-    """The size that a picture's header declares, pixels."""
-
-    width: int
-    height: int
-
-
-def plain_jpeg(data: bytes) -> Header | None:
-    """Reads the header of a plain JPEG: whole, baseline, one scan, one or three components.
+def decode_plain(found: Bare) -> np.ndarray | None:
+    """Decodes a plain JPEG by OpenCV: in two thirds of Pillow's time, with the same pixels.
 
     Args:
-      data: the file's bytes.
+      found: whose `plain` is given.
 
     Returns:
-      The header; None if the file is not such a JPEG.
+      uint8 [H, W, 3], not turned; None if it fails.
     """
-    if not (data.startswith(_START) and data.endswith(_END)):
+    if found.plain is None or not 0 < found.plain[0] * found.plain[1] <= _MOST_PIXELS:
         return None
-    at, header, components = len(_START), None, 0
-    while at + 4 <= len(data) and data[at] == 0xFF and data[at + 1] in _KNOWN:
-        kind, end = data[at + 1], at + 2 + _uint16(data, at + 2)
-        body, at = data[at + 4 : end], end
-        if kind == _FRAME and len(body) > 5:
-            header = Header(_uint16(body, 3), _uint16(body, 1))
-            components = body[5]
-        if kind == _SCAN:
-            if header is None or components not in (1, 3) or body[:1] != bytes([components]):
-                return None
-            found = _MARKER.search(data, at)
-            whole = found is not None and found.start() == len(data) - len(_END)
-            return header if whole and 0 < header.width * header.height <= _MOST_PIXELS else None
-    return None
-
-
-def decode_plain(data: bytes) -> np.ndarray | None:
-    """Decodes a plain JPEG to uint8 [H, W, 3]; None if that fails."""
     flags = cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION
-    return cv2.imdecode(np.frombuffer(data, np.uint8), flags)
-
-
-def _uint16(data: bytes, at: int) -> int:
-    return int.from_bytes(data[at : at + 2], 'big')
+    return cv2.imdecode(np.frombuffer(found.data, np.uint8), flags)
 
 
 def _phrase(error: Exception) -> str:
     """The message of an error on one line, without the file's name or a full stop."""
-    said = (error.strerror if isinstance(error, OSError) else None) or str(error)
-    return ' '.join(said.split()).rstrip('.') or type(error).__name__
+    words = (getattr(error, 'strerror', None) or str(error)).split()
+    # They may hold words of the file.
+    said = shown(' '.join(words)).rstrip('.')
+    if isinstance(error, OSError | SyntaxError | ValueError) and said:
+        return said
+    # Of other types the message alone may say nothing: that of a KeyError is a key.
+    return f'{type(error).__name__}: {said}' if said else type(error).__name__

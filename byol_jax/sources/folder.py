@@ -1,4 +1,4 @@
-"""Image files in folders: any tree, pairs of files by their names, and DIV2K as unpacked."""
+"""Image files: any tree, a list of paths, pairs of files by their names, and DIV2K as unpacked."""
 
 from __future__ import annotations
 
@@ -29,20 +29,20 @@ _PICTURES = frozenset(
 
 
 class ImageFiles(Source):
-    """Examples whose pictures are image files below one folder.
+    """Examples whose pictures are image files.
 
     Attributes:
-      root: the folder.
+      root: the folder they lie in; None if they are given by whole paths.
       max_megapixels: larger pictures are refused.
     """
 
     own_files = True
 
-    def __init__(self, root: Path, files: Mapping[str, Names], max_megapixels: float):
+    def __init__(self, root: Path | None, files: Mapping[str, Names], max_megapixels: float):
         """Reads nothing yet.
 
         Args:
-          root: the folder.
+          root: the folder; None if `files` are whole paths.
           files: the file of each example by key; paths relative to `root`, with '/'.
           max_megapixels: larger pictures are refused.
         """
@@ -52,16 +52,16 @@ class ImageFiles(Source):
         self._files = files
         self._first = files[self.keys[0]]
         # The beginning of every path, as pathlib writes it; a Path for each name would be slow.
-        self._prefix = str(root / '_')[:-1]
+        self._prefix = '' if root is None else str(root / '_')[:-1]
 
     def __len__(self) -> int:
         return len(self._first)
 
     def load(self, index: int, key: str) -> np.ndarray:
-        return read_file(self.root / self._files[key][index], self.max_megapixels)
+        return read_file(Path(self.file(index, key)), self.max_megapixels)
 
     def name(self, index: int) -> str:
-        """The file of the first key, relative to `root`."""
+        """The file of the first key, as it was given."""
         return self._first[index]
 
     def names(self, indices: np.ndarray) -> Iterator[str]:
@@ -71,7 +71,7 @@ class ImageFiles(Source):
         return self._prefix + self._files[key][index]
 
     def size(self, index: int, key: str) -> tuple[int, int]:
-        return read_size(self.root / self._files[key][index], self.max_megapixels)
+        return read_size(Path(self.file(index, key)), self.max_megapixels)
 
 
 class Folder(ImageFiles):
@@ -114,10 +114,8 @@ class Folder(ImageFiles):
         self.unlabelled = '' if self.label_names else why_no_labels(files)
 
 
-class Files(Source):
+class Files(ImageFiles):
     """Image files from a list of paths, in the given order, without labels."""
-
-    own_files = True
 
     def __init__(self, paths: Sequence[str | Path], max_megapixels: float = 200):
         """Checks that the files exist; decodes none.
@@ -129,29 +127,17 @@ class Files(Source):
         Raises:
           UserError: the list is empty, or files are missing; the message names the first few.
         """
-        self.paths = [Path(path).expanduser() for path in paths]
-        self.max_megapixels = max_megapixels
-        if not self.paths:
+        if not paths:
             raise UserError('The list of files is empty: there is nothing to train on.')
-        missing = [str(path) for path in self.paths if not path.exists()]
+        found = [Path(path).expanduser() for path in paths]
+        missing = [str(path) for path in found if not path.exists()]
         if missing:
             more = f', and {len(missing) - _SHOWN:,} more' if len(missing) > _SHOWN else ''
             raise UserError(
-                f'{len(missing):,} of {len(self.paths):,} files do not exist: '
+                f'{len(missing):,} of {len(found):,} files do not exist: '
                 f'{", ".join(missing[:_SHOWN])}{more}.'
             )
-
-    def __len__(self) -> int:
-        return len(self.paths)
-
-    def load(self, index: int, key: str) -> np.ndarray:
-        return read_file(self.paths[index], self.max_megapixels)
-
-    def name(self, index: int) -> str:
-        return str(self.paths[index])
-
-    def size(self, index: int, key: str) -> tuple[int, int]:
-        return read_size(self.paths[index], self.max_megapixels)
+        super().__init__(None, {'image': Names.of(map(str, found))}, max_megapixels)
 
 
 class FilePairs(ImageFiles):

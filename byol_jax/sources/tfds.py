@@ -6,16 +6,15 @@ import functools
 import io
 import os
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from typing import Any
 
-import cv2
 import numpy as np
 import tensorflow_datasets as tfds
-from google.protobuf.message import DecodeError
 
 from byol_jax.errors import BadPicture, UserError, did_you_mean
 from byol_jax.sources.base import Source
-from byol_jax.sources.decode import opened
+from byol_jax.sources.decode import decoding, read_header
 from byol_jax.sources.quiet_tensorflow import tf
 from byol_jax.sources.tfds_files import open_builder, open_records, prepare
 
@@ -194,19 +193,7 @@ def _supervised(keys: Any) -> list[str]:
 # Marks a label that has not been read; no real label has this value.
 _UNREAD = np.iinfo(np.int64).min
 
-# The errors that damaged records cause, which depend on the file format and the decoder.
-# ArrayRecord's reader raises RuntimeError; OpenCV returns None, which TFDS then uses as an array
-# (AttributeError).
-_UNREADABLE = (
-    OSError,
-    RuntimeError,
-    ValueError,
-    SyntaxError,
-    TypeError,
-    AttributeError,
-    DecodeError,
-    cv2.error,
-)
+_ADVICE = 'Prepare the data set again.'
 
 
 class Tfds(Source):
@@ -335,7 +322,7 @@ class Tfds(Source):
         assert self._label is not None
         values = self._feature(record, index, self._label[0]).int64_list.value
         if len(values) != 1:
-            raise self._bad(index, ValueError('it holds no label'))
+            raise self._bad(index, 'holds no label')
         self._seen_labels[index] = values[0]
 
     def __len__(self) -> int:
@@ -345,27 +332,22 @@ class Tfds(Source):
         record = self._record(index)
         if self._label is not None:
             self._see_label(record, index)
-        try:
+        with self._decoding(index):
             data = self._encoded(record, index, key)
             # Checks the size that the header declares, before the picture is decoded.
-            opened(io.BytesIO(data), self.name(index), self.max_megapixels).close()
+            read_header(io.BytesIO(data), self.name(index), self.max_megapixels)
             return _to_rgb(np.asarray(self._images[key].decode_example_np(data)))
-        except _UNREADABLE as error:
-            raise self._bad(index, error) from error
 
     def size(self, index: int, key: str) -> tuple[int, int]:
         """Reads the size from the header; ignores the orientation in EXIF, as TFDS does."""
-        try:
-            data = io.BytesIO(self._encoded(self._record(index), index, key))
-            with opened(data, self.name(index), self.max_megapixels) as image:
-                return image.height, image.width
-        except _UNREADABLE as error:
-            raise self._bad(index, error) from error
+        data = io.BytesIO(self._encoded(self._record(index), index, key))
+        height, width, _ = read_header(data, self.name(index), self.max_megapixels)
+        return height, width
 
     def _encoded(self, record: Any, index: int, key: str) -> bytes:
         data = self._feature(record, index, key).bytes_list.value
         if len(data) != 1 or not data[0]:
-            raise self._bad(index, ValueError('it holds no picture'))
+            raise self._bad(index, 'holds no picture')
         return data[0]
 
     def name(self, index: int) -> str:
@@ -383,23 +365,19 @@ class Tfds(Source):
 
     def _record(self, index: int) -> Any:
         """The undecoded features of an example, by path."""
-        try:
+        with self._decoding(index):
             return tf.train.Example.FromString(self._records.read(index)).features.feature
-        except _UNREADABLE as error:
-            raise self._bad(index, error) from error
 
     def _feature(self, record: Any, index: int, path: str) -> Any:
         if path not in record:
-            raise self._bad(index, ValueError(f"it has no feature '{path}'"))
+            raise self._bad(index, f"has no feature '{path}'")
         return record[path]
 
-    def _bad(self, index: int, error: Exception) -> BadPicture:
-        said = ' '.join(str(error).split())[:300].rstrip('.')
-        return BadPicture(
-            self.name(index),
-            f'cannot be read: {type(error).__name__}: {said}',
-            'Prepare the data set again.',
-        )
+    def _bad(self, index: int, reason: str) -> BadPicture:
+        return BadPicture(self.name(index), reason, _ADVICE)
+
+    def _decoding(self, index: int) -> AbstractContextManager[None]:
+        return decoding(self.name(index), 'cannot be read', _ADVICE)
 
 
 def _lists_of_labels(name: str, paths: list[str]) -> tuple[str, ...]:

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import abc
-import contextlib
 import io
 import os
-import struct
 import threading
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -18,7 +16,7 @@ from PIL import Image
 
 from byol_jax.errors import BadPicture, UserError
 from byol_jax.files import not_a_file
-from byol_jax.sources.decode import check_pixels, opened, to_rgb
+from byol_jax.sources.decode import check_pixels, decoding, opened, to_rgb
 
 VIDEO_EXTENSIONS = ('.mp4', '.m4v', '.mov', '.mkv', '.webm', '.avi', '.gif')
 
@@ -34,9 +32,6 @@ _SLACK_SECONDS = 0.1
 # A frame at most this many frames ahead is reached by decoding instead of seeking: a seek decodes
 # about half the distance between two key frames, which is 12 to 250 frames.
 _NEAR = 30
-
-# The errors that Pillow raises for damaged GIFs.
-_DAMAGED_GIF = (OSError, SyntaxError, ValueError, IndexError, struct.error)
 
 
 class Decoder(abc.ABC):
@@ -108,7 +103,7 @@ class _PyAvDecoder(Decoder):
     def __init__(self, path: Path, max_megapixels: float):
         self._path = path
         self.seeks = path.suffix.lower() in _TIMED
-        with self._named():
+        with decoding(str(self._path)):
             try:
                 self._container = av.open(os.path.abspath(path))
             except UnicodeDecodeError:
@@ -117,7 +112,9 @@ class _PyAvDecoder(Decoder):
             self._stream = self._container.streams.best('video')
         codec = None if self._stream is None else self._stream.codec_context
         if codec is None:
-            raise _damaged(path, 'it holds no video of a known kind')
+            raise BadPicture(
+                str(path), 'holds no video of a known kind', 'Convert it, or leave it out.'
+            )
         check_pixels(str(path), codec.width, codec.height, max_megapixels)
         # Several threads prepare examples already; more would only take more memory.
         codec.thread_count = 1
@@ -135,19 +132,19 @@ class _PyAvDecoder(Decoder):
                 raise _damaged(self._path, 'a packet is damaged')
 
     def advance(self) -> int | None:
-        with self._named():
+        with decoding(str(self._path)):
             self._frame = next(self._frames, None)
         return None if self._frame is None else _time(self._frame)
 
     def picture(self) -> np.ndarray:
-        with self._named():
+        with decoding(str(self._path)):
             # The interpolation only affects subsampled chroma.
             picture = self._frame.to_ndarray(format='rgb24', interpolation='BICUBIC')
         # `rotation` is in degrees, anticlockwise.
         return np.ascontiguousarray(np.rot90(picture, round(self._frame.rotation / 90)))
 
     def scan(self) -> list[int]:
-        with self._named():
+        with decoding(str(self._path)):
             self._check_index()
             ends: dict[int, float] = {}
             times = [_time(frame) for frame in self._decoded(self._video_packets(ends))]
@@ -202,7 +199,7 @@ class _PyAvDecoder(Decoder):
             )
 
     def seek(self, time: int) -> None:
-        with self._named():
+        with decoding(str(self._path)):
             self._container.seek(time, stream=self._stream)
         # The first frames after a seek may need frames before it, and so be damaged. They are not
         # shown.
@@ -210,13 +207,6 @@ class _PyAvDecoder(Decoder):
 
     def close(self) -> None:
         self._container.close()
-
-    @contextlib.contextmanager
-    def _named(self) -> Iterator[None]:
-        try:
-            yield
-        except av.error.FFmpegError as error:
-            raise _damaged(self._path, error.strerror) from error
 
 
 def _time(frame: Any) -> int:
@@ -227,32 +217,26 @@ class _PillowDecoder(Decoder):
     def __init__(self, path: Path, max_megapixels: float):
         self._path = path
         self._number = -1
-        with self._named():
+        with decoding(str(self._path)):
             data = io.BytesIO(path.read_bytes())
             self._image: Image.Image = opened(data, str(path), max_megapixels)
 
     def advance(self) -> int | None:
         self._number += 1
-        try:
-            with self._named():
+        with decoding(str(self._path)):
+            try:
                 self._image.seek(self._number)
-                self._image.load()
-        except EOFError:
-            return None
+            except EOFError:
+                return None
+            self._image.load()
         return self._number
 
     def picture(self) -> np.ndarray:
-        return np.asarray(to_rgb(self._image))
+        with decoding(str(self._path)):
+            return np.asarray(to_rgb(self._image))
 
     def close(self) -> None:
         self._image.close()
-
-    @contextlib.contextmanager
-    def _named(self) -> Iterator[None]:
-        try:
-            yield
-        except _DAMAGED_GIF as error:
-            raise _damaged(self._path, str(error)) from error
 
 
 def _damaged(path: Path, what: str) -> BadPicture:

@@ -24,9 +24,6 @@ import numpy as np
 from byol_jax.views.draws import uniform
 from byol_jax.views.operation import Operation
 
-# One process runs many examples at once already; threads inside OpenCV would only fight over cores.
-cv2.setNumThreads(0)
-
 # DeepMind byol/utils/augmentations.py, _to_grayscale (ITU-R BT.601 luma).
 LUMA = (0.2989, 0.5870, 0.1140)
 

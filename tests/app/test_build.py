@@ -10,13 +10,17 @@ import jax
 import numpy as np
 import pytest
 from network_steps import make_method, small_config
+from torchvision_reference import our_encoder
 
 from byol_jax import settings
 from byol_jax.app import build
 from byol_jax.app.build import Training, build_run, check_rate
+from byol_jax.app.export import export_from
 from byol_jax.app.memory import check_batches, encoding_memory, host_memory, training_memory
 from byol_jax.app.plan import make_plan
 from byol_jax.errors import UserError
+from byol_jax.interop.export import save_encoder
+from byol_jax.interop.torchvision import save_torchvision
 from byol_jax.methods.byol import Byol
 from byol_jax.settings import Settings
 from byol_jax.training.optimizers import build_optimizer, steps_by_rate
@@ -173,3 +177,17 @@ def test_the_online_probe_may_be_turned_off(monkeypatch):
     run = build_run(config)
     assert run.data.train.label_names
     assert run.training is begun
+
+
+def test_home_folders(tmp_path, monkeypatch):
+    """A ~ that a shell has left in a path is the home folder, for what is read and written."""
+    monkeypatch.setenv('HOME', str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    encoder = our_encoder('resnet18', width=1 / 16, small_images=True)
+    save_torchvision(encoder, '~/weights.safetensors')
+    export_from('torchvision:~/weights.safetensors', 'export', '~/out')
+    save_encoder(encoder, '~/again')
+    for source in ('~/out/encoder', '~/again', 'torchvision:~/weights.safetensors'):
+        assert build.open_encoder(source).weights_sha256 == encoder.weights_sha256
+        assert build.find_encoder(source).weights_sha256 == encoder.weights_sha256
+    assert not (tmp_path / '~').exists()

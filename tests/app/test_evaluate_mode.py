@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import math
+import re
 
 import jax
 import numpy as np
 import pytest
+import safetensors.numpy
 from encoders import SIZE, evaluation_request, save_random_encoder, write_pictures
 from PIL import Image
 from sklearn.cluster import KMeans
@@ -15,14 +17,17 @@ from sklearn.linear_model import LogisticRegression, Ridge
 from sklearn.metrics import normalized_mutual_info_score
 from sklearn.neighbors import KNeighborsClassifier
 from streams import view_of
+from torchvision_reference import random_weights, torchvision_shapes
 
 from byol_jax import UserError, load_encoder
 from byol_jax.app.data import build_data
+from byol_jax.app.evaluate import evaluation_text
 from byol_jax.app.fingerprint import fingerprint
 from byol_jax.app.modes import MODES
 from byol_jax.evaluation.probes import held_out_rows
 from byol_jax.evaluation.protocols import PROTOCOLS
 from byol_jax.input.stream import epoch_order
+from byol_jax.interop.torchvision import load_torchvision
 from byol_jax.views.recipes import crop_and_flip, paper_views
 
 TRAIN = {'bird': 18, 'cat': 24, 'dog': 21}
@@ -365,3 +370,42 @@ def test_where_it_is_written(place, tmp_path):
         MODES['evaluate'](evaluation_request(place / 'encoder', tmp_path / 'w', **given))
     with pytest.raises(UserError, match=r'ends in \.json'):
         run(place, tmp_path / 'e.npz')
+
+
+@pytest.mark.parametrize('mode', ['evaluate', 'embed'])
+def test_an_encoder_of_another_project(place, tmp_path, monkeypatch, capsys, mode):
+    """--encoder=torchvision:FILE measures and embeds weights without exporting them first; where
+    they were found in the file is printed, and ~ is the home folder."""
+    monkeypatch.setenv('HOME', str(tmp_path))
+    weights = random_weights(torchvision_shapes('resnet18', 1 / 16, True))
+    prefixed = {f'module.encoder_q.{name}': array for name, array in weights.items()}
+    safetensors.numpy.save_file(prefixed, tmp_path / 'moco.safetensors')
+    encoder = load_torchvision(tmp_path / 'moco.safetensors')
+    source = 'torchvision:~/moco.safetensors'
+    given = {'data__path': str(place / 'train'), 'data__held_out_fraction': 0.3}
+    MODES[mode](evaluation_request(source, tmp_path / 'w', **given))
+    out = capsys.readouterr().out
+    assert "moco.safetensors: the ResNet is under 'module.encoder_q.'" in out
+    if mode == 'evaluate':
+        found = json.loads((tmp_path / 'w' / 'evaluation.json').read_text())
+        assert (found['encoder'], found['weights_sha256']) == (source, encoder.weights_sha256)
+    else:
+        with np.load(tmp_path / 'w' / 'embeddings.npz') as arrays:
+            assert arrays['features'].shape == (63, 32)
+
+
+def test_metrics_of_another_version_are_shown():
+    """A metric that the file says nothing about but its value is shown without an explanation."""
+    there = {
+        'encoder': 'e',
+        'step': 3,
+        'data': {'training': 5, 'queries': 0, 'queries_are': 'test', 'labels': 0},
+        'metrics': {'knn_5': 0.25, 'new_metric': 1.5},
+        'shown': {'knn_5': '.1%'},
+        'explained': {'knn_5': 'accuracy'},
+        'not_measured': {},
+        'notes': [],
+    }
+    for missing in ({}, {'shown': {}}, {'explained': {}}):
+        text = evaluation_text({**there, **missing})
+        assert re.search(r'new_metric +1\.5$', text, re.MULTILINE)

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import json
+import threading
 
+import cv2
 import numpy as np
 import pytest
 from PIL import Image
@@ -55,6 +58,23 @@ def test_an_array_and_again(images, tmp_path, capsys):
     # Other pictures with the same names are other data.
     with pytest.raises(UserError, match='The data is not what this run began with'):
         byol_jax.pretrain(images[::-1], workdir=tmp_path / 'a', **TINY)
+
+
+@pytest.mark.slow
+def test_runs_in_a_thread_one_after_the_other(images, tmp_path, monkeypatch):
+    """Two runs in one process, in threads, with workdirs as text in the home folder, are alike, and
+    OpenCV's threads are as they were."""
+    monkeypatch.setenv('HOME', str(tmp_path))
+    cv2.setNumThreads(3)
+    runs = []
+    for name in ('one', 'two'):
+        call = functools.partial(byol_jax.pretrain, images, workdir=f'~/{name}', **TINY)
+        thread = threading.Thread(target=lambda call=call: runs.append(call()))
+        thread.start()
+        thread.join()
+    assert [run.workdir for run in runs] == [tmp_path / 'one', tmp_path / 'two']
+    assert runs[0].encoder.weights_sha256 == runs[1].encoder.weights_sha256
+    assert cv2.getNumThreads() == 3
 
 
 def test_ways_to_give_pictures(images, tmp_path):

@@ -369,6 +369,9 @@ def test_a_bad_state_is_not_saved(tmp_path):
     saving.checkpoint(make_event(run, 5, state(5, 2.0)))
     with pytest.raises(NonFinite, match=r'step 6 .*var is not finite'):
         saving.checkpoint(make_event(run, 6, state(6, math.inf)))
+    # Between two checkpoints nobody looks at the state: the message says what is known of when.
+    with pytest.raises(NonFinite, match=r'step 9 .*var is not finite since a step after 5'):
+        saving.checkpoint(make_event(run, 9, state(9, math.inf)))
     assert saved == [5]
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import tracemalloc
+
 import numpy as np
 import pytest
 from sklearn.metrics import top_k_accuracy_score
@@ -45,6 +47,20 @@ def test_neighbours_and_votes_match_scikit_learn(features, k, block):
     np.testing.assert_allclose(found.cosines, 1 - distances, atol=1e-6)
     predicted = classify(found, labels, TEMPERATURE, CLASSES)
     np.testing.assert_array_equal(predicted, sklearn.predict(queries))
+
+
+def test_the_order_of_the_gallery_is_not_kept():
+    """Memory is that of one block of cosines, however many queries there are."""
+    rng = np.random.default_rng(0)
+    gallery, queries = rng.normal(size=(20_000, 4)), rng.normal(size=(768, 4))
+    tracemalloc.start()
+    found = nearest(gallery, queries, 20, block=256)
+    kept, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    block = 4 * 256 * 20_000
+    assert kept < found.indices.nbytes + found.cosines.nbytes + 10_000
+    # The next block is made while the last one is still there.
+    assert peak < 3 * block
 
 
 def test_accuracy_of_plain_arrays(features):

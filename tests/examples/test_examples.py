@@ -185,7 +185,7 @@ def test_other_classes_are_an_error(data, tmp_path):
 
 def test_wrong_folders_are_errors(example, data, tmp_path):
     """A folder that is missing, empty, or without classes is named with its flag."""
-    absent, empty, flat = data / 'tests', tmp_path / 'empty', data / 'train' / 'sea'
+    absent, empty, flat = data / 'tests', tmp_path / 'empty', data / 'test' / 'sea'
     empty.mkdir()
     for path, message in (
         (absent, f"--test={absent} does not exist. Did you mean 'test'?"),
@@ -194,6 +194,16 @@ def test_wrong_folders_are_errors(example, data, tmp_path):
     ):
         with pytest.raises(UserError, match=re.escape(message)):
             example.open_folders(data / 'train', path)
+
+
+@pytest.mark.parametrize('other', ['train', 'train/', 'train/../train', 'train/sea', '.', 'link'])
+def test_a_test_set_that_was_trained_on_is_an_error(example, data, other):
+    """The same folder by any name, or one inside the other, is refused in one line."""
+    link = data / 'link'
+    if not link.exists():
+        link.symlink_to(data / 'train')
+    with pytest.raises(UserError, match='same folder, or one lies inside the other'):
+        example.open_folders(str(data / 'train'), f'{data}/{other}')
 
 
 @pytest.mark.parametrize('part', ['train', 'test'])

@@ -28,6 +28,7 @@ from torchvision_reference import (
     write,
 )
 
+from byol_jax.errors import UserError
 from byol_jax.interop.encoder import Encoder
 from byol_jax.interop.torchvision import load_torchvision, save_torchvision
 
@@ -178,19 +179,48 @@ def weights():
     return random_weights(torchvision_shapes('resnet18', 1 / 16))
 
 
-def assert_loads(path, weights):
-    kernel = load_torchvision(path).variables['params']['stage1']['block1']['conv1']['kernel']
+def assert_loads(path, weights, *say):
+    kernel = load_torchvision(path, *say).variables['params']['stage1']['block1']['conv1']['kernel']
     np.testing.assert_array_equal(kernel.transpose(3, 2, 0, 1), weights['layer1.0.conv1.weight'])
 
 
-@pytest.mark.parametrize('prefix', ['module.', 'model.', 'encoder.', 'module.encoder.'])
-def test_common_prefixes_are_taken_off(prefix, weights, tmp_path):
-    """A wrapper's prefix of all names is removed, and the classifier is dropped."""
-    fc = {'fc.weight': np.zeros((10, 32), np.float32), 'fc.bias': np.zeros(10, np.float32)}
-    prefixed = {prefix + name: array for name, array in {**fc, **weights}.items()}
-    assert_loads(write(tmp_path / 'a.safetensors', prefixed), weights)
-    outside = {**fc, **{prefix + name: array for name, array in weights.items()}}
+FC = {'fc.weight': np.zeros((10, 32), np.float32), 'fc.bias': np.zeros(10, np.float32)}
+# Heads of MoCo v2 and v3 in the place of the classifier.
+MLP = {'fc.0.weight': np.zeros((32, 32), np.float32), 'fc.2.bias': np.zeros(9, np.float32)}
+# Prefixes, and what else a checkpoint of that kind holds.
+PREFIXES = {
+    'module.': {},
+    'model.': {},
+    'encoder.': {},
+    'module.encoder.': {},
+    'module.encoder_q.': {'module.encoder_k.conv1.weight': 0, 'module.queue': 0},
+    'module.base_encoder.': {'module.momentum_encoder.conv1.weight': 0, 'module.predictor.0': 0},
+    'backbone.': {'projection_head.0.weight': 0},
+    'model.backbone.': {'model.head.weight': 0, 'criterion.centre': 0},
+}
+
+
+@pytest.mark.parametrize('prefix', PREFIXES)
+def test_prefixes_are_found_and_said(prefix, weights, tmp_path):
+    """A ResNet under the prefix of a wrapper is loaded without its head; a line says from where,
+    and how much is left out."""
+    others = {name: np.zeros(3, np.float32) for name in PREFIXES[prefix]}
+    for head in (FC, MLP):
+        inside = {prefix + name: array for name, array in {**head, **weights}.items()}
+        said = []
+        assert_loads(write(tmp_path / 'a.safetensors', {**others, **inside}), weights, said.append)
+        (line,) = said
+        assert line.startswith(f"a.safetensors: the ResNet is under '{prefix}'")
+        assert (f'{len(others)} other name(s) left out' in line) == bool(others)
+    outside = {**FC, **{prefix + name: array for name, array in weights.items()}}
     assert_loads(write(tmp_path / 'b.safetensors', outside), weights)
+
+
+def test_of_two_resnets_none_is_chosen(weights, tmp_path):
+    """Where two prefixes have a whole ResNet each, both are named and neither is loaded."""
+    two = {f'{part}.{name}': a for part in ('backbone', 'encoder_q') for name, a in weights.items()}
+    with pytest.raises(UserError, match=r"2 ResNets, under 'backbone\.' and 'encoder_q\.'"):
+        load_torchvision(write(tmp_path / 'a.safetensors', two))
 
 
 def test_half_floats_and_missing_counters(weights, tmp_path):
@@ -203,7 +233,7 @@ def test_half_floats_and_missing_counters(weights, tmp_path):
 
 
 @pytest.mark.parametrize('key', [None, 'state_dict', 'model'])
-@pytest.mark.parametrize('suffix', ['.pth', '.pt'])
+@pytest.mark.parametrize('suffix', ['.pth', '.pt', '.pth.tar', '.ckpt'])
 def test_a_pth_loads(key, suffix, weights, tmp_path):
     """A state dict written by torch.save loads, alone or inside a training checkpoint."""
     torch = pytest.importorskip('torch')

@@ -92,7 +92,7 @@ BAD = {
     cut_jpeg: 'cannot be decoded: .*truncated',
     empty: 'is empty',
     text: 'is not an image that can be read',
-    tiff: 'is not an image that can be read',
+    tiff: r'is of a kind that is not read here .TIFF.*Convert it',
     bomb: r'declares 60000x60000 pixels \(3600 megapixels\), more than data.max_megapixels=200',
     vanished: 'cannot be read: No such file',
     folder: 'is not a file but a folder',

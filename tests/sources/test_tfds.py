@@ -454,7 +454,7 @@ def test_vanished_records_are_bad_pictures(tmp_path):
     builder = prepare(ByolTestPictures, tmp_path, 'tfrecord', 1)
     source = Tfds(NAME, 'train', str(tmp_path))
     Path(builder.info.splits['train'].filepaths[0]).unlink()
-    with pytest.raises(BadPicture, match=f'{NAME} #3 cannot be read: FileNotFoundError'):
+    with pytest.raises(BadPicture, match=f'{NAME} #3 cannot be read: '):
         source.load(3, 'image')
     with pytest.raises(BadPicture, match=f'{NAME} #0 cannot be read'):
         source.labels_of(np.arange(2))

@@ -184,7 +184,8 @@ def test_a_damaged_record_does_not_stop_the_reading_of_labels(folder, monkeypatc
     shown = source.shown_labels(np.arange(6))
     assert shown[number] == -1
     assert shown[others].tolist() == expected[others].tolist()
-    with pytest.raises(BadPicture, match=f'byol_set_integers #{number} cannot be read'):
+    words = 'cannot be read' if damage == 'unreadable' else 'holds no label'
+    with pytest.raises(BadPicture, match=f'byol_set_integers #{number} {words}'):
         source.load(number, 'image')
     with pytest.raises(UserError, match=r"1 label\(s\) .*'100' \([12] picture"):
         matched(source, Numbers(('-100', '0')), tiles=False)
@@ -233,7 +234,7 @@ def test_sizes_are_read_without_decoding(folder, monkeypatch, file_format, orien
 
     monkeypatch.setattr(tfds.features.Image, 'decode_example_np', decoded)
     assert source.size(1, 'image') == shape[:2] == (8, 9)
-    with pytest.raises(BadPicture, match='#0 cannot be read: ValueError: it holds no picture'):
+    with pytest.raises(BadPicture, match='#0 holds no picture'):
         source.size(0, 'image')
     source.max_megapixels = 1e-6
     with pytest.raises(BadPicture, match='declares 9x8 pixels'):
