@@ -145,6 +145,12 @@ class Registry:
             for each, p in parameters.items()
             if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY) and each not in given
         ]
+        for key in kwargs:
+            if key not in taken and key in _undecorated(function):
+                raise UserError(
+                    f"{self.kwargs_key}: '{name}' takes no argument '{key}', although its class "
+                    'has that field: write @dataclasses.dataclass(frozen=True) above the class.'
+                )
         self.check_known(name, kwargs, taken)
 
     def check_known(self, name: str, kwargs: Mapping[str, Any], taken: Sequence[str]) -> None:
@@ -240,6 +246,14 @@ def _with_colon(name: str) -> str:
     if not module or attribute == 'py' or '/' in name:
         return ''
     return f" Did you mean '{module}:{attribute}'?"
+
+
+def _undecorated(function: Callable[..., Any]) -> Mapping[str, Any]:
+    """The fields of a class that is no dataclass itself, so that it takes none of them."""
+    made = ('__init__', '__dataclass_fields__')
+    if not isinstance(function, type) or any(name in vars(function) for name in made):
+        return {}
+    return inspect.get_annotations(function)
 
 
 def _a(noun: str) -> str:

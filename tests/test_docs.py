@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from conftest import ROOT
 
+from byol_jax.evaluation.subject import FeatureSet, Subject
 from byol_jax.interop.encoder import make_encoder
 from byol_jax.models.registry import build_encoder
 from byol_jax.models.tap import TappedEncoder
@@ -145,6 +146,16 @@ def test_drawing_is_true():
     house = runpy.run_path(str(ROOT / 'docs' / 'site' / 'house.py'))
     same = house['DRAWING'].read_text() == house['draw']()
     assert same, 'imports have changed: run python docs/site/house.py'
+
+
+def test_own_protocol():
+    """The page's protocol runs as it is, on features that tell the labels."""
+    names = {}
+    exec(blocks('evaluation.md', 'Protocols', 'python')[0], names)
+    labels = np.arange(40) % 4
+    pictures = FeatureSet(np.eye(4, 8, dtype=np.float32)[labels], labels)
+    found = names['class_means'](Subject(pictures, pictures))
+    assert found.metrics['class_means'].value == 1
 
 
 def test_evaluation_from_python(capsys):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 
 from byol_jax.errors import UserError
@@ -60,6 +62,23 @@ def test_arguments():
         KINDS.build('pair', {'first': 3}, first=1)
     with pytest.raises(UserError, match=r"part\.kwargs do not fit 'pair'"):
         KINDS.build('pair', {'second': 3})
+
+
+def test_a_field_of_a_class_that_is_no_dataclass():
+    """Without the decorator the fields make no constructor; the message says so."""
+
+    @dataclasses.dataclass(frozen=True)
+    class Base:
+        size: int = 1
+
+    class Plain(Base):
+        delta: float = 1.0
+
+    kinds = Registry('kind', 'part', {'plain': Plain})
+    with pytest.raises(UserError, match=r"argument 'delta', .*write @dataclasses\.dataclass"):
+        kinds.build('plain', {'delta': 2.0})
+    with pytest.raises(UserError, match=r"argument 'dleta'\."):
+        kinds.build('plain', {'dleta': 2.0})
 
 
 def test_what_cannot_be_called():

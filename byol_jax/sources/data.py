@@ -193,6 +193,8 @@ def split_source(
     Raises:
       UserError: the source does not fit the settings.
     """
+    if not len(source):
+        raise UserError(f"data.source='{data.source}' ({type(source).__name__}) has no pictures.")
     opened, unused = source, source.unused
     keys = data.pair_keys
     for key in keys:
@@ -385,7 +387,7 @@ SOURCES = Registry(
         'array': _open_array,
         GIVEN: _open_given,
     },
-    'data.kwargs',
+    'data.kwargs (with data.path as path)',
 )
 
 

@@ -189,6 +189,24 @@ def test_folder_without_path_says_how_to_give_it():
         build_data(make_config(source='folder'))
 
 
+class Nothing(Coordinates):
+    """A source of one's own that finds no pictures and calls its path otherwise."""
+
+    def __init__(self, file='', count=0):
+        super().__init__([(4, 4)] * count)
+
+
+def test_own_source_without_pictures():
+    with pytest.raises(UserError, match=r"data\.source='.*:Nothing' \(Nothing\) has no pictures"):
+        build_data(make_config(source=f'{__name__}:Nothing'))
+
+
+def test_own_source_without_an_argument_for_the_path():
+    """data.path is the argument `path`, and the message says where that came from."""
+    with pytest.raises(UserError, match=r"data\.path as path.*no argument 'path'.*takes: file"):
+        build_data(make_config(source=f'{__name__}:Nothing', path='here'))
+
+
 def test_unknown_pair_key_suggests_the_nearest():
     """A picture that the source does not have is named, with those it has."""
     with pytest.raises(UserError, match=r"no picture 'imgae'\. Did you mean 'image'\?"):
