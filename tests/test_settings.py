@@ -133,7 +133,7 @@ class Scale:
 @pytest.mark.parametrize(
     'value',
     [nn.gelu, np.tanh, functools.partial(nn.gelu, approximate=False), Scale(), {1, 2}, b'gelu', 1j],
-    ids=repr,
+    ids=['flax', 'numpy', 'partial', 'object', 'set', 'bytes', 'complex'],
 )
 @pytest.mark.parametrize('key', ['encoder.kwargs', 'optimizer.kwargs', 'method.kwargs'])
 def test_what_no_file_can_keep(key, value):

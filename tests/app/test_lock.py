@@ -60,6 +60,7 @@ def test_looking_does_not_lock(tmp_path, monkeypatch):
         # This process's number, of a process that began at another time.
         json.dumps({'host': os.uname().nodename, 'process': os.getpid(), 'began': '1'}).encode(),
     ],
+    ids=['empty', 'cut', 'bytes', 'list', 'types', 'elsewhere', 'no-process', 'younger-process'],
 )
 def test_nobody_holds_it(tmp_path, content):
     """A file without sense, or of a process that has ended, is held by nobody."""
