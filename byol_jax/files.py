@@ -188,6 +188,8 @@ def read_bytes(path: Path) -> bytes | None:
     except (FileNotFoundError, NotADirectoryError):
         return None
     except OSError as error:
+        if error.errno == errno.ELOOP:
+            raise Damaged(path, 'it is a link that leads to itself') from error
         raise UserError(f'{path} cannot be read: {error.strerror}.') from error
 
 

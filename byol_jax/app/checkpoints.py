@@ -185,6 +185,7 @@ class Checkpoints:
         Raises:
           UserError: there are checkpoints, but none is good.
         """
+        self._set_odd_aside()
         for step in reversed(self.steps()):
             state, damage = self._load(step, like)
             if damage is None:
@@ -214,6 +215,10 @@ class Checkpoints:
         Raises:
           UserError: the checkpoint belongs to another network, or the disk cannot be read.
         """
+        # Opening a pipe would wait for ever.
+        for path in (self._folder / str(step)).rglob('*'):
+            if not path.is_file() and not path.is_dir():
+                return None, f'{path.relative_to(self._folder)} is neither a file nor a folder'
         try:
             expected = self._restore(step, digests=ocp.args.JsonRestore())['digests']
             _check_digests(expected)
@@ -260,10 +265,18 @@ class Checkpoints:
         wait_for_all('damaged checkpoint set aside')
         self._open()
 
+    def _set_odd_aside(self) -> None:
+        """Names what is no folder where a checkpoint should be, and moves it aside."""
+        for path in sorted(self._folder.iterdir()):
+            if path.name.isdigit() and not path.is_dir():
+                say(f'checkpoint {path.name} is damaged: it is not a folder')
+                if is_main() and not self._read_only:
+                    self._rename(int(path.name))
+
     def _rename(self, step: int) -> None:
         target = self._folder / f'damaged-{step}'
         number = 1
-        while target.exists():
+        while os.path.lexists(target):
             number += 1
             target = self._folder / f'damaged-{step}-{number}'
         (self._folder / str(step)).rename(target)

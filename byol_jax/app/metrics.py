@@ -17,9 +17,10 @@ from PIL import Image
 from byol_jax.app.events import lost_events
 from byol_jax.app.hosts import say
 from byol_jax.app.left_out import tried
-from byol_jax.app.records import gap_words, gaps, keep_damaged, metrics_log
+from byol_jax.app.records import Log, gap_words, gaps, keep_damaged, metrics_log
 from byol_jax.app.side_files import SideFile
 from byol_jax.app.weights_and_biases import WandbWriter
+from byol_jax.files import set_aside
 
 
 class Writer(Protocol):
@@ -61,6 +62,8 @@ class MetricsLog:
         log = metrics_log(workdir)
         keep_damaged(log)
         kept = [r for r in log.records if r['step'] <= start_step]
+        if start_step == 0 and log.records:
+            _keep_all(log)
         self._file.rewrite(b''.join(map(as_line, kept)))
         missing = gaps([r['step'] for r in kept], every, start_step) if every else []
         if missing:
@@ -160,6 +163,15 @@ class TensorBoardWriter:
 
     def _masked(self, data: bytes) -> bytes:
         return struct.pack('<I', self._checksum(data))
+
+
+def _keep_all(log: Log) -> None:
+    """Keeps the records of a run that starts again from its first step, and says so."""
+    words = f'there is no checkpoint: the run starts again from its first step; {log.path}'
+    try:
+        say(f'{words} as it was, {len(log.records):,} record(s), is {set_aside(log.path).name}')
+    except OSError as error:
+        say(f'{words} cannot be kept: {error.strerror or error}')
 
 
 def as_line(record: Mapping[str, Any]) -> bytes:
