@@ -44,6 +44,11 @@ class Array(Source):
         Raises:
           UserError: the file does not exist, or an array is missing or has a wrong shape or type.
         """
+        if isinstance(path, np.ndarray):
+            raise UserError(
+                'Array reads a file: give its path, or make a source of an array in memory with '
+                'Array.of(images).'
+            )
         self.path: Path | None = Path(path).expanduser()
         self._take(_read(self.path), f'data.path={self.path}')
 

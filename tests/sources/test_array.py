@@ -130,6 +130,13 @@ def test_wrong_files_are_named(tmp_path, monkeypatch):
     assert not (tmp_path / 'trapped').exists()
 
 
+def test_an_array_in_memory_has_another_constructor():
+    """Given an array in place of a path, the error names `Array.of`."""
+    with pytest.raises(UserError, match=r'Array\.of\(images\)'):
+        Array(IMAGES)
+    assert len(Array.of(IMAGES)) == 12
+
+
 def test_config_needs_a_path():
     """data.source='array' without data.path says what to give."""
     with pytest.raises(UserError, match=r'--config.data.path=FILE.npz'):
