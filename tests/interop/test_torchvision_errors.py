@@ -120,7 +120,7 @@ def zeros(*shape, dtype=np.float32):
         ({'layer1.0.conv2.weight': zeros(4, 4, 3, 3, dtype=np.int8)}, 'holds int8, not floats'),
         ({'layer1.0.se.fc1.weight': zeros(4)}, r"'layer1\.0\.se\.fc1\.weight' is no weight"),
         ({'conv1.0.weight': zeros(4)}, r"'conv1\.0\.weight' is no weight of a torchvision ResNet"),
-        ({'module.fc.weight': zeros(4)}, r"'module\.fc\.weight' is no weight"),
+        ({'module.bn1.weight': zeros(4)}, r"'module\.bn1\.weight' is no weight"),
         ({'layer1.0.downsample.0.weight': zeros(4, 4, 1, 1)}, r"0\.weight' has no place in a re"),
         ({'layer1.0.conv3.weight': zeros(4, 4, 1, 1)}, r"'layer1\.0\.conv3\.weight' has no place"),
         ({'layer5.0.conv1.weight': zeros(4, 4, 1, 1)}, r"'layer5\.0\.conv1\.weight' is no weight"),
