@@ -24,7 +24,7 @@ from typing import Any, NamedTuple, overload
 import numpy as np
 
 from byol_jax.errors import UserError
-from byol_jax.files import is_workdir, write_whole
+from byol_jax.files import is_workdir, parse_json, write_whole
 from byol_jax.sources.base import Progress, no_progress
 
 _log = logging.getLogger(__name__)
@@ -475,7 +475,10 @@ def _read(path: Path, root: Path, about: dict[str, Any]) -> Listing:
         raise _Unusable('is damaged')
     length = int.from_bytes(content[start : start + 8], 'little')
     start += 8
-    header = json.loads(bytes(content[start : start + length]))
+    try:
+        header = parse_json(bytes(content[start : start + length]), str(path))
+    except UserError as error:
+        raise _Unusable('is damaged') from error
     start += length
     if header['about'] != about:
         raise _Unusable(f'is of other files, in {header["about"]["root"]}')

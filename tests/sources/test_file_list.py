@@ -391,6 +391,18 @@ def test_a_damaged_index_of_ones_own_is_made_anew(kept, messages, cut):
     assert file.read_bytes() == good
 
 
+def test_a_forged_index_is_made_anew(kept, messages):
+    """An index whose digest is right, but which holds 200,000 brackets, is replaced."""
+    root, file = kept
+    good = file.read_bytes()
+    header = b'[' * 200_000
+    body = len(header).to_bytes(8, 'little') + header
+    file.write_bytes(file_list._MAGIC + hashlib.sha256(body).digest() + body)
+    assert_lists(Folder(root, index=str(file)), root)
+    assert 'is damaged' in messages()
+    assert file.read_bytes() == good
+
+
 def test_another_version_is_made_anew(kept, messages):
     """An index of another format version is named as such and replaced."""
     root, file = kept
