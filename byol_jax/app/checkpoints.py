@@ -24,6 +24,7 @@ import orbax.checkpoint as ocp
 
 from byol_jax.app.hosts import is_main, say, wait_for_all
 from byol_jax.errors import UserError
+from byol_jax.files import Damaged, read_object, set_aside
 from byol_jax.models.network import path_name
 from byol_jax.training.state import TrainState
 
@@ -32,10 +33,13 @@ Tree = Any
 # Saved as a separate item, because a run may resume without a probe or with a new one.
 _PROBE = 'online_probe'
 
+# What Orbax writes about a checkpoint as a whole.
+_METADATA = '_CHECKPOINT_METADATA'
+
 # Orbax raises one of these for a damaged or missing file, depending on the file.
 _UNREADABLE = (ValueError, KeyError, TypeError, AttributeError, RecursionError, MemoryError)
 
-# How long a thread of a failed write is waited for.
+# How long a thread of a failed write or read is waited for.
 _ORBAX_SECONDS = 10.0
 # Without a word for so long it is over.
 _SILENCE_SECONDS = 0.3
@@ -55,10 +59,21 @@ class Checkpoints:
           workdir: the workdir of the run.
           keep: number of checkpoints to keep; older ones are deleted.
           read_only: whether to leave the folder unchanged, because a run may be writing there.
+
+        Raises:
+          UserError: there is something else in place of the folder.
         """
         self._folder = (workdir / 'checkpoints').absolute()
         self._keep = keep
         self._read_only = read_only
+        if os.path.lexists(self._folder) and not self._folder.is_dir():
+            raise UserError(
+                f'{self._folder} is no folder. Move it away, or give another --workdir.'
+            )
+        if not read_only:
+            if is_main():
+                self._set_odd_aside()
+            wait_for_all('odd checkpoints set aside')
         self._open()
 
     def _open(self) -> None:
@@ -185,9 +200,11 @@ class Checkpoints:
         Raises:
           UserError: there are checkpoints, but none is good.
         """
-        self._set_odd_aside()
         for step in reversed(self.steps()):
-            state, damage = self._load(step, like)
+            with _quiet_orbax() as answers:
+                state, damage = self._load(step, like)
+                if damage is not None:
+                    _wait_for_orbax(answers)
             if damage is None:
                 return step, state
             say(f'checkpoint {step} is damaged: {damage}')
@@ -266,12 +283,19 @@ class Checkpoints:
         self._open()
 
     def _set_odd_aside(self) -> None:
-        """Names what is no folder where a checkpoint should be, and moves it aside."""
-        for path in sorted(self._folder.iterdir()):
-            if path.name.isdigit() and not path.is_dir():
+        """Names and moves aside what Orbax stumbles over when it opens the folder."""
+        for path in sorted(self._folder.glob('*')):
+            if not path.name.isdigit():
+                continue
+            if not path.is_dir():
                 say(f'checkpoint {path.name} is damaged: it is not a folder')
-                if is_main() and not self._read_only:
-                    self._rename(int(path.name))
+                self._rename(int(path.name))
+                continue
+            try:
+                read_object(path / _METADATA)
+            except Damaged as error:
+                # The state can be read without it.
+                say(f'{error} It is kept as {set_aside(path / _METADATA).name}')
 
     def _rename(self, step: int) -> None:
         target = self._folder / f'damaged-{step}'
@@ -332,7 +356,7 @@ def _first_other(saved: Mapping[str, Any], like: Tree) -> tuple[str, Any, Any] |
 
 @contextmanager
 def _quiet_orbax() -> Iterator[list[None]]:
-    """Mutes the tracebacks of a failed write: those of logs, and those that nobody can catch.
+    """Mutes the tracebacks of a failed write or read: of logs, and of what nobody can catch.
 
     Errors still raise. Yields a list that has as many elements as there were of the latter.
     """
@@ -351,7 +375,7 @@ def _quiet_orbax() -> Iterator[list[None]]:
 
 
 def _wait_for_orbax(answers: list[None]) -> None:
-    """Returns when all parts of a failed write have ended: some fail, and speak, after the first.
+    """Returns when all parts of a failed write or read have ended: some speak after the first.
 
     Args:
       answers: grows while TensorStore answers, from its threads, to event loops that are closed.
