@@ -77,15 +77,15 @@ class Checkpoints:
         self._open()
 
     def _open(self) -> None:
-        options = ocp.CheckpointManagerOptions(
-            max_to_keep=self._keep,
-            cleanup_tmp_directories=not self._read_only,
-            read_only=self._read_only,
-            # So that a failed write is reported by `save` itself.
-            enable_async_checkpointing=False,
-        )
         # It would warn of what reading only changes.
         with _quiet_orbax() if self._read_only else nullcontext():
+            options = ocp.CheckpointManagerOptions(
+                max_to_keep=self._keep,
+                cleanup_tmp_directories=not self._read_only,
+                read_only=self._read_only,
+                # So that a failed write is reported by `save` itself.
+                enable_async_checkpointing=False,
+            )
             self._manager = ocp.CheckpointManager(
                 self._spelled(), options=options, item_names=('state', _PROBE, 'digests')
             )
@@ -362,16 +362,17 @@ def _quiet_orbax() -> Iterator[list[None]]:
     """
     answers: list[None] = []
     logs = [logging.getLogger(name) for name in ('absl', 'asyncio')]
-    before, hook = [log.disabled for log in logs], sys.unraisablehook
+    before, hook = [log.level for log in logs], sys.unraisablehook
     for log in logs:
-        log.disabled = True
+        # Not `disabled`, which absl's logger does not look at.
+        log.setLevel(logging.CRITICAL + 1)
     sys.unraisablehook = lambda _: answers.append(None)
     try:
         yield answers
     finally:
         sys.unraisablehook = hook
-        for log, disabled in zip(logs, before, strict=True):
-            log.disabled = disabled
+        for log, level in zip(logs, before, strict=True):
+            log.setLevel(level)
 
 
 def _wait_for_orbax(answers: list[None]) -> None:
