@@ -694,7 +694,8 @@ LIMITS = {
     ('index', 'list'): 2,
     # The index file is read once more; labels; the held-out part.
     ('index', 'build_data'): 2,
-    ('index', 'fingerprint'): 2,
+    # The names of all files, and the sizes of 200,000; 2.8 s measured.
+    ('index', 'fingerprint'): 8,
     ('start', 'start'): 1,
 }
 
