@@ -10,11 +10,12 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
 import numpy as np
-from PIL import Image
 
 from byol_jax.cores import usable_cores
+from byol_jax.errors import BadPicture, printable
 from byol_jax.input.stream import NoPictureError, Stream
-from byol_jax.sources.bad_files import printable
+from byol_jax.sources.containers import SNIFFED, kind_of
+from byol_jax.sources.decode import decoding, opened
 
 # Examples that are looked at, at most.
 LOOKED_AT = 32
@@ -30,7 +31,7 @@ _FLAT = 1.0
 _SHARE, _SEVERE_SHARE = 0.5, 0.9
 
 # PNG 3rd edition, 11.2.1: the bit depth stands behind the signature, length, type and both sides.
-_PNG_SIGNATURE, _PNG_DEPTH = b'\x89PNG\r\n\x1a\n', 24
+_PNG_DEPTH = 24
 
 
 class Finding(NamedTuple):
@@ -229,16 +230,16 @@ def _file_values(path: str) -> tuple[int, str, float | None]:
     if not os.path.isfile(path):
         return 8, '', None
     try:
-        with open(path, 'rb') as file:
-            head = file.read(_PNG_DEPTH + 1)
+        with open(path, 'rb') as file, decoding(path):
+            head = file.read(SNIFFED)
             file.seek(0)
-            depth = head[_PNG_DEPTH] if head.startswith(_PNG_SIGNATURE) else 8
-            with Image.open(file) as image:
+            depth = head[_PNG_DEPTH] if kind_of(head) == 'PNG' else 8
+            with opened(file, path, math.inf) as image:
                 opaque = None
                 if image.mode in ('RGBA', 'LA', 'PA'):
                     opaque = float(np.asarray(image.getchannel('A')).mean())
                 return depth, image.mode, opaque
-    except (OSError, SyntaxError, ValueError, IndexError):
+    except (OSError, BadPicture):
         # A video, say, or a file that has gone since.
         return 8, '', None
 

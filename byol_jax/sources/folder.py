@@ -9,8 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from byol_jax.errors import UserError, did_you_mean
-from byol_jax.sources.bad_files import printable
+from byol_jax.errors import UserError, did_you_mean, printable
 from byol_jax.sources.base import Progress, Source, no_progress
 from byol_jax.sources.decode import EXTENSIONS, read_file, read_size
 from byol_jax.sources.file_list import Listing, Names, listed
