@@ -28,6 +28,13 @@ def final_state(workdir: Path) -> dict[str, np.ndarray]:
     return {jax.tree_util.keystr(path): leaf for path, leaf in jax.tree.leaves_with_path(tree)}
 
 
+def assert_same_state(actual: dict[str, np.ndarray], expected: dict[str, np.ndarray]) -> None:
+    """Checks that two states, from `final_state`, are equal bit for bit."""
+    assert actual.keys() == expected.keys()
+    for key, leaf in expected.items():
+        np.testing.assert_array_equal(leaf, actual[key], err_msg=key)
+
+
 def wait_for(path: Path, process: subprocess.Popen, seconds: float = 200) -> None:
     """Waits until a run has made a file; if it does not, ends it and raises with its output."""
     end = time.monotonic() + seconds

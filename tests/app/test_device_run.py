@@ -12,7 +12,15 @@ import pytest
 from conftest import ROOT, TINY, process_environment
 from feeds import WITHOUT_TENSORFLOW
 from PIL import Image
-from whole_runs import SAMPLE, difference, final_state, finish, start_two, wait_for
+from whole_runs import (
+    SAMPLE,
+    assert_same_state,
+    difference,
+    final_state,
+    finish,
+    start_two,
+    wait_for,
+)
 
 # Runs main.py where TensorFlow is not installed.
 MAIN_WITHOUT = (
@@ -98,10 +106,7 @@ def test_killed_run_goes_on_bit_for_bit(tmp_path, array_flags, kind, devices):
     process.send_signal(signal.SIGKILL)
     process.communicate(timeout=60)
     assert 'going on from the checkpoint of step' in run(killed, *flags, **options)
-    expected, actual = final_state(whole), final_state(killed)
-    assert expected.keys() == actual.keys()
-    for key, leaf in expected.items():
-        np.testing.assert_array_equal(leaf, actual[key], err_msg=key)
+    assert_same_state(final_state(killed), final_state(whole))
 
 
 @pytest.mark.slow

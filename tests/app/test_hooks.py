@@ -6,10 +6,9 @@ import json
 import math
 from types import SimpleNamespace
 
-import numpy as np
 import pytest
 from conftest import TINY
-from whole_runs import SAMPLE, final_state
+from whole_runs import SAMPLE, assert_same_state, final_state
 
 from byol_jax.app import hooks as hooks_module
 from byol_jax.app import loop
@@ -348,12 +347,6 @@ def plain(main_py, tmp_path_factory):
     return workdir, result.stdout, final_state(workdir)
 
 
-def same(a, b):
-    assert a.keys() == b.keys()
-    for key, leaf in a.items():
-        np.testing.assert_array_equal(leaf, b[key], err_msg=key)
-
-
 def test_own_hook_stops_a_run_that_then_goes_on(own, plain, tmp_path, main_py):
     """The stopped run ends properly, with checkpoint, encoder and report; the same command
     continues, and ends bit for bit as a run without hooks.
@@ -394,7 +387,7 @@ def test_own_hook_stops_a_run_that_then_goes_on(own, plain, tmp_path, main_py):
         'saved 8',
         'finished 8 True',
     ]
-    same(plain[2], final_state(workdir))
+    assert_same_state(final_state(workdir), plain[2])
 
 
 @pytest.mark.slow
@@ -411,7 +404,7 @@ def test_a_broken_hook_does_not_end_a_run(own, plain, tmp_path, main_py):
         'thing (own_hooks_of_tests.py:'
     )
     assert result.stdout.count(line) == 1
-    same(plain[2], final_state(workdir))
+    assert_same_state(final_state(workdir), plain[2])
     hook = '--config.hooks=own_hooks_of_tests:NeededBroken'
     workdir = tmp_path / 'needed'
     result = main_py(SAMPLE, *TINY, hook, f'--workdir={workdir}', PYTHONPATH=str(own))

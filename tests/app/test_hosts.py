@@ -5,13 +5,12 @@ from __future__ import annotations
 import json
 import signal
 import time
-from pathlib import Path
 
-import numpy as np
 import pytest
 from conftest import TINY
 from whole_runs import (
     SAMPLE,
+    assert_same_state,
     difference,
     final_state,
     finish,
@@ -70,15 +69,7 @@ def test_killed_run_of_two_goes_on(two_processes, tmp_path):
     outputs = finish(processes)
     assert [p.returncode for p in processes] == [0, 0], outputs
     assert 'going on from the checkpoint of step' in outputs[0]
-    assert_same_end(workdir, two_processes[0])
-
-
-def assert_same_end(workdir: Path, expected: Path) -> None:
-    """Checks that two runs of two processes ended bit for bit alike."""
-    ended, whole = final_state(workdir), final_state(expected)
-    assert ended.keys() == whole.keys()
-    for key, leaf in whole.items():
-        np.testing.assert_array_equal(leaf, ended[key], err_msg=key)
+    assert_same_state(final_state(workdir), final_state(two_processes[0]))
 
 
 @pytest.mark.slow
@@ -106,7 +97,7 @@ def test_one_killed_ends_the_other(two_processes, tmp_path, killed, when):
     processes = start_two(workdir)
     outputs = finish(processes)
     assert [p.returncode for p in processes] == [0, 0], outputs
-    assert_same_end(workdir, two_processes[0])
+    assert_same_state(final_state(workdir), final_state(two_processes[0]))
 
 
 @pytest.mark.slow
