@@ -242,12 +242,18 @@ def set_aside(path: Path) -> Path:
     Raises:
       OSError: it cannot be renamed.
     """
-    number, target = 1, path.with_name(f'{path.name}.damaged')
-    while os.path.lexists(target):
-        number += 1
-        target = path.with_name(f'{path.name}.damaged-{number}')
+    target = unused_name(path.with_name(f'{path.name}.damaged'))
     path.rename(target)
     return target
+
+
+def unused_name(path: Path) -> Path:
+    """`path` or, if something has that name, the first of 'NAME-2', 'NAME-3' .. that is free."""
+    number, free = 1, path
+    while os.path.lexists(free):
+        number += 1
+        free = path.with_name(f'{path.name}-{number}')
+    return free
 
 
 # What `flock` gives on a file system that has none: NFS without its lock service, some of FUSE.

@@ -10,13 +10,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from byol_jax.app.plan import Plan
 from byol_jax.cores import usable_cores
 from byol_jax.input.pixels import Finding
 from byol_jax.methods.base import LossScale
 from byol_jax.settings import Settings
+
+if TYPE_CHECKING:
+    # A comparison judges records without building a run.
+    from byol_jax.app.build import Run
 
 # A record of metrics.jsonl, and all records of a run so far, oldest first.
 Record = Mapping[str, Any]
@@ -134,6 +138,17 @@ def facts_of(
         loss_scale=loss_scale,
         initial_norm=initial_norm,
         pixels=pixels,
+    )
+
+
+def facts_of_run(run: Run) -> Facts:
+    """The facts of a run that trains on this host, with what was found before its first step."""
+    return facts_of(
+        run.config,
+        run.plan,
+        run.method.loss_scale,
+        run.initial_norm,
+        pixel_alarms(run.pixels),
     )
 
 

@@ -24,7 +24,7 @@ import orbax.checkpoint as ocp
 
 from byol_jax.app.hosts import is_main, say, wait_for_all
 from byol_jax.errors import UserError
-from byol_jax.files import Damaged, read_object, set_aside
+from byol_jax.files import Damaged, read_object, set_aside, unused_name
 from byol_jax.models.network import path_name
 from byol_jax.training.state import TrainState
 
@@ -298,12 +298,7 @@ class Checkpoints:
                 say(f'{error} It is kept as {set_aside(path / _METADATA).name}')
 
     def _rename(self, step: int) -> None:
-        target = self._folder / f'damaged-{step}'
-        number = 1
-        while os.path.lexists(target):
-            number += 1
-            target = self._folder / f'damaged-{step}-{number}'
-        (self._folder / str(step)).rename(target)
+        (self._folder / str(step)).rename(unused_name(self._folder / f'damaged-{step}'))
 
 
 def digests(state: Tree) -> dict[str, dict[str, Any]]:

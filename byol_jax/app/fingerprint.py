@@ -69,11 +69,15 @@ def fingerprint(data: Data, keys: Sequence[str] = ()) -> dict[str, Any]:
         return {**found, 'pictures_sha256': opened.sha256}
     if not len(opened):
         return found
-    keys = tuple(dict.fromkeys(keys)) or opened.keys[:1]
+    keys = _keys(opened, keys)
     if opened.stored_in(0, keys[0]) is not None:
         found['sizes'] = ' '.join(_sizes(opened, keys))
     found['contents'] = ' '.join(_contents(opened, keys[0]))
     return found
+
+
+def _keys(source: Source, keys: Sequence[str]) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(keys)) or source.keys[:1]
 
 
 def names_of(data: Data) -> dict[str, Any]:
@@ -111,6 +115,26 @@ def _spaced(count: int, most: int) -> np.ndarray:
     return np.arange(count) if count <= most else np.linspace(0, count - 1, most).astype(np.int64)
 
 
+def _entries(source: Source, key: str, kind: str) -> tuple[np.ndarray, int]:
+    """What the entries of 'sizes' or 'contents' are of.
+
+    Args:
+      source: the pictures.
+      key: the first picture of an example that is used.
+      kind: 'sizes' or 'contents'.
+
+    Returns:
+      The examples that are looked at, and how many entries there are. Entry i is of the examples
+      [i::entries] of these.
+    """
+    if kind == 'sizes':
+        looked_at = _spaced(len(source), _MOST_SIZES)
+        return looked_at, min(len(looked_at), _GROUPS)
+    of_files = source.stored_in(0, key) is not None
+    looked_at = _spaced(len(source), _READ if of_files else _DECODED)
+    return looked_at, len(looked_at)
+
+
 def _size(path: str | None) -> int:
     """Bytes of a file; 0 for one that is lost."""
     try:
@@ -120,8 +144,8 @@ def _size(path: str | None) -> int:
 
 
 def _sizes(source: Source, keys: Sequence[str]) -> list[str]:
-    """A digest for each group of examples: every so-many-th of those that are looked at."""
-    looked_at = _spaced(len(source), _MOST_SIZES)
+    """A digest for each entry of 'sizes'."""
+    looked_at, count = _entries(source, keys[0], 'sizes')
     rows = np.array_split(looked_at, max(1, len(looked_at) // _CHUNK))
 
     def of_row(row: np.ndarray) -> list[str]:
@@ -130,7 +154,7 @@ def _sizes(source: Source, keys: Sequence[str]) -> list[str]:
             for index in row.tolist()
         ]
 
-    groups = [hashlib.sha256() for _ in range(min(len(looked_at), _GROUPS))]
+    groups = [hashlib.sha256() for _ in range(count)]
     place = 0
     with ThreadPoolExecutor(_THREADS) as pool:
         for texts in pool.map(of_row, rows):
@@ -141,8 +165,7 @@ def _sizes(source: Source, keys: Sequence[str]) -> list[str]:
 
 
 def _contents(source: Source, key: str) -> list[str]:
-    of_files = source.stored_in(0, key) is not None
-    looked_at = _spaced(len(source), _READ if of_files else _DECODED)
+    looked_at, _ = _entries(source, key, 'contents')
 
     def content(index: int) -> str:
         path = source.stored_in(index, key)
@@ -187,7 +210,7 @@ class Excuses:
           listed: bad_files.txt of the run.
         """
         self._source = data.opened or data.everything
-        self._keys = tuple(dict.fromkeys(keys)) or self._source.keys[:1]
+        self._keys = _keys(self._source, keys)
         self._listed = listed
 
     def __call__(self, key: str, places: Sequence[int]) -> set[int]:
@@ -205,15 +228,8 @@ class Excuses:
 
     def _examples(self, key: str) -> Callable[[int], list[int]]:
         """The examples in each entry."""
-        count = len(self._source)
-        if key == 'sizes':
-            looked_at = _spaced(count, _MOST_SIZES)
-            groups = min(len(looked_at), _GROUPS)
-        else:
-            of_files = self._source.stored_in(0, self._keys[0]) is not None
-            looked_at = _spaced(count, _READ if of_files else _DECODED)
-            groups = len(looked_at)
-        return lambda place: looked_at[place::groups].tolist()
+        looked_at, count = _entries(self._source, self._keys[0], key)
+        return lambda place: looked_at[place::count].tolist()
 
     def _is_excused(self, index: int, bad: Collection[str]) -> bool:
         source = self._source
@@ -261,10 +277,7 @@ def check_same_data(
     if 'pictures_sha256' in then and then['pictures_sha256'] != now.get('pictures_sha256'):
         raise _other('the names are the same, but the array holds other pictures')
     said = []
-    for key, what in (
-        ('sizes', 'have other sizes'),
-        ('contents', 'looked at have another content'),
-    ):
+    for key, what in _LOOKED_AT.items():
         if key not in then or key not in now:
             continue
         old, new = then[key].split(), now[key].split()

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from byol_jax.app.hosts import say
 from byol_jax.errors import UserError
-from byol_jax.files import Damaged, lock_file, not_a_file, read_object, set_aside
+from byol_jax.files import lock_file, not_a_file, read_object, set_aside
 
 # The locks this process holds, by workdir, as open files; they end with it, however it ends.
 _locks: dict[Path, int] = {}
@@ -88,7 +88,7 @@ def holder(workdir: Path) -> Holder | None:
     """
     try:
         about = read_object(workdir / '.lock')
-    except (Damaged, UserError):
+    except UserError:
         return None
     host, process = (about or {}).get('host'), (about or {}).get('process')
     if not isinstance(host, str) or not isinstance(process, int) or process <= 0:

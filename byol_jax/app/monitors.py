@@ -10,7 +10,7 @@ import numpy as np
 from threadpoolctl import ThreadpoolController
 
 from byol_jax.app.alarm_log import AlarmLog
-from byol_jax.app.alarms import facts_of, non_finite, pixel_alarms
+from byol_jax.app.alarms import facts_of_run, non_finite
 from byol_jax.app.build import Run
 from byol_jax.app.hooks import Event, Hook
 from byol_jax.app.hosts import say
@@ -70,13 +70,7 @@ class Alarms(Hook):
 
     def start(self, run: Run, state: TrainState) -> None:
         """Reads the records and alarms up to `state.step`, and prints the alarms that stand."""
-        self._facts = facts_of(
-            run.config,
-            run.plan,
-            run.method.loss_scale,
-            run.initial_norm,
-            pixel_alarms(run.pixels),
-        )
+        self._facts = facts_of_run(run)
         self._log = AlarmLog(run.workdir, self._facts, int(state.step))
         self._saved = int(state.step)
         if self._log.still_raised():

@@ -153,13 +153,14 @@ def keep_damaged(log: Log) -> None:
     """
     if not log.wrong:
         return
-    number, kept = 1, log.path.with_name(f'{log.path.name}.damaged')
-    content = None if log.other else read_bytes(log.path)
-    while kept.exists() and kept.read_bytes() != content:
-        number += 1
-        kept = log.path.with_name(f'{log.path.name}.damaged-{number}')
     words = f'{log.path}: {log.wrong}'
-    if content is not None and log.damaged:
+    content = read_bytes(log.path) if log.damaged and not log.other else None
+    if content is not None:
+        # Kept already, if an earlier start found the same and could not write the file anew.
+        number, kept = 1, log.path.with_name(f'{log.path.name}.damaged')
+        while kept.exists() and kept.read_bytes() != content:
+            number += 1
+            kept = log.path.with_name(f'{log.path.name}.damaged-{number}')
         try:
             write_whole(kept, lambda partial: partial.write_bytes(content))
         except OSError as error:

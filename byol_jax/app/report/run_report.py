@@ -16,7 +16,7 @@ import jax
 from PIL import Image
 
 from byol_jax.app.alarm_log import Verdict, summary, verdict
-from byol_jax.app.alarms import Alarm, History, facts_of, pixel_alarms
+from byol_jax.app.alarms import Alarm, History, facts_of_run
 from byol_jax.app.build import Run
 from byol_jax.app.hooks import Event
 from byol_jax.app.hosts import is_main
@@ -127,13 +127,7 @@ class RunReport:
           command: the command line that started it.
         """
         self._run, self._workdir, self._command = run, workdir, command
-        self._facts = facts_of(
-            run.config,
-            run.plan,
-            run.method.loss_scale,
-            run.initial_norm,
-            pixel_alarms(run.pixels),
-        )
+        self._facts = facts_of_run(run)
         self._views = ''
         self._shown: Illustrations | None = None
         self._started = time.perf_counter()
